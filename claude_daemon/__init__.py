@@ -1,0 +1,21 @@
+"""claude-daemon: Claude Code as a service that one can leave running.
+
+The map, in the order a request sees it:
+
+- ``api``        aiohttp: the HTTP edge, the dialects, the control socket
+- ``wire``       models of the public bodies, and the pure translations between dialects
+- ``service``    use cases: admit, dispatch, tail, follow, settle, health, drain
+- ``core``       pure domain: tasks, events, outcomes, state machines; no I/O, no clock
+- ``ports``      what the service needs from the outside, as protocols
+- ``engine``     warm Claude Code processes (the text lane)
+- ``upstream``   the Messages API client (the direct lane) and the broker that workers talk to
+- ``offline``    the offline model: a Messages API server on loopback
+- ``telemetry``  logs
+- ``daemon``     the composition root: builds everything, owns its lifetime
+- ``config``, ``layers``  settings and where each value came from
+
+Imports run one way: ``core <- ports <- service <- api``. ``engine``, ``upstream`` and ``store`` see core and
+ports only, and not each other. ``daemon`` alone knows all.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,233 @@
+"""The control API: HTTP over the Unix socket, for ``claudectl`` and nobody else.
+
+The peer is known by the kernel's word. Whoever may open the socket and has an allowed uid acts as the ``local`` key;
+a process that descends from this daemon (a worker's child) is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field
+
+from claude_daemon.api import chat
+from claude_daemon.api.middleware import KEY
+from claude_daemon.api.probes import health_answer
+from claude_daemon.api.server import PEER
+from claude_daemon.core.errors import Code, Refusal
+from claude_daemon.core.event import TERMINAL
+from claude_daemon.core.key import Key
+from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.core.task import Lane
+from claude_daemon.service.drain import Drain
+from claude_daemon.service.health import Health
+from claude_daemon.wire.events import PublicEvents
+from claude_daemon.wire.parse import parse
+
+VERSION_HEADER: Final = "Claude-Daemon-Control"
+VERSION: Final = "1"
+_MAX_READY_WAIT_S: Final = 30.0
+_PROGRESS_INTERVAL_S: Final = 0.5
+_MAX_ANCESTORS: Final = 64  # deeper than any process tree that is not a loop
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class DrainRequest(BaseModel):
+    """``POST drain``. ``deadline_s`` None: the configured one; ``wait`` False: answer at once."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    deadline_s: float | None = Field(default=None, ge=0)
+    stop: bool = False
+    wait: bool = True
+
+
+class TaskRequest(BaseModel):
+    """``POST tasks``, as far as tasks exist by now: one prompt, answered in the stream and kept nowhere."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: str = Field(min_length=1)
+    model: str | None = None
+    system: str | None = None
+    lane: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlSettings:
+    """Who may: root and our own user always, and these. ``deadline_s``: the configured deadline of a drain."""
+
+    allowed_uids: frozenset[int]
+    allowed_gids: frozenset[int]
+    deadline_s: float
+
+
+class ControlRoutes:
+    """``/control/v1/…``; ``status`` and ``workers`` tell what only the composition root knows."""
+
+    def __init__(
+        self,
+        settings: ControlSettings,
+        health: Health,
+        drain: Drain,
+        chats: chat.Chats,
+        local: Key,
+        *,
+        status: Callable[[], Mapping[str, Any]],
+        workers: Callable[[], list[dict[str, Any]]],
+        begin_drain: Callable[[float, bool], None],
+    ) -> None:
+        self._settings = settings
+        self._health = health
+        self._drain = drain
+        self._chats = chats
+        self._local = local
+        self._status = status
+        self._workers = workers
+        self._begin_drain = begin_drain
+
+    def register(self, router: web.UrlDispatcher) -> None:
+        base = "/control/v1"
+        router.add_get(f"{base}/health", self.health)
+        router.add_get(f"{base}/ready", self.ready)
+        router.add_get(f"{base}/status", self.status)
+        router.add_get(f"{base}/workers", self.workers)
+        router.add_post(f"{base}/drain", self.drain)
+        router.add_post(f"{base}/undrain", self.undrain)
+        router.add_post(f"{base}/tasks", self.tasks)
+
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        @web.middleware
+        async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self._check(request)
+            return await handler(request)
+
+        return gate
+
+    def _check(self, request: web.Request) -> None:
+        """Raises Refusal. A page in a browser always sends Origin, and never our header."""
+        if "Origin" in request.headers:
+            raise Refusal.because(Code.ORIGIN_NOT_ALLOWED, "the control socket is not for web pages")
+        if request.headers.get(VERSION_HEADER) != VERSION:
+            raise Refusal.because(
+                Code.CONTROL_VERSION, f"this daemon speaks version {VERSION} of the control protocol"
+            )
+        peer = request.get(PEER)
+        if peer is None or not self._may(peer.uid, peer.gid):
+            raise Refusal.because(
+                Code.FORBIDDEN, "this user may not control the daemon (control.allowed_uids)"
+            )
+        if descends_from(peer.pid, os.getpid()):
+            raise Refusal.because(Code.FORBIDDEN, "from_worker: a worker's child may not control the daemon")
+        request[KEY] = self._local
+        error = request.match_info.http_exception
+        if error is not None:
+            raise error
+
+    def _may(self, uid: int, gid: int) -> bool:
+        return uid in {0, os.getuid()} | self._settings.allowed_uids or gid in self._settings.allowed_gids
+
+    async def health(self, request: web.Request) -> web.Response:
+        return health_answer(self._health, details=True)
+
+    async def ready(self, request: web.Request) -> web.Response:
+        wait = _seconds(request.query.get("wait"))
+        if wait > 0:
+            await self._health.wait_ready(min(wait, _MAX_READY_WAIT_S))
+        probe = self._health.ready()
+        return _json(probe.body(), 200 if probe.ok else 503)
+
+    async def status(self, request: web.Request) -> web.Response:
+        return _json(dict(self._status()))
+
+    async def workers(self, request: web.Request) -> web.Response:
+        return _json({"workers": self._workers()})
+
+    async def drain(self, request: web.Request) -> web.StreamResponse:
+        asked = parse(DrainRequest, await self._chats.body(request) or b"{}")
+        deadline = asked.deadline_s if asked.deadline_s is not None else self._settings.deadline_s
+        self._begin_drain(deadline, asked.stop)
+        if not asked.wait:
+            return _json(self._drain.progress())
+        return await _ndjson(request, self._progress())
+
+    async def _progress(self) -> AsyncIterator[Mapping[str, Any]]:
+        while self._health.state is DaemonState.DRAINING:
+            yield self._drain.progress()
+            await self._drain.changed(_PROGRESS_INTERVAL_S)
+            await asyncio.sleep(0)
+        yield self._drain.progress()
+
+    async def undrain(self, request: web.Request) -> web.Response:
+        self._drain.undo()
+        return _json({"state": self._health.state.value})
+
+    async def tasks(self, request: web.Request) -> web.StreamResponse:
+        """Runs a prompt and streams its events; leaving cancels it."""
+        self._chats.admission.check_open()
+        asked = parse(TaskRequest, await self._chats.body(request))
+        lane = self._chats.admission.lane(asked.lane) if asked.lane else Lane.TEXT
+        body: dict[str, Any] = {"model": asked.model, "messages": [{"role": "user", "content": asked.prompt}]}
+        if asked.system:
+            body["system"] = asked.system
+        if lane is Lane.DIRECT:
+            body["max_tokens"] = _DIRECT_MAX_TOKENS
+        admitted = self._chats.begin(request, lane, body, stream=True)
+        async with self._chats.follow(admitted.run) as following:
+            events = PublicEvents(admitted.run.task.id)
+            return await _ndjson(request, _public(following, events))
+
+
+_DIRECT_MAX_TOKENS: Final = 32_000  # the API wants a number; this is what Claude Code itself asks for
+
+
+async def _public(following: chat.Following, events: PublicEvents) -> AsyncIterator[Mapping[str, Any]]:
+    async for batch in following.run.follow():
+        for event in batch:
+            for told in events.feed(event, time.time()):
+                yield told
+            if event.type in TERMINAL:
+                return
+
+
+async def _ndjson(request: web.Request, lines: AsyncIterator[Mapping[str, Any]]) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    await response.prepare(request)
+    async for line in lines:
+        await response.write(orjson.dumps(line) + b"\n")
+    return response
+
+
+def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+def _seconds(text: str | None) -> float:
+    try:
+        return max(0.0, float(text or 0))
+    except ValueError:
+        raise Refusal.because(Code.INVALID_REQUEST, "wait is a number of seconds", param="wait") from None
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is a child, grandchild, … of another (where /proc tells)."""
+    for _ in range(_MAX_ANCESTORS):
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return False
+        pid = int(stat.rpartition(")")[2].split()[1])
+        if pid == ancestor:
+            return True
+        if pid <= 1:
+            return False
+    return False

@@ -1,0 +1,203 @@
+"""Who may ask what: the checks that every public request passes before its route, cheapest first.
+
+Pure functions for each check, and :class:`Gate`, the one middleware that runs them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+from aiohttp import hdrs, web
+from aiohttp.web_protocol import RequestPayloadError
+from structlog.contextvars import bind_contextvars
+from yarl import URL
+
+from claude_daemon.core.errors import Code, Refusal
+from claude_daemon.core.key import Key
+from claude_daemon.ports import Ids
+
+REQUEST_ID: Final = web.RequestKey("request_id", str)
+TRACEPARENT: Final = web.RequestKey("traceparent", str)
+KEY: Final = web.RequestKey("key", Key)
+"""The key of the caller; on open routes only if a good one was given."""
+EXPECTS_CONTINUE: Final = web.RequestKey("expects_continue", bool)
+"""Set where the client waits for leave to send its body."""
+
+OPEN_ROUTES: Final = frozenset({"/live", "/ready", "/startup", "/health", "/openapi.json", "/docs", "/ui"})
+"""Routes that need no key."""
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_CODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})  # those that aiohttp undoes
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def request_id_of(given: str | None, ids: Ids) -> str:
+    """The client's request id if it may stand in logs and headers, else a new one."""
+    return given if given is not None and _REQUEST_ID.fullmatch(given) else ids("req")
+
+
+def traceparent_of(given: str | None) -> str | None:
+    """The W3C trace context, None if it is absent or not one."""
+    return given if given is not None and _TRACEPARENT.fullmatch(given) else None
+
+
+def host_name(authority: str) -> str:
+    """``Example.com:8006`` → ``example.com``; the brackets of an IPv6 literal stay."""
+    name, colon, port = authority.rpartition(":")
+    if not colon or port.endswith("]"):
+        name = authority
+    return name.lower().removesuffix(".")
+
+
+def secret_of(request: web.Request) -> str | None:
+    """The key that a request brings: ``Authorization: Bearer``, ``x-api-key``, or a browser's WebSocket
+    subprotocol ``bearer.<key>``; None if it brings none."""
+    headers = request.headers
+    scheme, _, credentials = headers.get(hdrs.AUTHORIZATION, "").partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if "x-api-key" in headers:
+        return headers["x-api-key"]
+    for protocol in headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(","):
+        if protocol.strip().startswith("bearer."):
+            return protocol.strip().removeprefix("bearer.")
+    return None
+
+
+class Gate:
+    """The middleware of the public port.
+
+    ``allowed_hosts`` are names without a port: the port in ``Host`` is whatever a client or a tunnel
+    reaches us by, and DNS rebinding, against which this stands, shows in the name. ``*`` allows every name.
+    ``identify`` is :meth:`Keyring.identify <claude_daemon.core.key.Keyring.identify>` of the keyring that
+    is good at the time.
+    """
+
+    def __init__(
+        self,
+        *,
+        identify: Callable[[str], Key | None],
+        allowed_hosts: Iterable[str],
+        allowed_origins: Iterable[str] = (),
+        open_routes: frozenset[str] = OPEN_ROUTES,
+    ) -> None:
+        self._identify = identify
+        self._hosts = frozenset(host.lower().removesuffix(".") for host in allowed_hosts)
+        self._origins = frozenset(origin.lower().removesuffix("/") for origin in allowed_origins)
+        self._open_routes = open_routes
+
+    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+        """For ``web.Application(middlewares=[…])``."""
+
+        @web.middleware
+        async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self.check(request)
+            return await handler(request)
+
+        return gate
+
+    def check(self, request: web.Request) -> None:
+        """Sets :data:`KEY`, or raises Refusal, or the router's 404 or 405."""
+        self._check_host(request)
+        self._check_origin(request)
+        error = request.match_info.http_exception
+        if error is not None:
+            raise error
+        self._check_key(request)
+        check_media_type(request)
+
+    def _check_host(self, request: web.Request) -> None:
+        target = request.raw_path
+        host = request.headers.get(hdrs.HOST)
+        authorities = [] if host is None else [host]  # only HTTP/1.0 may go without: no browser does
+        if not target.startswith("/") and target != "*":
+            authorities.append(URL(target, encoded=True).raw_authority)
+        for authority in authorities:
+            if host_name(authority) not in self._hosts and "*" not in self._hosts:
+                raise Refusal.because(
+                    Code.HOST_NOT_ALLOWED, "Not a host of this service; http.allowed_hosts lists them."
+                )
+
+    def _check_origin(self, request: web.Request) -> None:
+        origin = request.headers.get(hdrs.ORIGIN)
+        if origin is None:
+            return
+        origin = origin.lower()
+        own = request.headers.get(hdrs.HOST, "").lower()
+        if origin in self._origins or (own and origin in (f"http://{own}", f"https://{own}")):
+            return
+        raise Refusal.because(
+            Code.ORIGIN_NOT_ALLOWED, "This origin may not call us; http.allowed_origins lists those that may."
+        )
+
+    def _check_key(self, request: web.Request) -> None:
+        secret = secret_of(request)
+        key = self._identify(secret) if secret is not None else None
+        if key is not None:
+            request[KEY] = key
+            bind_contextvars(key_id=key.id)
+        elif request.path not in self._open_routes:
+            needed = "A key is needed: Authorization: Bearer cd_… or x-api-key."
+            message = needed if secret is None else "This key is not valid."
+            raise Refusal.because(Code.UNAUTHENTICATED, message)
+
+
+def check_media_type(request: web.Request) -> None:
+    """Bodies are JSON, as aiohttp can decode them. Raises Refusal."""
+    if not request.body_exists:
+        return
+    media_type = request.headers.get(hdrs.CONTENT_TYPE, "application/json").partition(";")[0].strip().lower()
+    coding = request.headers.get(hdrs.CONTENT_ENCODING, "").strip().lower()
+    if media_type != "application/json" or coding not in _CODINGS:
+        raise Refusal.because(
+            Code.UNSUPPORTED_MEDIA_TYPE, "The body must be application/json, plain or in gzip or deflate."
+        )
+
+
+async def read_body(request: web.Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body of a request.
+
+    A body that is announced as too large is refused before any of it is read; one of unknown length as soon
+    as it is. ``100 Continue`` is sent only here, so a client that asks first never sends what nobody would
+    read.
+
+    Raises Refusal: ``body_too_large``, ``request_timeout`` if it is not complete within ``timeout_s``,
+    ``invalid_request`` if it is cut or malformed. All of them end the connection.
+    """
+    if not request.body_exists:
+        return b""
+    if (request.content_length or 0) > max_bytes:
+        raise _too_large(max_bytes)
+    if request.get(EXPECTS_CONTINUE, False) and request.transport is not None:
+        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _collect(request, max_bytes)
+    except TimeoutError:
+        message = f"The body was not complete within {timeout_s:g} seconds."
+        raise Refusal.because(Code.REQUEST_TIMEOUT, message) from None
+    except RequestPayloadError:
+        request.protocol.close()
+        raise Refusal.because(Code.INVALID_REQUEST, "The body's framing or encoding is malformed.") from None
+
+
+async def _collect(request: web.Request, max_bytes: int) -> bytes:
+    first = await request.content.readany()
+    if request.content.at_eof() and len(first) <= max_bytes:
+        return first  # the usual case: it came in one piece
+    pieces, size = [first], len(first)
+    while size <= max_bytes and (piece := await request.content.readany()):
+        pieces.append(piece)
+        size += len(piece)
+    if size > max_bytes:
+        raise _too_large(max_bytes)
+    return b"".join(pieces)
+
+
+def _too_large(max_bytes: int) -> Refusal:
+    return Refusal.because(Code.BODY_TOO_LARGE, f"The body exceeds {max_bytes} bytes.")

@@ -1,0 +1,161 @@
+"""``claude-daemon``: runs the daemon, and checks its configuration. ``claudectl`` does everything else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any, Final
+
+import click
+
+from claude_daemon import __version__
+
+EX_USAGE: Final = 64
+EX_CANTCREAT: Final = 73
+EX_NOPERM: Final = 77
+EX_CONFIG: Final = 78
+
+_PROFILES = click.Choice(["dev", "staging", "prod"])
+_CONFIG = click.option(
+    "--config", type=click.Path(), metavar="FILE", help="Read FILE instead of config.toml in the home."
+)
+_PROFILE = click.option(
+    "--profile", type=_PROFILES, help="Defaults for a situation (dev unless set otherwise)."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="claude-daemon")
+def cli() -> None:
+    """Claude Code as a service that one can leave running."""
+
+
+@cli.command()
+@_CONFIG
+@_PROFILE
+@click.option(
+    "--offline", is_flag=True, help="Answer from the built-in offline model: no account, no network."
+)
+@click.option("--port", type=int, help="Listen on this port (0: any free one) instead of http.port.")
+def run(config: str | None, profile: str | None, offline: bool, port: int | None) -> None:
+    """Serve in the foreground until told to stop (SIGTERM, Ctrl-C, claudectl drain --stop).
+
+    Example: claude-daemon run --offline
+    """
+    flags: dict[str, Any] = {"config": config, "profile": profile, "offline": offline, "http.port": port}
+    sys.exit(_run(flags, os.environ))
+
+
+@cli.command("check-config")
+@_CONFIG
+@_PROFILE
+def check_config(config: str | None, profile: str | None) -> None:
+    """Print every setting with its value and where it comes from; secrets are masked.
+
+    Example: claude-daemon check-config --profile prod
+    """
+    from claude_daemon.layers import explain
+
+    loaded = _load({"config": config, "profile": profile}, os.environ)
+    rows = explain(loaded)
+    width = max(len(key) for key, _, _ in rows)
+    for key, value, origin in rows:
+        click.echo(f"{key:<{width}}  {value}  ({origin})")
+
+
+def _load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
+    """The configuration, or all that is wrong with it on stderr and exit 78."""
+    from claude_daemon.config import ConfigError, load
+
+    try:
+        return load(flags, environ)
+    except ConfigError as error:
+        for fault in error.faults:
+            click.echo(f"claude-daemon: {fault}", err=True)
+        sys.exit(EX_CONFIG)
+
+
+def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
+    from claude_daemon.supervise.pidfile import AlreadyRunning
+    from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
+    from claude_daemon.telemetry.logging import configure
+
+    loaded = _load(flags, environ)
+    os.umask(0o077)
+    log_file = loaded.paths.log_file
+    try:
+        loaded.paths.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if log_file is not None:
+            log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = configure(
+            loaded.settings.log, stream=sys.stderr, path=log_file, secrets=loaded.secrets.values()
+        )
+    except OSError as error:
+        return _say(EX_CANTCREAT if not isinstance(error, PermissionError) else EX_NOPERM, error)
+    try:
+        return _serve(loaded, environ)
+    except AlreadyRunning as error:
+        return _say(EX_CANTCREAT, error)
+    except (SocketInUse, PathTooLong) as error:
+        return _say(EX_CANTCREAT, error)
+    except PermissionError as error:
+        return _say(EX_NOPERM, error)
+    except OSError as error:
+        where = (
+            f" ({loaded.settings.http.host}:{loaded.settings.http.port})" if error.filename is None else ""
+        )
+        return _say(EX_CANTCREAT, f"{error}{where}")
+    finally:
+        handle.close()
+
+
+def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
+    from claude_daemon.daemon import Daemon
+
+    async def main() -> int:
+        return await Daemon(loaded, environ).run(announce=_announce)
+
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(main())
+    return uvloop.run(main())
+
+
+def _announce(daemon: Any) -> None:
+    """What a person who started it in a terminal wants to know; nothing where nobody reads it."""
+    key = daemon.loaded.paths.local_key
+    offline = " (the offline model: no account, no network)" if daemon.upstream.name == "offline" else ""
+    click.echo(
+        f"""
+claude-daemon {__version__} serves at {daemon.url}{offline}
+The key is in {key}. Try it:
+
+  curl -N {daemon.url}/v1/chat/completions \\
+    -H "Authorization: Bearer $(cat {key})" -H 'Content-Type: application/json' \\
+    -d '{{"model": "sonnet", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+
+Add -H 'Claude-Daemon-Lane: text' to be answered by a warm Claude Code process.
+claudectl status shows how it is; Ctrl-C drains and stops it.
+"""
+    )
+
+
+def _say(status: int, error: object) -> int:
+    click.echo(f"claude-daemon: {error}", err=True)
+    return status
+
+
+def main() -> None:
+    """The entry point; click's own usage errors exit 64, as sysexits has it."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(EX_USAGE)
+    except click.Abort:
+        sys.exit(130)

@@ -1,0 +1,1 @@
+"""The domain, pure: no asyncio, no I/O, no clock, no randomness, no logging."""

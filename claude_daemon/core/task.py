@@ -1,0 +1,136 @@
+"""Tasks: what was asked, what became of it, and the moves between.
+
+A chat is a task that keeps no transcript. :class:`TaskSpec` is what was asked and never changes; :class:`Task` is
+changed only by :func:`advance` and :func:`evolve`, which return a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from claude_daemon.core.errors import Failure, IllegalMove
+
+
+class Kind(StrEnum):
+    CHAT = "chat"
+    TASK = "task"
+
+
+class Lane(StrEnum):
+    """The way a task is run (DESIGN.md, "Four lanes")."""
+
+    DIRECT = "direct"
+    TEXT = "text"
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def terminal(self) -> bool:
+        return not MOVES[self]
+
+
+MOVES: Mapping[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.FAILED}),
+    # back to queued: the lease was lost and a rerun is safe
+    State.RUNNING: frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.QUEUED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens of one or more model calls, as the Messages API counts them.
+
+    ``input_tokens`` excludes what was written to or read from the prompt cache.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cache_creation_input_tokens: int = 0
+    cache_read_input_tokens: int = 0
+    model_calls: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cache_creation_input_tokens=self.cache_creation_input_tokens + other.cache_creation_input_tokens,
+            cache_read_input_tokens=self.cache_read_input_tokens + other.cache_read_input_tokens,
+            model_calls=self.model_calls + other.model_calls,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSpec:
+    """What was asked; immutable.
+
+    ``request`` is a Messages API request body (the inner form every dialect is translated to), with ``model``
+    already resolved from aliases. ``headers`` are the client's ``anthropic-*`` headers, passed on by the direct
+    lane. ``stream`` tells whether the caller wants events as they come or one ``message``. ``output_schema`` is the
+    JSON schema that the answer's text must satisfy, or None.
+    """
+
+    kind: Kind
+    lane: Lane
+    request: Mapping[str, Any]
+    key_id: str
+    trust_domain: str
+    request_id: str
+    stream: bool = True
+    headers: Mapping[str, str] | None = None
+    output_schema: Mapping[str, Any] | None = None
+    timeout_seconds: float | None = None
+    priority: int = 0
+
+    @property
+    def model(self) -> str:
+        return str(self.request["model"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a task ended. ``failure`` is set if and only if the state is failed or cancelled."""
+
+    state: State
+    usage: Usage = Usage()
+    stop_reason: str | None = None
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task at one moment. Times are seconds since the epoch (for people, never for durations)."""
+
+    id: str
+    spec: TaskSpec
+    state: State = State.QUEUED
+    attempt: int = 0
+    created_at: float
+    started_at: float | None = None
+    finished_at: float | None = None
+    outcome: Outcome | None = None
+
+
+def evolve(task: Task, **changes: Any) -> Task:
+    """The task with some fields changed; the state only by :func:`advance`."""
+    if "state" in changes:
+        raise IllegalMove("a task's state is changed by advance()")
+    return replace(task, **changes)
+
+
+def advance(task: Task, to: State, **changes: Any) -> Task:
+    """The task moved to another state; raises IllegalMove for a move that :data:`MOVES` does not have."""
+    if to not in MOVES[task.state]:
+        raise IllegalMove(f"task {task.id}: {task.state} -> {to}")
+    return replace(task, state=to, **changes)

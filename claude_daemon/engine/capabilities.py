@@ -1,0 +1,56 @@
+"""What we rely on in the CLI beyond its existence: one row each, with its probe and its fallback.
+
+Everything here is shown by the published SDKs, ``--help`` or the documentation. The probe runs the CLI against the
+gateway's canned answers: no upstream is asked, no credential is there to be used. Its result is kept beside the
+engine's files and used again for as long as the executable is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+
+# name -> (what we rely on, what we do without it)
+ROWS: Mapping[str, tuple[str, str]] = {
+    "bare": ("--bare: a leaner start and turn with a key", "start without it: about 20 ms more a turn"),
+    "restricted": ("--restricted: no settings, file tools confined", "--setting-sources= and --tools= alone"),
+    "permission_prompts": ("--permission-prompts none", "left out: without tools nothing asks"),
+    "late_bind": ("initialize may come long after the spawn", "a process spawned for each new system prompt"),
+    "clear": ("/clear empties a conversation", "a process serves one turn"),
+    "set_model": ("set_model changes the model of a live process", "a process spawned for each model"),
+    "history": ("shouldQuery: false adds to the conversation", "earlier turns are told in the prompt"),
+    "interrupt": ("interrupt ends a turn, the process stays", "the process is stopped and replaced"),
+    "composed": (
+        "client_composed: commands in a prompt mean nothing",
+        "a prompt is never sent with its first column",
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """Which rows of :data:`ROWS` hold. ``aliases``: model id → the CLI's own name for it (``initialize`` tells)."""
+
+    bare: bool = True
+    restricted: bool = True
+    permission_prompts: bool = True
+    late_bind: bool = True
+    clear: bool = True
+    set_model: bool = True
+    history: bool = True
+    interrupt: bool = True
+    composed: bool = True
+    version: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def without(self, names: Sequence[str]) -> Capabilities:
+        """The same with some rows forced off. Raises ValueError for a name that is no row."""
+        unknown = set(names) - set(ROWS)
+        if unknown:
+            raise ValueError(
+                f"no such capability: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})"
+            )
+        return replace(self, **dict.fromkeys(names, False))
+
+    def missing(self) -> list[str]:
+        return [row.name for row in fields(self) if row.name in ROWS and not getattr(self, row.name)]

@@ -1,0 +1,160 @@
+"""The text lane as a whole: finds the CLI, probes it, runs its pool, and tries again when it cannot be started."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import os
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.lifecycle import Check
+from claude_daemon.core.retry import Backoff
+from claude_daemon.core.task import Lane, TaskSpec
+from claude_daemon.engine.capabilities import ROWS, Capabilities
+from claude_daemon.engine.pool import Pool, TextLease
+from claude_daemon.engine.probe import capabilities_of
+from claude_daemon.engine.process import SpawnFailed, run_briefly
+from claude_daemon.engine.spawner import Spawner
+from claude_daemon.ports import HealthReport
+
+# An installation that was mended is noticed within a minute; until then each try costs one spawn.
+_BACKOFF: Final = Backoff(first_seconds=2.0, limit_seconds=60.0)
+_LOGIN_TIMEOUT_S: Final = 20.0
+
+
+class TextLane:
+    """Implements :class:`~claude_daemon.ports.Engine` over a :class:`Pool` that may not be there yet."""
+
+    lane = Lane.TEXT
+
+    def __init__(
+        self,
+        cli: Path,
+        cache: Path,
+        spawner: Spawner,
+        pool: Pool,
+        *,
+        without: Sequence[str] = (),
+        default_model: str,
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.cli = cli
+        self.pool = pool
+        self._cache = cache
+        self._spawner = spawner
+        self._without = without
+        self._default_model = default_model
+        self._changed = changed
+        self._error: str | None = None
+        self._probed = asyncio.Event()
+        self._closing = asyncio.Event()
+        self.up = False
+
+    def unsupported(self, spec: TaskSpec) -> Failure | None:
+        return self.pool.unsupported(spec)
+
+    def approximated(self, spec: TaskSpec) -> Sequence[str]:
+        return self.pool.approximated(spec)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        self.pool.on_room(callback)
+
+    def lease(self, spec: TaskSpec) -> TextLease | None:
+        return self.pool.lease(spec) if self.up else None
+
+    def unavailable(self) -> Failure | None:
+        if self._error is not None:
+            return Failure(
+                code=Code.ENGINE_UNAVAILABLE,
+                message=f"Claude Code cannot be started: {self._error}",
+                retry_after_seconds=_BACKOFF.first_seconds,
+            )
+        return self.pool.unavailable()
+
+    async def run(self) -> None:
+        """Probes, then runs the pool until :meth:`close`; a CLI that does not run is tried again with backoff."""
+        failures = 0
+        while not self._closing.is_set():
+            try:
+                found = await capabilities_of(self.cli, self._spawner, self._cache, self._default_model)
+            except (SpawnFailed, OSError) as error:
+                failures += 1
+                self._error = str(error)
+                self._note()
+                self.pool.tell_room()  # those who wait are told that it is for nothing
+                await self._pause(_BACKOFF.delay(failures, random.random()))  # noqa: S311 - jitter
+                continue
+            await self._serve(found)
+            return
+
+    async def _serve(self, found: Capabilities) -> None:
+        self.pool.capabilities = self._spawner.capabilities = found.without(self._without)
+        self._error, self.up = None, True
+        self._note()
+        try:
+            await self.pool.run()
+        finally:
+            self.up = False
+
+    def _note(self) -> None:
+        self._probed.set()
+        self._changed()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+
+    async def probed(self) -> None:
+        """Waits until the first probe has answered or failed, and with it the first worker."""
+        await self._probed.wait()
+        if self.up:
+            await self.pool.filled()
+
+    def close(self) -> None:
+        self._closing.set()
+        self.pool.close()
+
+    def health(self) -> Mapping[str, HealthReport]:
+        return {"engine": self._engine_health(), **self.pool.health()}
+
+    def _engine_health(self) -> HealthReport:
+        can = self.pool.capabilities
+        details: dict[str, Any] = {"cli": str(self.cli), "version": can.version}
+        if self._error is not None:
+            return HealthReport(
+                status=Check.FAIL, reason=f"Claude Code cannot be started: {self._error}", details=details
+            )
+        if not self.up:
+            return HealthReport(status=Check.WARN, reason="Claude Code is being probed", details=details)
+        missing = can.missing()
+        if missing:
+            told = "; ".join(f"{name}: {ROWS[name][1]}" for name in missing)
+            return HealthReport(
+                status=Check.WARN, reason=f"without {told}", details={**details, "missing": missing}
+            )
+        return HealthReport(status=Check.PASS, details=details)
+
+
+def bundled_cli() -> Path | None:
+    """The CLI inside the installed claude-agent-sdk, found without importing it."""
+    spec = importlib.util.find_spec("claude_agent_sdk")
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent / "_bundled" / "claude"
+
+
+async def login_present(cli: Path, environ: Mapping[str, str], cwd: Path) -> bool:
+    """Whether ``claude`` finds a login of its own in the user's home (``claude auth status``)."""
+    kept = {name: environ[name] for name in ("HOME", "CLAUDE_CONFIG_DIR", "USER") if name in environ}
+    env = {"PATH": os.defpath, "DISABLE_AUTOUPDATER": "1", "DISABLE_TELEMETRY": "1", **kept}
+    try:
+        status, _ = await run_briefly([str(cli), "auth", "status"], env, cwd, _LOGIN_TIMEOUT_S)
+    except SpawnFailed:
+        return False
+    return status == 0

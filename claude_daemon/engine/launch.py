@@ -1,0 +1,118 @@
+"""How a worker is started: argv and environment, pure.
+
+Prompts never appear in argv. The environment is built from an allow-list; nothing of the daemon's own leaks in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+# What a worker may see of the daemon's own environment: the way to the network, where a login needs it.
+_NETWORK_VARIABLES = (
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+    "NODE_EXTRA_CA_CERTS",
+)
+_PATH = "/usr/local/bin:/usr/bin:/bin"
+
+
+class Access(StrEnum):
+    """How a worker reaches the model."""
+
+    BROKER = "broker"  # a token of its own for the daemon's loopback broker
+    OAUTH = "oauth"  # CLAUDE_CODE_OAUTH_TOKEN, used by the CLI itself
+    LOGIN = "login"  # a login in the user's home, used in place by the CLI itself
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """Everything that is fixed when a text worker is spawned.
+
+    ``system_prompt_file`` and ``schema`` are only for CLIs that cannot be bound later by ``initialize``.
+    """
+
+    cli: Path
+    model: str
+    access: Access
+    home: Path
+    config_dir: Path
+    nonce: str
+    max_retries: int
+    request_timeout_s: float
+    bare: bool = True
+    restricted: bool = True
+    permission_prompts: bool = True
+    session_persistence: bool = False
+    base_url: str | None = None
+    token: str | None = None
+    system_prompt_file: Path | None = None
+    schema: str | None = None
+    resume: str | None = None
+
+
+def argv(launch: Launch) -> list[str]:
+    """The command line. An empty system prompt is set at spawn: ``initialize`` replaces it where one is asked for."""
+    args = [str(launch.cli), "--print", "--verbose"]
+    args += ["--input-format=stream-json", "--output-format=stream-json", "--include-partial-messages"]
+    args += ["--tools=", "--setting-sources=", "--strict-mcp-config", f"--model={launch.model}"]
+    if launch.system_prompt_file is not None:
+        args.append(f"--system-prompt-file={launch.system_prompt_file}")
+    else:
+        args.append("--system-prompt=")
+    if launch.restricted:
+        args.append("--restricted")
+    if launch.permission_prompts:
+        args.append("--permission-prompts=none")
+    if not launch.session_persistence:
+        args.append("--no-session-persistence")
+    if launch.bare and launch.access is Access.BROKER:
+        args.append("--bare")  # ignores OAuth tokens and logins, so only with a key
+    if launch.schema is not None:
+        args.append(f"--json-schema={launch.schema}")
+    if launch.resume is not None:
+        args.append(f"--resume={launch.resume}")
+    return args
+
+
+def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[str, str]:
+    """The worker's whole environment; of the daemon's own only the network variables, and only for logins."""
+    env = {
+        "PATH": _PATH,
+        "LANG": "C.UTF-8",
+        "HOME": str(launch.home),
+        "TMPDIR": str(launch.home / "tmp"),
+        "CLAUDE_CONFIG_DIR": str(launch.config_dir),
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
+        "CLAUDE_CODE_MAX_RETRIES": str(launch.max_retries),
+        "API_TIMEOUT_MS": str(int(launch.request_timeout_s * 1000)),
+        "DISABLE_TELEMETRY": "1",
+        "DISABLE_AUTOUPDATER": "1",
+        "ENABLE_TOOL_SEARCH": "false",
+        NONCE_VARIABLE: launch.nonce,
+    }
+    if launch.base_url is not None:
+        env["ANTHROPIC_BASE_URL"] = launch.base_url
+    if launch.access is Access.BROKER and launch.token is not None:
+        env["ANTHROPIC_API_KEY"] = launch.token
+    elif launch.access is Access.OAUTH and launch.token is not None:
+        env["CLAUDE_CODE_OAUTH_TOKEN"] = launch.token
+    if launch.access is not Access.BROKER:
+        env |= {name: daemon_environment[name] for name in _NETWORK_VARIABLES if name in daemon_environment}
+    if launch.access is Access.LOGIN:
+        env["HOME"] = daemon_environment.get("HOME", str(launch.home))
+        if "CLAUDE_CONFIG_DIR" in daemon_environment:
+            env["CLAUDE_CONFIG_DIR"] = daemon_environment["CLAUDE_CONFIG_DIR"]
+        else:
+            del env["CLAUDE_CONFIG_DIR"]
+    return env
+
+
+# Marks a worker as ours for the start after a SIGKILL, see ledger.
+NONCE_VARIABLE = "CLAUDE_DAEMON_WORKER"

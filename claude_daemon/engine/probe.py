@@ -1,0 +1,212 @@
+"""Finds out which rows of :mod:`~claude_daemon.engine.capabilities` hold for the CLI at hand.
+
+The CLI runs against the gateway's canned answers, whose text tells what the upstream would have been sent. A result
+is kept in a file and holds for as long as the executable is the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final, cast
+
+import orjson
+
+from claude_daemon.core.task import State
+from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.plan import Binding, Shape, TurnPlan
+from claude_daemon.engine.process import SpawnFailed, run_briefly
+from claude_daemon.engine.spawner import Spawner
+from claude_daemon.engine.worker import TurnLimits, Worker, WorkerLost
+from claude_daemon.ports import Ended
+
+# Raised when a probe asks for more: then older results are no longer complete.
+_FORMAT: Final = 1
+_BRIEF_TIMEOUT_S: Final = 30.0
+_LIMITS: Final = TurnLimits(stall_seconds=10.0, turn_seconds=20.0)
+_HANG_S: Final = 0.3  # long enough for the turn to be under way, which the canned answer never ends
+_SYSTEM: Final = "claude-daemon probe: system prompt"
+# understood by the gateway's canned answers
+HANG: Final = "claude-daemon-probe-hang"
+_FLAGS: Final = {"bare": "--bare", "restricted": "--restricted", "permission_prompts": "--permission-prompts"}
+
+
+async def capabilities_of(cli: Path, spawner: Spawner, cache: Path, default_model: str) -> Capabilities:
+    """What the CLI can do, from the cache or from a probe. Raises :class:`SpawnFailed` if it does not run at all."""
+    identity = _identity(cli)
+    cached = _read(cache, identity)
+    if cached is not None:
+        return cached
+    found = await _probe(cli, spawner, default_model)
+    cache.write_bytes(orjson.dumps({"format": _FORMAT, "cli": identity, "found": asdict(found)}))
+    return found
+
+
+def _identity(cli: Path) -> list[Any]:
+    try:
+        stat = cli.stat()
+    except OSError as error:
+        raise SpawnFailed(f"{cli}: {error.strerror}") from error
+    return [str(cli), stat.st_size, stat.st_mtime_ns]
+
+
+def _read(cache: Path, identity: Sequence[Any]) -> Capabilities | None:
+    try:
+        kept = orjson.loads(cache.read_bytes())
+        if kept["format"] == _FORMAT and kept["cli"] == list(identity):
+            return Capabilities(**kept["found"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    return None
+
+
+async def _probe(cli: Path, spawner: Spawner, default_model: str) -> Capabilities:
+    flags, version = await _flags(cli)
+    spawner.capabilities = Capabilities(**flags, version=version)
+    prober = _Prober(spawner, default_model)
+    try:
+        found = await prober.run()
+    finally:
+        await prober.close()
+    return Capabilities(**flags, **found, version=version, aliases=prober.aliases)
+
+
+async def _flags(cli: Path) -> tuple[dict[str, bool], str]:
+    """Which flags ``--help`` names, and the version."""
+    with tempfile.TemporaryDirectory(prefix="claude-daemon-") as home:
+        env = {"HOME": home, "PATH": "/usr/bin:/bin", "DISABLE_AUTOUPDATER": "1", "DISABLE_TELEMETRY": "1"}
+        (status, version), (_, told) = await asyncio.gather(
+            run_briefly([str(cli), "--version"], env, Path(home), _BRIEF_TIMEOUT_S),
+            run_briefly([str(cli), "--help"], env, Path(home), _BRIEF_TIMEOUT_S),
+        )
+    if status != 0 or not version.strip():
+        raise SpawnFailed(f"{cli} --version ended with status {status}: is this Claude Code?")
+    words = set(told.replace(",", " ").split())
+    return {name: flag in words for name, flag in _FLAGS.items()}, version.split()[0]
+
+
+class _Prober:
+    """One process, taken through everything we rely on; a new one after a step that broke it."""
+
+    def __init__(self, spawner: Spawner, default_model: str) -> None:
+        self.aliases: dict[str, str] = {}
+        self._spawner = spawner
+        self._shape = Shape(model=default_model)
+        self._worker: Worker | None = None
+
+    async def run(self) -> dict[str, bool]:
+        worker = await self._fresh()
+        found = {"late_bind": await self._late_bind(worker)}
+        found["history"] = await self._attempt(self._history)
+        found["clear"] = await self._attempt(self._clear)
+        found["composed"] = await self._attempt(self._composed)
+        found["set_model"] = await self._attempt(self._set_model)
+        found["interrupt"] = await self._attempt(self._interrupt)
+        return found
+
+    async def close(self) -> None:
+        if self._worker is not None:
+            await self._worker.stop()
+            self._spawner.forget(self._worker)
+
+    async def _fresh(self) -> Worker:
+        """Raises SpawnFailed when not even this works."""
+        await self.close()
+        worker = self._worker = self._spawner.prepare(self._shape, canned=True)
+        try:
+            await self._spawner.spawn(worker, self._shape, worker.wake)
+            await worker.ready()
+        except WorkerLost as lost:
+            raise SpawnFailed(str(lost)) from lost
+        return worker
+
+    async def _attempt(self, step: Any) -> bool:
+        """A step on a process in order; one that breaks it says no, and costs a new process."""
+        worker = self._worker
+        if worker is None or worker.process is None or worker.process.gone:
+            worker = await self._fresh()
+        try:
+            if await step(worker):
+                return True
+        except (WorkerLost, KeyError, IndexError, TypeError, ValueError):
+            pass
+        await self._fresh()
+        return False
+
+    async def _late_bind(self, worker: Worker) -> bool:
+        try:
+            answer = await worker.ask("initialize", systemPrompt=_SYSTEM)
+            models = (answer.get("response") or {}).get("models") or ()
+            # the first name of a model wins, but "default" names no model of its own
+            for model in models:
+                if model.get("resolvedModel") and model.get("value") != "default":
+                    self.aliases.setdefault(model["resolvedModel"], model["value"])
+            sent = await self._turn(worker, "hello")
+        except (WorkerLost, KeyError, TypeError, ValueError):
+            await self._fresh()
+            return False
+        return any(_SYSTEM in text for text in sent["system"])
+
+    async def _history(self, worker: Worker) -> bool:
+        await worker.clear()
+        sent = await self._turn(worker, "three", history=[("one", "two")])
+        return _order(sent) == [("user", "one"), ("assistant", "two"), ("user", "three")]
+
+    async def _clear(self, worker: Worker) -> bool:
+        if not await worker.clear():
+            return False
+        return _order(await self._turn(worker, "alone")) == [("user", "alone")]
+
+    async def _composed(self, worker: Worker) -> bool:
+        return _order(await self._turn(worker, "/clear now"))[-1] == ("user", "/clear now")
+
+    async def _set_model(self, worker: Worker) -> bool:
+        resolved, alias = next((r, a) for r, a in self.aliases.items() if a != self._shape.model)
+        answer = await worker.ask("set_model", model=alias)
+        sent = await self._turn(worker, "which model")
+        return answer.get("subtype") == "success" and bool(sent["model"] == resolved)
+
+    async def _interrupt(self, worker: Worker) -> bool:
+        """A turn that gets no answer is left as a caller would leave it, and the process must still be there."""
+        turn = aclosing(cast(Any, worker.turn(_plan(HANG, worker), worker.model, _LIMITS)))
+        with contextlib.suppress(TimeoutError):
+            async with turn as batches, asyncio.timeout(_HANG_S):
+                await anext(batches)
+        return await worker.settle() and (await worker.ask("mcp_status")).get("subtype") == "success"
+
+    async def _turn(
+        self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()
+    ) -> dict[str, Any]:
+        """One turn; what the upstream was sent. Raises ValueError when the answer tells nothing."""
+        said: list[str] = []
+        plan = _plan(text, worker, history)
+        async for batch in worker.turn(plan, worker.model, _LIMITS):
+            for item in batch:
+                if isinstance(item, Ended):
+                    if item.outcome.state is not State.SUCCEEDED:
+                        raise ValueError(str(item.outcome.failure))
+                elif item.data.get("type") == "content_block_delta":
+                    said.append(item.data["delta"].get("text", ""))
+        sent: dict[str, Any] = orjson.loads("".join(said))
+        return sent
+
+
+def _plan(text: str, worker: Worker, history: Sequence[tuple[str, str]] = ()) -> TurnPlan:
+    return TurnPlan(
+        binding=Binding(trust_domain="probe"),
+        model=worker.model,
+        history=[(asked, [{"type": "text", "text": answer}]) for asked, answer in history],
+        last=text,
+        max_tokens=None,
+        show_thinking=False,
+        thinking_tokens=None,
+    )
+
+
+def _order(sent: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(role, text.strip()) for role, text in sent["messages"]]

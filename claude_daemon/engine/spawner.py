@@ -1,0 +1,112 @@
+"""Makes workers: a directory, an account with the gateway, a launch, a process, an entry in the ledger."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.launch import Access, Launch, argv, environment
+from claude_daemon.engine.ledger import Ledger
+from claude_daemon.engine.plan import Shape
+from claude_daemon.engine.process import Process
+from claude_daemon.engine.worker import Worker
+from claude_daemon.ports import Gateway
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSite:
+    """Where and how workers live. ``oauth_token`` is set for :attr:`Access.OAUTH` alone.
+
+    ``base_url`` is for logins that reach the API through another address; with the broker it is the account's.
+    """
+
+    cli: Path
+    directory: Path
+    access: Access
+    max_retries: int
+    request_timeout_s: float
+    environ: Mapping[str, str]
+    base_url: str | None = None
+    oauth_token: str | None = None
+
+
+class Spawner:
+    """``prepare`` is synchronous and cannot fail; ``spawn`` starts the process; ``forget`` cleans up after it."""
+
+    def __init__(
+        self, site: EngineSite, gateway: Gateway, ids: Callable[[str], str], capabilities: Capabilities
+    ) -> None:
+        self.capabilities = capabilities
+        self._site = site
+        self._gateway = gateway
+        self._ids = ids
+        self._ledger = Ledger(site.directory / "ledger")
+        self._homes = site.directory / "homes"
+        self._config = site.directory / "config" / "default"
+
+    def end_old_workers(self) -> list[int]:
+        """Before the first spawn: ends what an earlier daemon left, and empties its directories."""
+        ended = self._ledger.end_old_workers()
+        shutil.rmtree(self._homes, ignore_errors=True)
+        return ended
+
+    def prepare(self, shape: Shape, *, canned: bool = False) -> Worker:
+        """A worker in state ``starting``, without its process. ``canned``: for probes, see :class:`Gateway`."""
+        worker_id = self._ids("wrk")
+        brokered = canned or self._site.access is Access.BROKER
+        account = self._gateway.open(worker_id, canned=canned) if brokered else None
+        return Worker(worker_id, account, shape.model, self.capabilities, shape)
+
+    async def spawn(self, worker: Worker, shape: Shape, exited: Callable[[], None]) -> None:
+        """Starts the worker's process. Raises :class:`~claude_daemon.engine.process.SpawnFailed` or OSError."""
+        launch = self._launch(worker, shape)
+        process = await Process.spawn(
+            argv(launch), environment(launch, self._site.environ), launch.home, worker.received, exited
+        )
+        worker.process = process
+        self._ledger.add(process.pid, launch.nonce)
+        if shape.binding is not None:
+            worker.binding = shape.binding
+
+    def _launch(self, worker: Worker, shape: Shape) -> Launch:
+        home = self._homes / worker.id
+        (home / "tmp").mkdir(parents=True, mode=0o700)
+        self._config.mkdir(parents=True, exist_ok=True, mode=0o700)
+        worker.home = home
+        site, can, binding = self._site, self.capabilities, shape.binding
+        # a probe never holds a credential: it talks to the gateway's canned answers whatever the access is
+        access = Access.BROKER if worker.account is not None else site.access
+        prompt_file = None
+        if binding is not None and binding.system:
+            prompt_file = home / "system-prompt"
+            prompt_file.write_text(binding.system, encoding="utf-8")
+        return Launch(
+            cli=site.cli,
+            model=shape.model,
+            access=access,
+            home=home,
+            config_dir=self._config,
+            nonce=secrets.token_hex(16),
+            max_retries=site.max_retries,
+            request_timeout_s=site.request_timeout_s,
+            bare=can.bare,
+            restricted=can.restricted,
+            permission_prompts=can.permission_prompts,
+            base_url=worker.account.base_url if worker.account is not None else site.base_url,
+            token=worker.account.token if worker.account is not None else site.oauth_token,
+            system_prompt_file=prompt_file,
+            schema=binding.schema.decode() if binding is not None and binding.schema is not None else None,
+        )
+
+    def forget(self, worker: Worker) -> None:
+        """The process is gone: its entry, account and directory go too."""
+        if worker.account is not None:
+            worker.account.close()
+        if worker.process is not None:
+            self._ledger.remove(worker.process.pid)
+        if worker.home is not None:
+            shutil.rmtree(worker.home, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""The CLI's stream-json, pure: bytes to messages, messages to lines.
+
+Shapes are those that the published Python SDK reads and writes (``claude_agent_sdk``: ``subprocess_cli``, ``query``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+# One line carries at most one whole message; an answer of 10 MB with its JSON escapes stays well below this.
+MAX_LINE_BYTES = 32 * 1024 * 1024
+
+
+class LineTooLong(Exception):
+    """The CLI sent a line over :data:`MAX_LINE_BYTES`; its stream can no longer be trusted."""
+
+
+class LineFramer:
+    """Cuts chunks of bytes into lines. Each byte is looked at once, wherever the chunks are split."""
+
+    def __init__(self, max_line_bytes: int = MAX_LINE_BYTES) -> None:
+        self._max = max_line_bytes
+        self._pieces: list[bytes] = []
+        self._held = 0
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The lines that ``chunk`` completes, without their line ends. Raises :class:`LineTooLong`."""
+        if b"\n" not in chunk:
+            self._hold(chunk)
+            return []
+        first, *rest = chunk.split(b"\n")
+        self._hold(first)
+        lines = [b"".join(self._pieces), *rest[:-1]]
+        self._pieces, self._held = [], 0
+        self._hold(rest[-1])
+        return lines
+
+    def _hold(self, piece: bytes) -> None:
+        self._held += len(piece)
+        if self._held > self._max:
+            raise LineTooLong(f"a line of the CLI's stdout is longer than {self._max} bytes")
+        if piece:
+            self._pieces.append(piece)
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """One line as a message; None for what is no JSON object (the CLI's builds sometimes print notes to stdout)."""
+    if not line.startswith(b"{"):
+        return None
+    try:
+        message = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def user_line(
+    content: str | Sequence[Mapping[str, Any]], *, query: bool = True, composed: bool = True
+) -> bytes:
+    """A user message. ``query=False`` only adds it to the conversation.
+
+    ``composed`` marks text as written by a client, so that ``/clear`` or ``@file`` in it mean nothing.
+    """
+    line: dict[str, Any] = {"type": "user", "message": {"role": "user", "content": content}}
+    if composed:
+        line["client_composed"] = True
+    if not query:
+        line["shouldQuery"] = False
+    return orjson.dumps(line) + b"\n"
+
+
+def assistant_line(content: Sequence[Mapping[str, Any]]) -> bytes:
+    """An earlier answer, added to the conversation."""
+    return orjson.dumps({"type": "assistant", "message": {"role": "assistant", "content": content}}) + b"\n"
+
+
+def control_line(request_id: str, subtype: str, **fields: Any) -> bytes:
+    """A control request; its answer is a ``control_response`` with the same ``request_id``."""
+    request = {"subtype": subtype, **fields}
+    return orjson.dumps({"type": "control_request", "request_id": request_id, "request": request}) + b"\n"
+
+
+# The one command we send ourselves: it empties the conversation and keeps the process.
+CLEAR_LINE = user_line("/clear", composed=False)
+
+
+def is_result(message: Mapping[str, Any]) -> bool:
+    return message.get("type") == "result"
+
+
+def control_answer(message: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    """``(request_id, response)`` of a control response, None for other messages.
+
+    ``response["subtype"]`` is ``success`` (with ``response``) or ``error`` (with ``error``, a sentence).
+    """
+    if message.get("type") != "control_response":
+        return None
+    response = message.get("response")
+    if not isinstance(response, dict):
+        return None
+    return str(response.get("request_id", "")), response

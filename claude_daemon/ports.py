@@ -1,0 +1,114 @@
+"""What the service needs from the outside, as protocols.
+
+``engine`` and ``upstream`` implement :class:`Engine`; ``upstream.broker`` implements :class:`Gateway`, which the
+engine's workers talk to. Clock and ids are plain callables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from claude_daemon.core.errors import Failure
+from claude_daemon.core.event import Emission
+from claude_daemon.core.lifecycle import Check
+from claude_daemon.core.task import Lane, Outcome, TaskSpec, Usage
+
+Clock = Callable[[], float]
+"""Seconds; ``time.time`` for people, ``time.monotonic`` for durations: the parameter's name says which."""
+
+Ids = Callable[[str], str]
+"""A fresh id with the given prefix, e.g. ``task_01…``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """The last thing an engine's run yields: how it ended."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthReport:
+    """One part's health: a status, a sentence for people, and details for those who may see them."""
+
+    status: Check
+    reason: str = ""
+    details: Mapping[str, Any] | None = None
+
+
+class Lease(Protocol):
+    """The right to run one task on an engine, held from dispatch until :meth:`run` has ended or :meth:`release`."""
+
+    @property
+    def start(self) -> str:
+        """How the task found its process (``warm``, ``spare``, ``cold``), or ``direct``."""
+
+    @property
+    def worker_id(self) -> str | None: ...
+
+    def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
+        """Runs the task. Yields batches of what happened, the last one ending in exactly one :class:`Ended`.
+
+        A failure of the upstream or the process is an :class:`Ended`, never an exception. Closing the iterator
+        (or cancelling the task that reads it) interrupts the turn and gives the lease back.
+        """
+
+    def release(self) -> None:
+        """Gives an unused lease back."""
+
+
+class Engine(Protocol):
+    """One lane."""
+
+    lane: Lane
+
+    def unsupported(self, spec: TaskSpec) -> Failure | None:
+        """Why this lane cannot run the task as asked, naming the parameter; None if it can. Pure."""
+
+    def approximated(self, spec: TaskSpec) -> Sequence[str]:
+        """Parameters that this lane honours only approximately, e.g. ``max_tokens``. Pure."""
+
+    def lease(self, spec: TaskSpec) -> Lease | None:
+        """A place for the task now, or None: then ``on_room`` will be called when there may be one. Synchronous."""
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        """Registers who is told when a place may have become free."""
+
+    def unavailable(self) -> Failure | None:
+        """Why no place will come soon, so that nobody waits for one; None while one may."""
+
+    def health(self) -> Mapping[str, HealthReport]:
+        """Checks by name (``engine``, ``worker_pool``)."""
+
+
+class Account(Protocol):
+    """One worker's standing with the gateway: its token, its meter, and the error it saw last."""
+
+    base_url: str
+    token: str
+
+    def begin(self) -> None:
+        """A new turn: the meter is at zero, model calls are allowed."""
+
+    def bar(self, reason: str) -> None:
+        """No further model call until :meth:`begin`; calls under way are cut."""
+
+    @property
+    def usage(self) -> Usage:
+        """What this turn's model calls used so far."""
+
+    @property
+    def failure(self) -> Failure | None:
+        """The upstream's last error in this turn, None if its last call went well."""
+
+    def close(self) -> None:
+        """The token is void from now on."""
+
+
+class Gateway(Protocol):
+    """The loopback door through which workers reach the Messages API, without holding the credential."""
+
+    def open(self, worker_id: str, *, canned: bool = False) -> Account:
+        """An account for one worker. ``canned``: calls are answered by the gateway itself, for probes."""

@@ -1,0 +1,93 @@
+"""May this request run, on which lane, with which model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from claude_daemon.core.errors import Code, Refusal
+from claude_daemon.core.lifecycle import ADMITTING, DaemonState
+from claude_daemon.core.task import Lane, TaskSpec
+from claude_daemon.ports import Engine
+from claude_daemon.service.dispatch import Dispatcher, Run
+
+_DRAIN_RETRY_AFTER_S = (
+    5.0  # a restart takes about so long; behind a balancer another daemon answers meanwhile
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A run that has begun, and what its caller should be told about it."""
+
+    run: Run
+    approximated: Sequence[str]
+
+
+class Admission:
+    """The gate. ``models``: alias → model id; ``names`` further known ids."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        engines: Sequence[Engine],
+        *,
+        state: Callable[[], DaemonState],
+        models: Mapping[str, str],
+        default_model: str,
+        login: str | None = None,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._engines = {engine.lane: engine for engine in engines}
+        self._state = state
+        self._models = models
+        self._default_model = default_model
+        self._login = login
+
+    def model(self, name: str | None) -> str:
+        """The model id that a client's name means. Raises Refusal for a name nobody knows."""
+        asked = name or self._default_model
+        resolved = self._models.get(asked, asked)
+        if resolved in self._models.values() or resolved.startswith("claude-"):
+            return resolved
+        known = ", ".join(sorted(self._models))
+        raise Refusal.because(
+            Code.MODEL_NOT_FOUND,
+            f"unknown model {asked[:100]!r}; known are {known}, and ids that begin with claude-",
+            param="model",
+        )
+
+    def lane(self, asked: str | None) -> Lane:
+        """The lane for a chat: ``Claude-Daemon-Lane`` auto, direct or text. Raises Refusal."""
+        if asked in (None, "", "auto"):
+            return Lane.DIRECT if Lane.DIRECT in self._engines else Lane.TEXT
+        if asked not in ("direct", "text"):
+            raise Refusal.because(
+                Code.INVALID_REQUEST, "Claude-Daemon-Lane is auto, direct or text", param="Claude-Daemon-Lane"
+            )
+        lane = Lane(asked)
+        if lane not in self._engines:
+            why = f"the direct lane needs an API key; here the credential is {self._login or 'missing'}"
+            raise Refusal.because(Code.LANE_UNAVAILABLE, why, param="Claude-Daemon-Lane")
+        return lane
+
+    def check_open(self) -> None:
+        """Raises Refusal while no new work is taken."""
+        state = self._state()
+        if state in ADMITTING:
+            return
+        if state is DaemonState.STARTING:
+            raise Refusal.because(Code.NOT_READY, "the daemon is starting", retry_after_seconds=1.0)
+        raise Refusal.because(
+            Code.DRAINING, f"the daemon is {state}", retry_after_seconds=_DRAIN_RETRY_AFTER_S
+        )
+
+    def chat(self, spec: TaskSpec) -> Admitted:
+        """Admits and starts a chat. Raises Refusal, naming the parameter where one is at fault."""
+        self.check_open()
+        spec = replace(spec, request={**spec.request, "model": self.model(spec.request.get("model"))})
+        engine = self._engines[spec.lane]
+        failure = engine.unsupported(spec)
+        if failure is not None:
+            raise Refusal(failure)
+        return Admitted(self._dispatcher.submit(spec), engine.approximated(spec))

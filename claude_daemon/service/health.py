@@ -1,0 +1,149 @@
+"""How the daemon is: its checks, their worst, and the three probes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from claude_daemon.core.lifecycle import ADMITTING, Check, DaemonState, advance, worst
+from claude_daemon.ports import Clock, HealthReport
+
+# Checks are read again after this time, so that a probe storm costs one reading a second.
+CACHE_S: Final = 1.0
+# A failure of these means that no work can be done at all.
+BLOCKING: Final = frozenset({"engine"})
+
+Source = Callable[[], Mapping[str, HealthReport]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """A probe's answer: ``ok`` is 200, else 503."""
+
+    ok: bool
+    status: str
+    state: DaemonState
+    reason: str = ""
+
+    def body(self) -> dict[str, Any]:
+        return {"status": self.status, "state": self.state.value, "reason": self.reason}
+
+
+@dataclass(slots=True)
+class Health:
+    """The daemon's state and its checks. ``changed`` is told each change of state."""
+
+    version: str
+    monotonic: Clock
+    sources: list[Source] = field(default_factory=list)
+    changed: Callable[[DaemonState, DaemonState], None] = lambda old, new: None
+    state: DaemonState = DaemonState.STARTING
+    born: float = 0.0
+    _cached: dict[str, HealthReport] = field(default_factory=dict)
+    _cached_at: float = float("-inf")
+    _noted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def move(self, to: DaemonState) -> None:
+        """Changes the state by the table; staying is no move."""
+        if to is self.state:
+            return
+        old, self.state = self.state, advance(self.state, to)
+        self.note()
+        self.changed(old, to)
+
+    async def wait_ready(self, timeout_seconds: float) -> bool:
+        """Waits until :meth:`ready` says yes; False at the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while not self.ready().ok:
+                    self._noted.clear()
+                    await self._noted.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def note(self) -> None:
+        """Something that a check reads has changed: read it again, and wake who waits for readiness."""
+        self.drop_cache()
+        self._noted.set()
+
+    def drop_cache(self) -> None:
+        self._cached_at = float("-inf")
+
+    def checks(self) -> Mapping[str, HealthReport]:
+        """Every check by name, at most :data:`CACHE_S` old. Moves between ready and degraded as they say."""
+        if self.monotonic() - self._cached_at >= CACHE_S:
+            self._read()
+            self._follow_checks()
+        return self._cached
+
+    def settle(self) -> None:
+        """Start-up (or a drain) is over: ready or degraded, as the checks say."""
+        self._read()
+        self.move(self._admitting_state())
+
+    def _follow_checks(self) -> None:
+        if self.state in ADMITTING:
+            self.move(self._admitting_state())
+            self._cached_at = self.monotonic()  # the move has changed no check
+
+    def _read(self) -> None:
+        self._cached = {name: report for source in self.sources for name, report in source().items()}
+        self._cached_at = self.monotonic()
+
+    def _admitting_state(self) -> DaemonState:
+        well = worst([report.status for report in self._cached.values()]) is Check.PASS
+        return DaemonState.READY if well else DaemonState.DEGRADED
+
+    def blocking_failure(self) -> str | None:
+        for name, report in self.checks().items():
+            if name in BLOCKING and report.status is Check.FAIL:
+                return f"{name}: {report.reason}"
+        return None
+
+    def live(self) -> Probe:
+        return Probe(ok=True, status="pass", state=self.state)
+
+    def startup(self) -> Probe:
+        ok = self.state is not DaemonState.STARTING
+        return Probe(
+            ok=ok,
+            status="pass" if ok else "fail",
+            state=self.state,
+            reason="" if ok else "the daemon is starting",
+        )
+
+    def ready(self) -> Probe:
+        blocked = self.blocking_failure()
+        if self.state not in ADMITTING:
+            return Probe(ok=False, status="fail", state=self.state, reason=f"the daemon is {self.state}")
+        if blocked is not None:
+            return Probe(ok=False, status="fail", state=self.state, reason=blocked)
+        return Probe(ok=True, status="pass", state=self.state)
+
+    def overall(self) -> Check:
+        """pass, warn or fail for the whole, by LIFECYCLE.md's table."""
+        checks = self.checks()
+        if self.state not in ADMITTING or self.blocking_failure() is not None:
+            return Check.FAIL
+        return (
+            Check.PASS if worst([report.status for report in checks.values()]) is Check.PASS else Check.WARN
+        )
+
+    def document(self, *, details: bool) -> dict[str, Any]:
+        """The body of ``/health``; details only for those who may see them."""
+        checks: dict[str, Any] = {}
+        status = self.overall()
+        for name, report in self.checks().items():
+            checks[name] = {"status": report.status.value}
+            if details:
+                checks[name] |= {"reason": report.reason, **(report.details or {})}
+        return {
+            "status": status.value,
+            "state": self.state.value,
+            "version": self.version,
+            "uptime_seconds": round(self.monotonic() - self.born, 3),
+            "checks": checks,
+        }

@@ -1,0 +1,225 @@
+"""The broker: the loopback door through which workers reach the Messages API.
+
+A worker holds a random token that is worth nothing elsewhere. The broker knows whose it is, adds the real credential,
+meters what passes and keeps the upstream's own word for an error. It can also shut: after a turn's last model call
+nothing more goes out, whatever the CLI would like to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+import orjson
+from aiohttp import web
+
+from claude_daemon.core.errors import Failure
+from claude_daemon.core.task import Usage
+from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
+from claude_daemon.upstream.meter import CallMeter, cut
+
+# A worker's request holds a whole conversation with its images; the edge has bounded those already.
+_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+_PATHS: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
+# After these the CLI would go on with calls of its own making, which nobody asked for.
+_LAST_STOP_REASONS: Final = frozenset({"max_tokens", "refusal", "model_context_window_exceeded"})
+_BARRED_STATUS: Final = 403  # the one status that the CLI never retries
+
+
+class WorkerAccount:
+    """One worker's standing (:class:`~claude_daemon.ports.Account`)."""
+
+    def __init__(self, broker: Broker, worker_id: str, *, canned: bool) -> None:
+        self.worker_id = worker_id
+        self.token = "cdw_" + secrets.token_urlsafe(32)
+        self.canned = canned
+        self.base_url = broker.base_url
+        self.barred: str | None = None
+        self.request_id = ""
+        self.calls = 0
+        self._broker = broker
+        self._settled = Usage()
+        self._under_way: dict[CallMeter, asyncio.Task[Any] | None] = {}
+        self._failure: Failure | None = None
+
+    def begin(self) -> None:
+        self.barred, self._settled, self._failure, self.calls = None, Usage(), None, 0
+
+    def bar(self, reason: str) -> None:
+        self.barred = reason
+
+    @property
+    def usage(self) -> Usage:
+        return sum((meter.usage for meter in self._under_way), self._settled)
+
+    @property
+    def failure(self) -> Failure | None:
+        return self._failure
+
+    def close(self) -> None:
+        self._broker.forget(self)
+        self.bar("the worker is gone")
+
+    def call_begins(self, meter: CallMeter) -> None:
+        self.calls += 1
+        self._under_way[meter] = asyncio.current_task()
+
+    def call_ends(self, meter: CallMeter, failure: Failure | None) -> None:
+        del self._under_way[meter]
+        self._settled += meter.usage
+        self._failure = failure
+
+
+class Broker:
+    """An HTTP server on a random loopback port; accounts by token. Implements :class:`~claude_daemon.ports.Gateway`."""
+
+    def __init__(
+        self,
+        client: MessagesClient | None,
+        told: Callable[[str, dict[str, Any]], None] = lambda name, fields: None,
+    ) -> None:
+        self._client = client
+        self._told = told
+        self._accounts: dict[str, WorkerAccount] = {}
+        self._runner: web.ServerRunner | None = None
+        self.base_url = ""
+
+    async def start(self) -> None:
+        """Listens on 127.0.0.1; :attr:`base_url` is known from here on."""
+        self._runner = web.ServerRunner(
+            web.Server(self._answer, access_log=None), handle_signals=False, shutdown_timeout=0.1
+        )  # type: ignore[arg-type]
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=128)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        self.base_url = f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def open(self, worker_id: str, *, canned: bool = False) -> WorkerAccount:
+        account = WorkerAccount(self, worker_id, canned=canned)
+        self._accounts[account.token] = account
+        return account
+
+    def forget(self, account: WorkerAccount) -> None:
+        self._accounts.pop(account.token, None)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        account = self._accounts.get(_token(request))
+        if account is None:
+            return _refusal(401, "authentication_error", "no such worker")
+        if request.method != "POST" or request.path not in _PATHS:
+            return _refusal(404, "not_found_error", "the broker passes on /v1/messages alone")
+        if account.barred is not None:
+            return _refusal(_BARRED_STATUS, "permission_error", account.barred)
+        body = await _read(request)
+        if body is None:
+            return _refusal(413, "request_too_large", f"more than {_MAX_BODY_BYTES} bytes")
+        if account.canned:
+            from claude_daemon.upstream.canned import answer
+
+            return await answer(request, body)
+        if self._client is None:
+            return _refusal(
+                _BARRED_STATUS, "permission_error", "the daemon has no credential for the upstream"
+            )
+        return await self._pass_on(request, account, body)
+
+    async def _pass_on(
+        self, request: web.BaseRequest, account: WorkerAccount, body: bytes
+    ) -> web.StreamResponse:
+        assert self._client is not None
+        response: web.StreamResponse | None = None
+        meter = CallMeter(streaming=True)
+        account.call_begins(meter)
+        failure: Failure | None = cut()  # what it is if we are cancelled half-way
+        try:
+            async with self._client.call(request.path_qs, body, passed_on(request.headers)) as upstream:
+                meter = self._as_it_is(account, meter, upstream.content_type)
+                response = web.StreamResponse(
+                    headers={"content-type": upstream.headers.get("content-type", "")}
+                )
+                await response.prepare(request)
+                async for chunk in upstream.content.iter_any():
+                    meter.feed(chunk)
+                    if meter.stop_reason in _LAST_STOP_REASONS:
+                        account.bar(f"the turn ended with {meter.stop_reason}")
+                    await response.write(chunk)
+                meter.end()
+                failure = meter.failure
+            await response.write_eof()
+            return response
+        except UpstreamFailed as failed:
+            failure = failed.failure
+            if response is not None:
+                _abort(request)
+                return response
+            return _as_upstream_said(failed)
+        except ConnectionResetError:  # the worker went away
+            return response if response is not None else _refusal(502, "api_error", "the worker went away")
+        finally:
+            account.call_ends(meter, failure)
+            self._told("model_call", _call_fields(account, meter, failure))
+
+    def _as_it_is(self, account: WorkerAccount, meter: CallMeter, content_type: str) -> CallMeter:
+        """The meter for what actually came; a call that was not streamed is read whole."""
+        if content_type == "text/event-stream":
+            return meter
+        whole = CallMeter(streaming=False)
+        account.calls -= 1
+        account.call_ends(meter, None)
+        account.call_begins(whole)
+        return whole
+
+
+def _token(request: web.BaseRequest) -> str:
+    bearer = request.headers.get("Authorization", "")
+    return request.headers.get("x-api-key", "") or bearer.removeprefix("Bearer ")
+
+
+async def _read(request: web.BaseRequest) -> bytes | None:
+    pieces, held = [], 0
+    async for chunk in request.content.iter_any():
+        pieces.append(chunk)
+        held += len(chunk)
+        if held > _MAX_BODY_BYTES:
+            return None
+    return b"".join(pieces)
+
+
+def _refusal(status: int, kind: str, message: str) -> web.Response:
+    body = {"type": "error", "error": {"type": kind, "message": message}}
+    return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
+
+
+def _as_upstream_said(failed: UpstreamFailed) -> web.Response:
+    if failed.status is None:
+        return _refusal(502, "api_error", failed.failure.message)
+    headers = {"content-type": "application/json"}
+    if failed.failure.retry_after_seconds is not None:
+        headers["retry-after"] = f"{failed.failure.retry_after_seconds:g}"
+    return web.Response(status=failed.status, body=failed.body, headers=headers)
+
+
+def _abort(request: web.BaseRequest) -> None:
+    """Cuts the worker's connection as the upstream's was cut, so that the CLI sees just that."""
+    with contextlib.suppress(AttributeError):
+        request.transport.abort()  # type: ignore[union-attr]
+
+
+def _call_fields(account: WorkerAccount, meter: CallMeter, failure: Failure | None) -> dict[str, Any]:
+    usage = meter.usage
+    return {
+        "worker_id": account.worker_id,
+        "request_id": account.request_id,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "stop_reason": meter.stop_reason,
+        "failure": failure.code if failure is not None else None,
+    }

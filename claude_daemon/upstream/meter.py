@@ -1,0 +1,125 @@
+"""Usage and errors, read off the response of one model call as it passes, pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from claude_daemon.core.errors import Code, Failure, failure_of_upstream_status
+from claude_daemon.core.message import usage_of
+from claude_daemon.core.task import Usage
+from claude_daemon.upstream.sse import EventTooLong, SSEDecoder
+
+# The error types of the Messages API that arrive inside a stream, as the status they would have had before it.
+_STATUS_OF_TYPE: Mapping[str, int] = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "request_too_large": 413,
+    "rate_limit_error": 429,
+    "api_error": 500,
+    "overloaded_error": 529,
+}
+_MAX_MESSAGE_CHARS = 2000  # an upstream's error page is not our caller's error message
+
+
+class CallMeter:
+    """One model call. Feed it the body; ``usage``, ``failure`` and ``stop_reason`` tell what has passed."""
+
+    def __init__(self, *, streaming: bool) -> None:
+        self.failure: Failure | None = None
+        self.stop_reason: str | None = None
+        self.complete = False
+        self._streaming = streaming
+        self._decoder = SSEDecoder()
+        self._body: list[bytes] = []
+        self._usage: dict[str, Any] = {}
+
+    @property
+    def usage(self) -> Usage:
+        return usage_of(self._usage)
+
+    def feed(self, chunk: bytes) -> None:
+        if not self._streaming:
+            self._body.append(chunk)
+            return
+        try:
+            for _, data in self._decoder.feed(chunk):
+                self._event(data)
+        except EventTooLong as error:
+            self.failure = Failure(code=Code.UPSTREAM_MALFORMED, message=str(error))
+
+    def _event(self, data: bytes) -> None:
+        try:
+            event = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            self.failure = Failure(
+                code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that is not JSON"
+            )
+            return
+        self.read(event)
+
+    def read(self, event: Mapping[str, Any]) -> None:
+        """An event of the stream, already decoded."""
+        kind = event.get("type")
+        if kind == "message_start":
+            self._usage.update(event["message"].get("usage") or {})
+        elif kind == "message_delta":
+            self._usage.update({k: v for k, v in (event.get("usage") or {}).items() if v is not None})
+            self.stop_reason = (event.get("delta") or {}).get("stop_reason")
+        elif kind == "message_stop":
+            self.complete = True
+        elif kind == "error":
+            self.failure = failure_of_event(event)
+
+    def end(self) -> None:
+        """The body is over: a stream that did not end with ``message_stop`` was cut."""
+        if not self._streaming:
+            self._whole()
+        elif not self.complete and self.failure is None:
+            self.failure = cut()
+
+    def _whole(self) -> None:
+        try:
+            body = orjson.loads(b"".join(self._body))
+        except orjson.JSONDecodeError:
+            self.failure = Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream's answer is not JSON")
+            return
+        self._usage.update(body.get("usage") or {})
+        self.stop_reason = body.get("stop_reason")
+        self.complete = True
+
+
+def cut() -> Failure:
+    return Failure(code=Code.UPSTREAM_CUT, message="the upstream's answer broke off")
+
+
+def failure_of_event(event: Mapping[str, Any]) -> Failure:
+    """The failure that an ``error`` event inside a stream tells."""
+    error = event.get("error") or {}
+    status = _STATUS_OF_TYPE.get(str(error.get("type")), 500)
+    return failure_of_upstream_status(
+        status, str(error.get("message") or "the upstream failed")[:_MAX_MESSAGE_CHARS]
+    )
+
+
+def failure_of_response(status: int, body: bytes, retry_after: str | None) -> Failure:
+    """The failure that an error response tells: its own message where it has one, its ``Retry-After`` in seconds."""
+    message = f"the upstream answered with status {status}"
+    try:
+        error = orjson.loads(body).get("error") or {}
+        message = str(error.get("message") or message)[:_MAX_MESSAGE_CHARS]
+    except (orjson.JSONDecodeError, AttributeError):
+        pass
+    return failure_of_upstream_status(status, message, _seconds(retry_after))
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """``Retry-After`` in seconds; its date form, which the API does not use, counts as absent."""
+    try:
+        return max(0.0, float(retry_after)) if retry_after is not None else None
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""The public bodies: models that parse them, translations between dialects, answers. Pure; sees core only."""

@@ -1,0 +1,89 @@
+"""What followers of a task are told, made from what its engine said (INTERFACE.md, "Event types")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import orjson
+
+from claude_daemon.core.event import MESSAGE_EVENT, Event
+
+MAX_DATA_BYTES: Final = 64 * 1024
+"""One event's data as JSON; INTERFACE.md names it."""
+
+_CUTS: Final = (32 * 1024, 8 * 1024, 2 * 1024, 512, 128)
+"""Characters left of each text in data that is too large, tried in turn until the whole fits."""
+_SAFE_CHARACTERS: Final = MAX_DATA_BYTES // 8
+"""A text of this length fits however JSON writes it: at most 6 bytes a character, and the field's name."""
+
+_FIELDS: Final[Mapping[str, tuple[str, str]]] = {
+    "text_delta": ("text.delta", "text"),
+    "thinking_delta": ("thinking.delta", "thinking"),
+}
+
+
+class PublicEvents:
+    """Translates one task's events in their order. Holds nothing but the task's id: it may begin anywhere."""
+
+    def __init__(self, task_id: str) -> None:
+        self._task_id = task_id
+
+    def feed(self, event: Event, at: float) -> list[dict[str, Any]]:
+        """The public events that `event` means, at most one; `at` is its time in seconds since the epoch.
+
+        Of the Messages API's stream, text, thinking and usage are told. All else passes under its own type.
+        """
+        if event.type == MESSAGE_EVENT:
+            told = _told(event.data)
+        else:
+            told = event.type, bounded(event.data)
+        if told is None:
+            return []
+        return [{"task": self._task_id, "seq": event.seq, "type": told[0], "at": at, "data": told[1]}]
+
+
+def _told(event: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+    kind = event.get("type")
+    if kind == "content_block_delta":
+        delta = event["delta"]
+        name, field = _FIELDS.get(delta["type"], ("", ""))
+        return _text(name, delta[field]) if name else None
+    if kind == "content_block_start":
+        block = event["content_block"]
+        name, field = _FIELDS.get(f"{block['type']}_delta", ("", ""))
+        return _text(name, block[field]) if block.get(field) else None
+    if kind == "message_delta" and event.get("usage"):
+        return "usage", bounded(event["usage"])
+    return None
+
+
+def _text(name: str, text: str) -> tuple[str, Mapping[str, Any]]:
+    data = {"text": text}
+    return name, data if len(text) <= _SAFE_CHARACTERS else bounded(data)
+
+
+def bounded(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`data`, cut where its JSON is larger than :data:`MAX_DATA_BYTES`.
+
+    What is cut has ``truncated: true`` and its ``size_bytes``; of its texts is left what fits, or nothing.
+    """
+    size = len(orjson.dumps(data))
+    if size <= MAX_DATA_BYTES:
+        return data
+    mark = {"truncated": True, "size_bytes": size}
+    for length in _CUTS:
+        cut = {name: _shortened(value, length) for name, value in data.items()} | mark
+        if len(orjson.dumps(cut)) <= MAX_DATA_BYTES:
+            return cut
+    return mark
+
+
+def _shortened(value: Any, length: int) -> Any:
+    if isinstance(value, str):
+        return value[:length]
+    if isinstance(value, Mapping):
+        return {name: _shortened(inner, length) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_shortened(inner, length) for inner in value]
+    return value

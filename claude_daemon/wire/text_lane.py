@@ -1,0 +1,161 @@
+"""What a Messages API request may ask of the text lane: a warm Claude Code process without tools.
+
+It takes text, images and documents, a system prompt, thinking and an answer's schema. All else is refused by
+name; nothing is ignored but ``cache_control``, because the CLI places its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+from claude_daemon.core.errors import Code, Failure
+
+Finding = tuple[str, str]
+"""A dotted path, and why the text lane cannot honour what stands there."""
+Check = Callable[[Any], Finding | None]
+
+_DIRECT: Final = "only the direct lane honours it"
+_PREFILL: Final = "it cannot continue an assistant's message (prefill); the last must be the user's"
+
+
+def text_lane_unsupported(request: Mapping[str, Any]) -> Failure | None:
+    """The first thing in a valid Messages API request that the text lane cannot honour, or None. Pure.
+
+    ``param`` is its dotted path, and the message begins with that path in backquotes.
+    """
+    found = _in_fields(request) or _in_messages(request["messages"])
+    return None if found is None else _failure(*found)
+
+
+def renamed(failure: Failure, name: str) -> Failure:
+    """The same failure under the name that a dialect's client has for the parameter."""
+    return replace(failure, param=name, message=failure.message.replace(f"`{failure.param}`", f"`{name}`", 1))
+
+
+def _failure(path: str, why: str) -> Failure:
+    message = f"`{path}` is not supported on the text lane: {why}."
+    return Failure(code=Code.UNSUPPORTED_PARAMETER, message=message, param=path)
+
+
+def _in_fields(request: Mapping[str, Any]) -> Finding | None:
+    for name, value in request.items():
+        if value is None:
+            continue
+        check = FIELDS.get(name)
+        found = (name, _DIRECT) if check is None else check(value)
+        if found is not None:
+            return found
+    return None
+
+
+def _always(value: Any) -> Finding | None:
+    return None
+
+
+def _only_empty(name: str, why: str) -> Check:
+    return lambda value: (name, why) if value else None
+
+
+def _max_tokens(value: Any) -> Finding | None:
+    return ("max_tokens", "0 asks for a filled cache and no answer") if value == 0 else None
+
+
+def _tool_choice(value: Any) -> Finding | None:
+    return None if value.get("type") == "none" else ("tool_choice", "it has no tools")
+
+
+def _service_tier(value: Any) -> Finding | None:
+    return None if value in ("auto", "standard_only") else ("service_tier", "it has auto and standard_only")
+
+
+def _thinking(value: Any) -> Finding | None:
+    if value.get("type") not in ("enabled", "disabled", "adaptive"):
+        return "thinking.type", "it has enabled, disabled and adaptive"
+    return _unknown("thinking", value, {"type", "budget_tokens"})
+
+
+def _output_config(value: Any) -> Finding | None:
+    found = _unknown("output_config", value, {"format"})
+    form = value.get("format")
+    if found or form is None:
+        return found
+    if not isinstance(form, dict) or form.get("type") != "json_schema":
+        return "output_config.format", "it has json_schema"
+    return _unknown("output_config.format", form, {"type", "schema"})
+
+
+def _system(value: Any) -> Finding | None:
+    if isinstance(value, str):
+        return None
+    blocks = (_unknown(f"system.{n}", block, BLOCK_FIELDS["text"]) for n, block in enumerate(value))
+    return next(filter(None, blocks), None)
+
+
+FIELDS: Final[Mapping[str, Check]] = {
+    "model": _always,
+    "messages": _always,
+    "stream": _always,
+    "metadata": _always,
+    "cache_control": _always,
+    "system": _system,
+    "max_tokens": _max_tokens,
+    "thinking": _thinking,
+    "output_config": _output_config,
+    "service_tier": _service_tier,
+    "tools": _only_empty("tools", "it has no tools; use the direct lane"),
+    "tool_choice": _tool_choice,
+    "stop_sequences": _only_empty("stop_sequences", _DIRECT),
+    "mcp_servers": _only_empty("mcp_servers", "it has no tools; use the direct lane"),
+}
+"""Every field that the text lane honours in whole or in part; a field that is not here is refused."""
+
+BLOCK_FIELDS: Final[Mapping[str, set[str]]] = {
+    "text": {"type", "text", "cache_control"},
+    "image": {"type", "source", "cache_control"},
+    "document": {"type", "source", "title", "context", "citations", "cache_control"},
+    "thinking": {"type", "thinking", "signature"},
+    "redacted_thinking": {"type", "data"},
+}
+ROLE_BLOCKS: Final[Mapping[str, tuple[str, ...]]] = {
+    "user": ("text", "image", "document"),
+    "assistant": ("text", "thinking", "redacted_thinking"),
+}
+
+
+def _in_messages(messages: list[Mapping[str, Any]]) -> Finding | None:
+    for n, message in enumerate(messages):
+        found = _in_message(f"messages.{n}", message)
+        if found is not None:
+            return found
+    last = len(messages) - 1
+    return None if messages[last]["role"] == "user" else (f"messages.{last}.role", _PREFILL)
+
+
+def _in_message(path: str, message: Mapping[str, Any]) -> Finding | None:
+    role, content = message["role"], message["content"]
+    if role not in ROLE_BLOCKS:
+        return f"{path}.role", "it takes instructions from `system` only"
+    found = _unknown(path, message, {"role", "content"})
+    if found or isinstance(content, str):
+        return found
+    blocks = (_in_block(f"{path}.content.{n}", role, block) for n, block in enumerate(content))
+    return next(filter(None, blocks), None)
+
+
+def _in_block(path: str, role: str, block: Mapping[str, Any]) -> Finding | None:
+    kind = block["type"]
+    if kind not in ROLE_BLOCKS[role]:
+        known = ", ".join(ROLE_BLOCKS[role])
+        return f"{path}.type", f"in a message of the {role} it has {known}"
+    source = block.get("source")
+    if isinstance(source, dict) and source.get("type") == "file":
+        return f"{path}.source.type", "uploaded files belong to the credential, which it does not show"
+    return _unknown(path, block, BLOCK_FIELDS[kind])
+
+
+def _unknown(path: str, given: Mapping[str, Any], known: set[str]) -> Finding | None:
+    """The first field that is set and not known."""
+    name = next((name for name, value in given.items() if value is not None and name not in known), None)
+    return None if name is None else (f"{path}.{name}", _DIRECT)

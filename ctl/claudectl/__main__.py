@@ -1,0 +1,5 @@
+"""``python -m claudectl``."""
+
+from claudectl.main import main
+
+main()

@@ -1,0 +1,217 @@
+"""The daemon's answers as plain, aligned text. Pure; absent keys are skipped, unknown ones ignored.
+
+What comes from the daemon goes through :func:`plain`: names and reasons may hold anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from claudectl.clean import clean_line
+
+Document = Mapping[str, Any]
+Paint = Callable[[str], str]
+
+# What a reader should see at a glance: a status, or a state of the daemon or of a worker.
+_GOOD, _DOUBTFUL, _BAD = "\x1b[32m", "\x1b[33m", "\x1b[31m"
+_COLOURS = {
+    **dict.fromkeys(("pass", "ready", "idle", "busy"), _GOOD),
+    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained"), _DOUBTFUL),
+    **dict.fromkeys(("fail", "stopping", "retiring", "gone"), _BAD),
+}
+_RESET = "\x1b[0m"
+
+
+def coloured(word: str) -> str:
+    """A status or state in its colour, where it has one."""
+    colour = _COLOURS.get(word.strip())
+    return f"{colour}{word}{_RESET}" if colour else word
+
+
+def colourless(word: str) -> str:
+    return word
+
+
+def plain(value: object) -> str:
+    """A value of the daemon's on one line, as people write it; '-' for none."""
+    if value is None or value == "":
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return clean_line(str(value))
+
+
+def duration(seconds: object) -> str:
+    """
+    >>> [duration(s) for s in (0.4, 59.9, 61, 3_700, 90_061)]
+    ['0 s', '59 s', '1 min 1 s', '1 h 1 min', '1 d 1 h']
+    """
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+        return "-"
+    whole = int(seconds)
+    units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))
+    first = next((at for at, (_, count) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count) or "0 s"
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint, *, right: frozenset[str]
+) -> str:
+    """Aligned columns; those named in ``right`` hold numbers and are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [_row(header, header, widths, right, colourless)]
+    lines += [_row(row, header, widths, right, paint) for row in rows]
+    return "\n".join(lines)
+
+
+def _row(
+    cells: Sequence[str], header: Sequence[str], widths: Sequence[int], right: frozenset[str], paint: Paint
+) -> str:
+    padded = (
+        cell.rjust(width) if name in right else cell.ljust(width)
+        for cell, name, width in zip(cells, header, widths, strict=True)
+    )
+    return "  ".join(paint(cell) for cell in padded).rstrip()
+
+
+def health(document: Document, paint: Paint) -> str:
+    """The status, and a line for each check with its reason."""
+    head = [paint(plain(document.get("status")))]
+    if "state" in document:
+        head.append(paint(plain(document["state"])))
+    if "uptime_seconds" in document:
+        head.append(f"up {duration(document['uptime_seconds'])}")
+    if "version" in document:
+        head.append(f"version {plain(document['version'])}")
+    return "\n".join([" · ".join(head), *_checks(document.get("checks"), paint)])
+
+
+def _checks(checks: object, paint: Paint) -> Iterator[str]:
+    found = {plain(name): check for name, check in _mapping(checks).items() if isinstance(check, Mapping)}
+    width = max(map(len, found), default=0)
+    for name, check in found.items():
+        status = plain(check.get("status"))
+        reason = f"  {plain(check['reason'])}" if check.get("reason") else ""
+        yield f"  {name.ljust(width)}  {paint(status.ljust(4))}{reason}".rstrip()
+
+
+def ready(document: Document, paint: Paint) -> str:
+    """``ready``, or why not."""
+    state = plain(document.get("state"))
+    if document.get("status") == "pass":
+        return paint(state)
+    reason = document.get("reason")
+    return f"not ready · {paint(state)}" + (f" · {plain(reason)}" if reason else "")
+
+
+def status(document: Document, paint: Paint) -> str:
+    """The whole daemon on one screen."""
+    facts = [(name, text) for name, text in _facts(document, paint) if text]
+    width = max((len(name) for name, _ in facts), default=0)
+    return "\n".join([_title(document, paint), *(f"  {name.ljust(width)}  {text}" for name, text in facts)])
+
+
+def _title(document: Document, paint: Paint) -> str:
+    parts = [f"claude-daemon {plain(document.get('version'))}", paint(plain(document.get("state")))]
+    if "uptime_seconds" in document:
+        parts.append(f"up {duration(document['uptime_seconds'])}")
+    parts += [f"{name} {plain(document[name])}" for name in ("pid", "profile") if name in document]
+    return " · ".join(parts)
+
+
+def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
+    for key, name in (("url", "url"), ("home", "home"), ("key_file", "key")):
+        yield name, _known(document.get(key))
+    yield "upstream", _joined(" at ", document.get("upstream"), document.get("base_url"))
+    if "credential" in document:
+        credential = _mapping(document["credential"])
+        yield "credential", _joined(" from ", credential.get("kind"), credential.get("origin")) or "none"
+    cli = _mapping(document.get("cli"))
+    yield "cli", _joined(" at ", cli.get("version"), cli.get("path"))
+    lanes = document.get("lanes")
+    yield "lanes", ", ".join(map(plain, lanes)) if isinstance(lanes, list) else ""
+    yield "workers", _workers(_mapping(document.get("workers")))
+    for key in ("queue", "starts"):
+        yield key, _counts(_mapping(document.get(key)))
+    yield "checks", _summary(_mapping(document.get("checks")), paint)
+
+
+def _workers(workers: Document) -> str:
+    live = [f"{plain(workers['live'])} live"] if "live" in workers else []
+    if live and "limit" in workers:
+        live = [f"{live[0]} of {plain(workers['limit'])}"]
+    rest = {name: workers[name] for name in ("busy", "idle", "starting", "spares") if name in workers}
+    return " · ".join([*live, *([_counts(rest)] if rest else [])])
+
+
+def _counts(counts: Document) -> str:
+    return " · ".join(f"{plain(count)} {plain(name)}" for name, count in counts.items())
+
+
+def _summary(checks: Document, paint: Paint) -> str:
+    """All checks in a line, those that do not pass with their reasons."""
+    parts = []
+    for name, check in checks.items():
+        found = _mapping(check)
+        word = plain(found.get("status"))
+        reason = found.get("reason") if word != "pass" else None
+        parts.append(f"{plain(name)} {paint(word)}" + (f" ({plain(reason)})" if reason else ""))
+    return " · ".join(parts)
+
+
+def workers(document: Document, paint: Paint) -> str:
+    """A line a worker."""
+    listed = document.get("workers")
+    rows = (
+        [_worker(worker) for worker in listed if isinstance(worker, Mapping)]
+        if isinstance(listed, list)
+        else []
+    )
+    if not rows:
+        return "no workers"
+    return table(_WORKER_HEADER, rows, paint, right=frozenset({"PID", "TURNS", "RSS MB"}))
+
+
+_WORKER_HEADER = ("ID", "PID", "STATE", "LANE", "BOUND", "TURNS", "AGE", "RSS MB", "MODEL")
+
+
+def _worker(worker: Document) -> list[str]:
+    plain_cells = [plain(worker.get(key)) for key in ("id", "pid", "state", "lane", "bound", "turns")]
+    return [
+        *plain_cells,
+        duration(worker.get("age_seconds")),
+        plain(worker.get("rss_mb")),
+        plain(worker.get("model")),
+    ]
+
+
+def state(document: Document, paint: Paint) -> str:
+    """The daemon's state, alone."""
+    return paint(plain(document.get("state")))
+
+
+def drain(document: Document) -> str:
+    """A drain's progress on one line."""
+    parts = [plain(document.get("state"))]
+    parts += [
+        f"{plain(document[name])} {name}" for name in ("running", "queued", "connections") if name in document
+    ]
+    left = document.get("remaining_s")
+    if left is not None:
+        parts.append(f"{duration(left)} left")
+    return " · ".join(parts)
+
+
+def _mapping(value: object) -> Document:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _known(value: object) -> str:
+    return "" if value is None else plain(value)
+
+
+def _joined(by: str, *values: object) -> str:
+    return by.join(plain(value) for value in values if value)

@@ -1,0 +1,70 @@
+"""Keys: made, digested, found."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import pytest
+
+from claude_daemon.core.key import Key, Keyring, digest, new_secret, well_formed
+
+
+def key_of(secret: str, name: str = "alice") -> Key:
+    return Key(
+        id=f"key_{name}", name=name, digest=digest(secret), role="standard", trust_domain=f"key_{name}"
+    )
+
+
+def test_a_secret_is_cd_and_32_bytes_in_base64url() -> None:
+    assert new_secret(bytes) == "cd_" + "A" * 43
+    assert new_secret(lambda n: b"\xff" * n) == "cd_" + "_" * 42 + "8"
+    assert all(well_formed(new_secret(secrets.token_bytes)) for _ in range(200))
+
+
+def test_a_keyring_finds_each_of_its_keys_and_no_other() -> None:
+    mine, yours, other = (new_secret(secrets.token_bytes) for _ in range(3))
+    ring = Keyring([key_of(mine, "me"), key_of(yours, "you")])
+    assert [key.name for key in ring] == ["me", "you"] and len(ring) == 2
+    assert ring.identify(mine) == key_of(mine, "me")
+    assert ring.identify(yours) == key_of(yours, "you")
+    assert ring.identify(other) is None
+    assert Keyring().identify(mine) is None
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        "cd_",
+        "cd_" + "A" * 42,
+        "cd_" + "A" * 44,
+        "cd_" + "A" * 43 + "\n",
+        "sk-" + "A" * 43,
+        "cd_" + "é" * 43,
+    ]
+    + ["cd_" + "\udcff" * 43, "cd_" + "A" * 42 + "=", " cd_" + "A" * 43],
+)
+def test_what_cannot_be_a_key_is_none_even_if_its_digest_were_known(secret: str) -> None:
+    assert Keyring([key_of(secret)]).identify(secret) is None
+
+
+def test_a_key_of_ten_megabytes_costs_no_hash() -> None:
+    huge = "cd_" + "A" * 10_000_000
+    ring = Keyring([key_of(new_secret(secrets.token_bytes))])
+    started = time.perf_counter()
+    for _ in range(1000):
+        ring.identify(huge)
+    assert time.perf_counter() - started < 1  # hashing it a thousand times takes seconds
+
+
+def test_two_keys_with_one_secret_are_refused() -> None:
+    secret = new_secret(secrets.token_bytes)
+    with pytest.raises(ValueError, match="key_a and key_b"):
+        Keyring([key_of(secret, "a"), key_of(secret, "b")])
+
+
+def test_neither_secret_nor_digest_is_in_the_repr() -> None:
+    secret = new_secret(secrets.token_bytes)
+    shown = repr(key_of(secret))
+    assert secret not in shown and "digest" not in shown and digest(secret).hex() not in shown

@@ -1,0 +1,152 @@
+"""The daemon's answers as text."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from claude_daemon.core.lifecycle import DaemonState
+from claudectl import clean, render
+from claudectl.commands.health import TAKES_NO_WORK
+from claudectl.render import coloured, colourless, duration
+
+HEALTH = {
+    "status": "warn",
+    "state": "degraded",
+    "version": "0.1.0",
+    "uptime_seconds": 3725.2,
+    "checks": {"engine": {"status": "pass"}, "worker_pool": {"status": "warn", "reason": "3 of 4 live"}},
+}
+
+STATUS = {
+    "version": "0.1.0",
+    "pid": 4242,
+    "state": "ready",
+    "uptime_seconds": 61,
+    "profile": "dev",
+    "url": "http://127.0.0.1:8006",
+    "home": "/h",
+    "key_file": "/h/local.key",
+    "upstream": "anthropic",
+    "base_url": "https://api.anthropic.com",
+    "credential": {"kind": "api_key", "origin": "ANTHROPIC_API_KEY"},
+    "cli": {"path": "/x/claude", "version": "2.1.330"},
+    "lanes": ["direct", "text"],
+    "workers": {"limit": 4, "live": 4, "busy": 1, "idle": 3, "starting": 0, "spares": 1},
+    "queue": {"waiting": 2, "running": 1},
+    "starts": {"warm": 9, "spare": 1, "cold": 2},
+    "checks": HEALTH["checks"],
+}
+
+WORKERS = [
+    {
+        "id": "w_1",
+        "pid": 12,
+        "state": "busy",
+        "lane": "text",
+        "bound": True,
+        "turns": 12,
+        "age_seconds": 360.2,
+        "rss_mb": 210.5,
+        "model": "sonnet",
+    },
+    {
+        "id": "w_10",
+        "pid": 12222,
+        "state": "idle",
+        "lane": "text",
+        "bound": False,
+        "turns": 0,
+        "age_seconds": 3,
+    },
+]
+
+
+@pytest.mark.parametrize("module", [clean, render], ids=lambda module: module.__name__)
+def test_the_examples_in_the_docstrings_hold(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+def test_health_has_a_line_for_each_check_with_its_reason() -> None:
+    assert render.health(HEALTH, colourless) == (
+        "warn · degraded · up 1 h 2 min · version 0.1.0\n"
+        "  engine       pass\n"
+        "  worker_pool  warn  3 of 4 live"
+    )
+
+
+def test_status_is_one_aligned_screen() -> None:
+    assert render.status(STATUS, colourless) == (
+        "claude-daemon 0.1.0 · ready · up 1 min 1 s · pid 4242 · profile dev\n"
+        "  url         http://127.0.0.1:8006\n"
+        "  home        /h\n"
+        "  key         /h/local.key\n"
+        "  upstream    anthropic at https://api.anthropic.com\n"
+        "  credential  api_key from ANTHROPIC_API_KEY\n"
+        "  cli         2.1.330 at /x/claude\n"
+        "  lanes       direct, text\n"
+        "  workers     4 live of 4 · 1 busy · 3 idle · 0 starting · 1 spares\n"
+        "  queue       2 waiting · 1 running\n"
+        "  starts      9 warm · 1 spare · 2 cold\n"
+        "  checks      engine pass · worker_pool warn (3 of 4 live)"
+    )
+
+
+def test_workers_are_an_aligned_table() -> None:
+    assert render.workers({"workers": WORKERS}, colourless) == (
+        "ID      PID  STATE  LANE  BOUND  TURNS  AGE    RSS MB  MODEL\n"
+        "w_1      12  busy   text  yes       12  6 min   210.5  sonnet\n"
+        "w_10  12222  idle   text  no         0  3 s         -  -"
+    )
+
+
+@pytest.mark.parametrize("missing", STATUS)
+def test_status_skips_what_is_absent_or_null(missing: str) -> None:
+    without = {name: value for name, value in STATUS.items() if name != missing}
+    assert "None" not in render.status(without, colourless)
+    assert "None" not in render.status(STATUS | {missing: None}, colourless)
+
+
+@pytest.mark.parametrize("junk", [None, 7, "text", [], {}, [1], {"x": 1}, {"x": {"y": None}}])
+def test_nothing_unexpected_breaks_a_rendering(junk: object) -> None:
+    for key in STATUS:
+        render.status(STATUS | {key: junk}, coloured)
+        render.health(HEALTH | {key: junk}, coloured)
+    render.workers({"workers": junk}, coloured)
+    render.workers({"workers": [junk, WORKERS[0] | {"id": junk, "age_seconds": junk}]}, coloured)
+    render.ready({"status": junk, "state": junk, "reason": junk}, coloured)
+    render.drain({"state": junk, "running": junk, "remaining_s": junk})
+
+
+def test_an_empty_answer_still_renders() -> None:
+    assert render.status({}, colourless) == "claude-daemon - · -"
+    assert render.health({}, colourless) == "-"
+    assert render.workers({}, colourless) == "no workers"
+
+
+def test_colour_marks_states_and_leaves_the_alignment_alone() -> None:
+    shown = render.health(HEALTH, coloured)
+    assert "\x1b[33mwarn\x1b[0m" in shown
+    assert clean.clean(shown) == render.health(HEALTH, colourless)
+
+
+def test_reasons_and_names_cannot_steer_the_terminal() -> None:
+    evil = {"checks": {"e\x1b[2Jx": {"status": "fail", "reason": "\x1b]0;owned\x07bad\nall is well"}}}
+    assert render.health(evil, colourless) == "-\n  ex  fail  bad all is well"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (86_400, "1 d"), (None, "-")]
+)
+def test_durations_read_as_people_say_them(seconds: object, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_drain_is_one_line() -> None:
+    line = {"state": "draining", "running": 2, "queued": 1, "connections": 3, "remaining_s": 57.6}
+    assert render.drain(line) == "draining · 2 running · 1 queued · 3 connections · 57 s left"
+
+
+def test_states_without_work_are_states_of_the_daemon() -> None:
+    assert {DaemonState(name) for name in TAKES_NO_WORK}

@@ -1,0 +1,211 @@
+"""claudectl run."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+
+from tests.ctl.conftest import Daemon, Invoke, Reply
+
+
+def event(type: str, **data: Any) -> dict[str, Any]:
+    return {"task": "task_1", "seq": 1, "type": type, "at": "2026-01-01T00:00:00Z", "data": data}
+
+
+STARTED = event("task.started", lane="text", start="warm", worker="w_1", attempt=1)
+SUCCEEDED = event("task.succeeded", stop_reason="end_turn", usage={})
+
+
+def text(piece: str) -> dict[str, Any]:
+    return event("text.delta", text=piece)
+
+
+def test_run_prints_the_answer_and_ends_its_line(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells(
+        "POST", "tasks", STARTED, event("thinking.delta", text="hm"), text("Hel"), text("lo"), SUCCEEDED
+    )
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
+    assert daemon.last.body == {"prompt": "hi"}
+    assert daemon.last.headers["Accept"] == "application/x-ndjson"
+
+
+@pytest.mark.parametrize(("answer", "printed"), [("a\n", "a\n"), ("a\n\n", "a\n\n"), ("", "")])
+def test_a_line_that_is_ended_is_not_ended_again(
+    daemon: Daemon, invoke: Invoke, answer: str, printed: str
+) -> None:
+    daemon.tells("POST", "tasks", text(answer), SUCCEEDED)
+    assert invoke("run", "hi").stdout == printed
+
+
+def test_options_are_sent_when_they_are_given(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", SUCCEEDED)
+    invoke("run", "--model", "opus", "--system", "Be brief.", "--lane", "direct", "--", "--help")
+    assert daemon.last.body == {"prompt": "--help", "model": "opus", "system": "Be brief.", "lane": "direct"}
+
+
+def test_json_streams_the_events_as_they_are(daemon: Daemon, invoke: Invoke) -> None:
+    def stream(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.chunk(b'{"type":  "text.delta","data":{"text":"\xc3\xa9\x7f"}}\n{"type"')
+        reply.chunk(b':"later.type"}\n\n{"type":"task.succeeded","data":{}}\n')
+        reply.end_stream()
+
+    daemon.on("POST", "tasks", stream)
+    result = invoke("run", "--json", "hi")
+    assert result.exit_code == 0
+    assert result.stdout_bytes == (
+        b'{"type":  "text.delta","data":{"text":"\xc3\xa9\x7f"}}\n'
+        b'{"type":"later.type"}\n'
+        b'{"type":"task.succeeded","data":{}}\n'
+    )
+
+
+def test_control_characters_are_taken_out_even_when_split(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells(
+        "POST", "tasks", text("a\x1b]0;ti"), text("tle\x07b\x9b3"), text("1mc\r\n\td\x1b["), SUCCEEDED
+    )
+    assert invoke("run", "hi").stdout == "abc\n\td[\n".replace("[", "")
+
+
+def test_a_task_that_fails_ends_with_its_code(daemon: Daemon, invoke: Invoke) -> None:
+    failed = event("task.failed", error={"code": "upstream_overloaded", "message": "Over\x1b[2Jloaded"})
+    daemon.tells("POST", "tasks", STARTED, text("par"), failed)
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout) == (1, "par\n")
+    assert result.stderr == "error: upstream_overloaded: Overloaded\n"
+
+
+def test_a_task_cancelled_elsewhere_fails(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", STARTED, event("task.cancelled"))
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stderr) == (1, "error: cancelled: the task was cancelled\n")
+
+
+def test_json_ends_with_the_code_of_the_task_too(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", event("task.failed", error={"code": "stalled", "message": "no"}))
+    assert invoke("run", "--json", "hi").exit_code == 1
+
+
+def test_a_reset_says_that_the_answer_starts_over(daemon: Daemon, invoke: Invoke) -> None:
+    again = event("retry", attempt=2)
+    daemon.tells("POST", "tasks", text("old\x1b["), event("text.reset"), again, text("new"), SUCCEEDED)
+    result = invoke("run", "hi")
+    assert result.stdout == "old\nnew\n"
+    assert result.stderr == "note: the answer starts over; what stands above is superseded\n"
+
+
+def test_a_reset_before_any_text_says_nothing(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", event("text.reset"), text("new"), SUCCEEDED)
+    result = invoke("run", "hi")
+    assert (result.stdout, result.stderr) == ("new\n", "")
+
+
+def test_an_answer_that_is_not_whole_is_noted(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", text("par"), event("task.succeeded", stop_reason="max_tokens"))
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "note: the answer is not whole: it stopped with max_tokens\n",
+    )
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_stream_that_ends_before_the_task_fails(daemon: Daemon, invoke: Invoke, complete: bool) -> None:
+    def cut(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.line(text("par"))
+        if complete:
+            reply.end_stream()
+        reply.close_connection = True
+
+    daemon.on("POST", "tasks", cut)
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout) == (1, "par\n")
+    assert result.stderr.startswith("error: the daemon ")
+
+
+@pytest.mark.parametrize("line", [b"not json\n", b"[1]\n", b"\xff\n", b'"' + b"x" * 1024 * 1024 + b'"\n'])
+def test_a_line_that_is_no_event_is_another_protocol(daemon: Daemon, invoke: Invoke, line: bytes) -> None:
+    def stream(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.chunk(line)
+        reply.end_stream()
+
+    daemon.on("POST", "tasks", stream)
+    assert invoke("run", "hi").exit_code == 6
+
+
+@pytest.mark.parametrize("data", [None, [], {"text": None}, {"text": 7}, {"error": "x"}, {"start": {}}])
+@pytest.mark.parametrize("type", ["task.started", "text.delta", "retry", "usage", "unheard.of"])
+def test_an_event_of_another_shape_is_survived(
+    daemon: Daemon, invoke: Invoke, type: str, data: object
+) -> None:
+    daemon.tells("POST", "tasks", event(type) | {"data": data}, SUCCEEDED)
+    assert invoke("run", "hi").exit_code == 0
+
+
+@pytest.mark.parametrize("args", [["run", "-"], ["run"]])
+def test_the_prompt_is_read_from_stdin(daemon: Daemon, invoke: Invoke, args: list[str]) -> None:
+    daemon.tells("POST", "tasks", SUCCEEDED)
+    assert invoke(*args, input="héllo\nworld\n".encode()).exit_code == 0
+    assert daemon.last.body == {"prompt": "héllo\nworld\n"}
+
+
+def test_a_large_prompt_arrives_whole(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", SUCCEEDED)
+    prompt = "é" * 1_000_000
+    assert invoke("run", input=prompt).exit_code == 0
+    assert daemon.last.body == {"prompt": prompt}
+
+
+def test_a_daemon_that_refuses_a_large_prompt_early_is_heard(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.refuses("POST", "tasks", 413, "body_too_large", "at most 16 MiB")
+    assert invoke("run", input="x" * 1_000_000).stderr == "error: body_too_large: at most 16 MiB\n"
+
+
+@pytest.mark.parametrize(
+    ("input", "said"),
+    [(b"ab\xffc", "stdin is not UTF-8: byte 0xff at offset 2"), (b"", "the prompt is empty")],
+)
+def test_a_prompt_that_cannot_be_sent_is_usage(
+    daemon: Daemon, invoke: Invoke, input: bytes, said: str
+) -> None:
+    result = invoke("run", "-", input=input)
+    assert (result.exit_code, said in result.stderr) == (2, True)
+    assert daemon.requests == []
+
+
+def test_an_argument_that_is_no_utf8_is_usage(daemon: Daemon, invoke: Invoke) -> None:
+    result = invoke("run", "a\udcff")
+    assert (result.exit_code, result.stderr) == (2, "error: prompt is not UTF-8\n")
+
+
+def test_a_draining_daemon_takes_no_task(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.refuses("POST", "tasks", 503, "draining", "the daemon is draining")
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stderr) == (3, "error: draining: the daemon is draining\n")
+
+
+def test_timeout_bounds_a_stream_that_drips_and_hangs_up(daemon: Daemon, invoke: Invoke) -> None:
+    hung_up = threading.Event()
+
+    def drip(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.line(text("slow"))
+        if reply.wait_for_hangup():
+            hung_up.set()
+
+    daemon.on("POST", "tasks", drip)
+    result = invoke("run", "hi", "--timeout", "0.2")
+    assert (result.exit_code, result.stdout) == (124, "slow\n")
+    assert hung_up.wait(5)
+
+
+def test_events_are_json_objects_in_order(daemon: Daemon, invoke: Invoke) -> None:
+    events = [STARTED, *(text(str(number)) for number in range(500)), SUCCEEDED]
+    daemon.tells("POST", "tasks", *events)
+    assert [json.loads(line) for line in invoke("run", "--json", "hi").stdout.splitlines()] == events
