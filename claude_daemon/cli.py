@@ -21,9 +21,7 @@ _PROFILES = click.Choice(["dev", "staging", "prod"])
 _CONFIG = click.option(
     "--config", type=click.Path(), metavar="FILE", help="Read FILE instead of config.toml in the home."
 )
-_PROFILE = click.option(
-    "--profile", type=_PROFILES, help="Defaults for a situation (dev unless set otherwise)."
-)
+_PROFILE = click.option("--profile", type=_PROFILES, help="Defaults for a situation (dev unless set otherwise).")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,9 +33,7 @@ def cli() -> None:
 @cli.command()
 @_CONFIG
 @_PROFILE
-@click.option(
-    "--offline", is_flag=True, help="Answer from the built-in offline model: no account, no network."
-)
+@click.option("--offline", is_flag=True, help="Answer from the built-in offline model: no account, no network.")
 @click.option("--port", type=int, help="Listen on this port (0: any free one) instead of http.port.")
 def run(config: str | None, profile: str | None, offline: bool, port: int | None) -> None:
     """Serve in the foreground until told to stop (SIGTERM, Ctrl-C, claudectl drain --stop).
@@ -89,9 +85,7 @@ def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
         loaded.paths.home.mkdir(parents=True, exist_ok=True, mode=0o700)
         if log_file is not None:
             log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = configure(
-            loaded.settings.log, stream=sys.stderr, path=log_file, secrets=loaded.secrets.values()
-        )
+        handle = configure(loaded.settings.log, stream=sys.stderr, path=log_file, secrets=loaded.secrets.values())
     except OSError as error:
         return _say(EX_CANTCREAT if not isinstance(error, PermissionError) else EX_NOPERM, error)
     try:
@@ -103,9 +97,7 @@ def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     except PermissionError as error:
         return _say(EX_NOPERM, error)
     except OSError as error:
-        where = (
-            f" ({loaded.settings.http.host}:{loaded.settings.http.port})" if error.filename is None else ""
-        )
+        where = f" ({loaded.settings.http.host}:{loaded.settings.http.port})" if error.filename is None else ""
         return _say(EX_CANTCREAT, f"{error}{where}")
     finally:
         handle.close()

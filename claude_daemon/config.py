@@ -541,9 +541,7 @@ def _profile(flag: str | None, environ: Mapping[str, str], faults: list[Fault]) 
         if profile == asked:
             return profile, Origin(layer=Layer.PROFILE, where=profile)
     where = "--profile" if flag else "CLAUDE_DAEMON_PROFILE"
-    message = (
-        f"unknown profile {asked!r}{layers.nearest(asked, get_args(Profile)) or ': dev, staging or prod'}"
-    )
+    message = f"unknown profile {asked!r}{layers.nearest(asked, get_args(Profile)) or ': dev, staging or prod'}"
     faults.append(Fault(where=where, message=message))
     return "dev", Origin(layer=Layer.PROFILE, where="dev")
 

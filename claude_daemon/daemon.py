@@ -109,15 +109,11 @@ class Daemon:
     async def _listen(self, stack: AsyncExitStack) -> None:
         http, control = self.loaded.settings.http, self.loaded.settings.control
         self._control_sock = control_socket(self.loaded.paths.control_socket, control.mode)
-        stack.callback(
-            unlink_own, self.loaded.paths.control_socket, inode_of(self.loaded.paths.control_socket)
-        )
+        stack.callback(unlink_own, self.loaded.paths.control_socket, inode_of(self.loaded.paths.control_socket))
         self._public_socks = tcp_sockets(http.host, http.port)
         port = self._public_socks[0].getsockname()[1]
         self.url = f"http://{http.host}:{port}"
-        AcceptErrors(lambda said: log.warning("http.accept_failed", reason=said)).install(
-            asyncio.get_running_loop()
-        )
+        AcceptErrors(lambda said: log.warning("http.accept_failed", reason=said)).install(asyncio.get_running_loop())
 
     async def _serve(self, announce: Callable[[Daemon], None]) -> int:
         async with asyncio.TaskGroup() as group:
@@ -328,9 +324,7 @@ class Daemon:
         app = web.Application(middlewares=[gate.middleware()])
         ProbeRoutes(self.health).register(app.router)
         OpenAIRoutes(chats, self.schemas).register(app.router)
-        AnthropicRoutes(chats, self.schemas, _counter(client) if client is not None else None).register(
-            app.router
-        )
+        AnthropicRoutes(chats, self.schemas, _counter(client) if client is not None else None).register(app.router)
         limits = Limits(
             max_body_bytes=http.max_body_bytes,
             max_connections=http.max_connections,
@@ -480,9 +474,7 @@ def _access(request: web.BaseRequest, status: int, seconds: float, sent: int) ->
 
 
 def _control_access(request: web.BaseRequest, status: int, seconds: float, sent: int) -> None:
-    log.debug(
-        "control.access", method=request.method, path=request.path, status=status, seconds=round(seconds, 6)
-    )
+    log.debug("control.access", method=request.method, path=request.path, status=status, seconds=round(seconds, 6))
 
 
 def _error(request_id: str, error: BaseException) -> None:

@@ -47,9 +47,7 @@ MAX_SECRET_BYTES = 16 * 1024
 MAX_ECHO_CHARS = 60
 """A longer value is not repeated in a fault: it is no slip of the finger, and hides the reason."""
 
-SECRET_LIKE = re.compile(
-    r"(?<![A-Za-z0-9])(sk-|cd_)[A-Za-z0-9_-]{8,}|\b(Bearer\s+)[^\s\"',;]+", re.IGNORECASE
-)
+SECRET_LIKE = re.compile(r"(?<![A-Za-z0-9])(sk-|cd_)[A-Za-z0-9_-]{8,}|\b(Bearer\s+)[^\s\"',;]+", re.IGNORECASE)
 """Text that is a key or token wherever it stands. Groups 1 and 2 hold what may be shown."""
 
 NONE = "none"
@@ -495,9 +493,7 @@ def from_flags(flags: Iterable[tuple[str, str, Any]], model: type[BaseModel], fa
     return result
 
 
-def _parsed(
-    value: object, path: KeyPath, model: type[BaseModel], origin: Origin, faults: list[Fault]
-) -> Table | None:
+def _parsed(value: object, path: KeyPath, model: type[BaseModel], origin: Origin, faults: list[Fault]) -> Table | None:
     annotation = type_at(model, path)
     try:
         return at(path, parse(value, annotation) if isinstance(value, str) else value, origin)

@@ -27,9 +27,7 @@ def settings(home: Path, toml: str = "", *, environ: Mapping[str, str] | None = 
     return load(flags, environ or {}, home=home)
 
 
-def faults(
-    home: Path, toml: str = "", *, environ: Mapping[str, str] | None = None, **flags: Any
-) -> list[str]:
+def faults(home: Path, toml: str = "", *, environ: Mapping[str, str] | None = None, **flags: Any) -> list[str]:
     """What is wrong, as ``where: key: message`` with the config file called FILE."""
     with pytest.raises(ConfigError) as caught:
         settings(home, toml, environ=environ, **flags)
@@ -58,9 +56,7 @@ def test_the_profile_flag_wins_over_its_variable(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_names_the_nearest_and_its_source(tmp_path: Path) -> None:
-    assert faults(tmp_path, profile="stagin") == [
-        "--profile: unknown profile 'stagin'; did you mean staging?"
-    ]
+    assert faults(tmp_path, profile="stagin") == ["--profile: unknown profile 'stagin'; did you mean staging?"]
     assert faults(tmp_path, environ={"CLAUDE_DAEMON_PROFILE": "x"}) == [
         "CLAUDE_DAEMON_PROFILE: unknown profile 'x': dev, staging or prod"
     ]
@@ -175,8 +171,7 @@ BAD_VALUES = [
     ),
     (
         '[http]\ntrusted_proxies = ["10.0.0.0/33"]',
-        "FILE: http.trusted_proxies[0]: must be an address or a network such as 10.0.0.0/8, "
-        "not '10.0.0.0/33'",
+        "FILE: http.trusted_proxies[0]: must be an address or a network such as 10.0.0.0/8, not '10.0.0.0/33'",
     ),
     ('[http]\ntls_cert = "/c"', "FILE: http.tls_cert: needs tls_key beside it"),
     (
@@ -202,8 +197,7 @@ BAD_VALUES = [
     ("[engine.models]\nx = 1", "FILE: engine.models.x: must be a string, not 1"),
     (
         '[engine.models]\n"--x" = "y"',
-        "FILE: engine.models.--x: must be a plain name: letters, digits and a few marks, no mark in front, "
-        "not '--x'",
+        "FILE: engine.models.--x: must be a plain name: letters, digits and a few marks, no mark in front, not '--x'",
     ),
     (
         '[store]\nkind = "redis"',
@@ -226,9 +220,7 @@ BAD_VALUES = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("toml", "fault"), BAD_VALUES, ids=[toml.replace("\n", " ") for toml, _ in BAD_VALUES]
-)
+@pytest.mark.parametrize(("toml", "fault"), BAD_VALUES, ids=[toml.replace("\n", " ") for toml, _ in BAD_VALUES])
 def test_a_bad_value_is_told_with_file_key_and_reason(tmp_path: Path, toml: str, fault: str) -> None:
     assert faults(tmp_path, toml) == [fault]
 
@@ -360,9 +352,7 @@ def test_two_sources_of_one_credential_are_a_fault_that_names_both(tmp_path: Pat
         (b"a" * (layers.MAX_SECRET_BYTES + 1), "is larger than 16384 bytes"),
     ],
 )
-def test_a_bad_secret_file_is_a_fault_with_its_path(
-    tmp_path: Path, content: bytes | None, reason: str
-) -> None:
+def test_a_bad_secret_file_is_a_fault_with_its_path(tmp_path: Path, content: bytes | None, reason: str) -> None:
     file = tmp_path / "key"
     if content is not None:
         file.write_bytes(content)
@@ -403,9 +393,7 @@ def test_a_secret_in_a_file_that_others_may_read_is_a_fault(tmp_path: Path) -> N
 
 
 def test_a_key_under_a_name_that_is_no_secret_is_a_fault_that_does_not_repeat_it(tmp_path: Path) -> None:
-    text = "\n".join(
-        faults(tmp_path, '[engine]\napi_key = "sk-ant-api03-abcdef"\n[log]\nlevel = "cd_0123456789"')
-    )
+    text = "\n".join(faults(tmp_path, '[engine]\napi_key = "sk-ant-api03-abcdef"\n[log]\nlevel = "cd_0123456789"'))
     assert "engine.api_key: holds what looks like a key" in text
     assert "engine.api_key: unknown key" in text
     assert "log.level: holds what looks like a key" in text

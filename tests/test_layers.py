@@ -93,9 +93,7 @@ def test_every_fault_of_every_layer_is_told_at_once_with_its_source(tmp_path: Pa
             "unknown variable: only secrets are read from files; set CLAUDE_DAEMON_HTTP__PORT"
         ),
         ("CLAUDE_DAEMON_HTTP__MAX_WAITING", "http.max_waiting"): "must be a whole number, not 'many'",
-        ("CLAUDE_DAEMON_QUEUE__MAX_ATTEMPTS", "queue.max_attempts"): (
-            "must be greater than or equal to 1, not 0"
-        ),
+        ("CLAUDE_DAEMON_QUEUE__MAX_ATTEMPTS", "queue.max_attempts"): ("must be greater than or equal to 1, not 0"),
         ("CLAUDE_DAEMON_PROFILE", ""): "unknown profile 'pro'; did you mean prod?",
         ("ANTHROPIC_API_KEY_FILE", ""): "/nowhere cannot be read: No such file or directory",
         ("--drain.deadline_s", "drain.deadline_s"): "must be a number, not 'soon'",
@@ -130,9 +128,7 @@ def test_the_text_of_the_error_is_one_line_a_fault(tmp_path: Path) -> None:
         ("[http]\nport = 1\nport = 2\n", ":3:9", "Cannot overwrite a value"),
     ],
 )
-def test_broken_syntax_is_told_with_line_and_column(
-    tmp_path: Path, toml: str, place: str, message: str
-) -> None:
+def test_broken_syntax_is_told_with_line_and_column(tmp_path: Path, toml: str, place: str, message: str) -> None:
     file = write(tmp_path, toml)
     assert raised({}, {}, tmp_path) == (Fault(where=f"{file}{place}", message=message),)
 
@@ -296,9 +292,7 @@ def loaded(home: Path, environ: Mapping[str, str] | None = None) -> Loaded:
 
 
 def test_explain_shows_every_value_with_its_origin_and_masks_secrets(tmp_path: Path) -> None:
-    write(
-        tmp_path, '[webhooks]\nsecret = "hunter22"\n[[roots]]\npath = "/srv"\n[log.levels]\naiohttp = "error"'
-    )
+    write(tmp_path, '[webhooks]\nsecret = "hunter22"\n[[roots]]\npath = "/srv"\n[log.levels]\naiohttp = "error"')
     rows = layers.explain(loaded(tmp_path, {"ANTHROPIC_API_KEY": "hunter33"}))
     shown = {key: (value, origin) for key, value, origin in rows}
     file = f"file {tmp_path / 'config.toml'}"

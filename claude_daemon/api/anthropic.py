@@ -57,18 +57,12 @@ class AnthropicRoutes:
     async def _check(self, schema: object) -> None:
         faults = await self._schemas.check(schema)
         if faults:
-            said = "; ".join(
-                f"{fault.path}: {fault.message}" if fault.path else fault.message for fault in faults[:5]
-            )
+            said = "; ".join(f"{fault.path}: {fault.message}" if fault.path else fault.message for fault in faults[:5])
             path = "output_config.format.schema"
-            failure = Failure(
-                code=Code.INVALID_REQUEST, message=f"{path}: {said}", param=path, faults=tuple(faults)
-            )
+            failure = Failure(code=Code.INVALID_REQUEST, message=f"{path}: {said}", param=path, faults=tuple(faults))
             raise Refusal(failure)
 
-    async def _stream(
-        self, request: web.Request, following: chat.Following, admitted: Admitted
-    ) -> web.StreamResponse:
+    async def _stream(self, request: web.Request, following: chat.Following, admitted: Admitted) -> web.StreamResponse:
         request_id = request[REQUEST_ID]
 
         def failed(failure: Failure) -> bytes:
@@ -76,9 +70,7 @@ class AnthropicRoutes:
             return b"event: error\ndata: " + orjson.dumps(body) + b"\n\n"
 
         headers = {**chat.headers_of(admitted), "request-id": request_id}
-        return await chat.stream(
-            request, following, headers, dialect=Dialect.ANTHROPIC, encode=_encode, failed=failed
-        )
+        return await chat.stream(request, following, headers, dialect=Dialect.ANTHROPIC, encode=_encode, failed=failed)
 
     async def count_tokens(self, request: web.Request) -> web.Response:
         self._chats.admission.check_open()

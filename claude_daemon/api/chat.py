@@ -85,7 +85,7 @@ class Chats:
 
 def caller(request: web.Request) -> Key:
     """The key of a request that has passed the gate."""
-    return cast(Key, request[KEY])
+    return request[KEY]
 
 
 class Following:

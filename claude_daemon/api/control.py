@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import orjson
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ConfigDict, Field
 
 from claude_daemon.api import chat
@@ -105,7 +106,7 @@ class ControlRoutes:
         router.add_post(f"{base}/undrain", self.undrain)
         router.add_post(f"{base}/tasks", self.tasks)
 
-    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def middleware(self) -> Middleware:
         @web.middleware
         async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
             self._check(request)
@@ -118,14 +119,10 @@ class ControlRoutes:
         if "Origin" in request.headers:
             raise Refusal.because(Code.ORIGIN_NOT_ALLOWED, "the control socket is not for web pages")
         if request.headers.get(VERSION_HEADER) != VERSION:
-            raise Refusal.because(
-                Code.CONTROL_VERSION, f"this daemon speaks version {VERSION} of the control protocol"
-            )
+            raise Refusal.because(Code.CONTROL_VERSION, f"this daemon speaks version {VERSION} of the control protocol")
         peer = request.get(PEER)
         if peer is None or not self._may(peer.uid, peer.gid):
-            raise Refusal.because(
-                Code.FORBIDDEN, "this user may not control the daemon (control.allowed_uids)"
-            )
+            raise Refusal.because(Code.FORBIDDEN, "this user may not control the daemon (control.allowed_uids)")
         if descends_from(peer.pid, os.getpid()):
             raise Refusal.because(Code.FORBIDDEN, "from_worker: a worker's child may not control the daemon")
         request[KEY] = self._local

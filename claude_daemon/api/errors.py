@@ -70,9 +70,7 @@ TABLE: Final[Mapping[Code, Row]] = {
     Code.REQUEST_TIMEOUT: Row(status=408, close=True),
     Code.HOST_NOT_ALLOWED: Row(status=421),
     Code.ORIGIN_NOT_ALLOWED: Row(status=403),
-    Code.CONTROL_VERSION: Row(
-        status=426, headers={"Upgrade": "claude-daemon-control/1", "Claude-Daemon-Control": "1"}
-    ),
+    Code.CONTROL_VERSION: Row(status=426, headers={"Upgrade": "claude-daemon-control/1", "Claude-Daemon-Control": "1"}),
     Code.CONFLICT: Row(status=409, headers=NO_RETRY),
     Code.DRAINING: Row(status=503, retry_after_seconds=5, close=True),
     Code.OVERLOADED: Row(status=503, anthropic=529, retry_after_seconds=2),

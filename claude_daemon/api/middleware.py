@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestPayloadError
 from structlog.contextvars import bind_contextvars
 from yarl import URL
@@ -33,8 +34,6 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})  # those that aiohttp undoes
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
 
 def request_id_of(given: str | None, ids: Ids) -> str:
     """The client's request id if it may stand in logs and headers, else a new one."""
@@ -49,7 +48,7 @@ def traceparent_of(given: str | None) -> str | None:
 def host_name(authority: str) -> str:
     """``Example.com:8006`` → ``example.com``; the brackets of an IPv6 literal stay."""
     name, colon, port = authority.rpartition(":")
-    if not colon or port.endswith("]"):
+    if not colon or not port.isdigit():
         name = authority
     return name.lower().removesuffix(".")
 
@@ -91,7 +90,7 @@ class Gate:
         self._origins = frozenset(origin.lower().removesuffix("/") for origin in allowed_origins)
         self._open_routes = open_routes
 
-    def middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def middleware(self) -> Middleware:
         """For ``web.Application(middlewares=[…])``."""
 
         @web.middleware

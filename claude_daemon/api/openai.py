@@ -40,9 +40,7 @@ class OpenAIRoutes:
         if lane is Lane.TEXT and asked.max_tokens is None and asked.max_completion_tokens is None:
             del body["max_tokens"]  # the client set no limit, and the text lane needs none
         try:
-            admitted = self._chats.begin(
-                request, lane, body, stream=wanted.stream, output_schema=wanted.output_schema
-            )
+            admitted = self._chats.begin(request, lane, body, stream=wanted.stream, output_schema=wanted.output_schema)
         except Refusal as refusal:
             raise Refusal(openai.in_client_words(refusal.failure)) from None
         async with self._chats.follow(admitted.run) as following:
@@ -54,12 +52,8 @@ class OpenAIRoutes:
         faults = await self._schemas.check(schema)
         if faults:
             path = "response_format.json_schema.schema"
-            said = "; ".join(
-                f"{fault.path}: {fault.message}" if fault.path else fault.message for fault in faults[:5]
-            )
-            failure = Failure(
-                code=Code.INVALID_REQUEST, message=f"{path}: {said}", param=path, faults=tuple(faults)
-            )
+            said = "; ".join(f"{fault.path}: {fault.message}" if fault.path else fault.message for fault in faults[:5])
+            failure = Failure(code=Code.INVALID_REQUEST, message=f"{path}: {said}", param=path, faults=tuple(faults))
             raise Refusal(failure)
 
     async def _stream(

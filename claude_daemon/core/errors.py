@@ -105,9 +105,7 @@ class IllegalMove(Exception):
     """A state machine was asked for a move that its table does not have; nothing has changed."""
 
 
-def failure_of_upstream_status(
-    status: int, message: str, retry_after_seconds: float | None = None
-) -> Failure:
+def failure_of_upstream_status(status: int, message: str, retry_after_seconds: float | None = None) -> Failure:
     """The failure that an error status of the Messages API means to our caller.
 
     >>> failure_of_upstream_status(529, "Overloaded").code

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 # name -> (what we rely on, what we do without it)
 ROWS: Mapping[str, tuple[str, str]] = {
@@ -47,10 +48,9 @@ class Capabilities:
         """The same with some rows forced off. Raises ValueError for a name that is no row."""
         unknown = set(names) - set(ROWS)
         if unknown:
-            raise ValueError(
-                f"no such capability: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})"
-            )
-        return replace(self, **dict.fromkeys(names, False))
+            raise ValueError(f"no such capability: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
+        off: dict[str, Any] = dict.fromkeys(names, False)
+        return replace(self, **off)
 
     def missing(self) -> list[str]:
         return [row.name for row in fields(self) if row.name in ROWS and not getattr(self, row.name)]

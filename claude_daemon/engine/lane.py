@@ -135,9 +135,7 @@ class TextLane:
         missing = can.missing()
         if missing:
             told = "; ".join(f"{name}: {ROWS[name][1]}" for name in missing)
-            return HealthReport(
-                status=Check.WARN, reason=f"without {told}", details={**details, "missing": missing}
-            )
+            return HealthReport(status=Check.WARN, reason=f"without {told}", details={**details, "missing": missing})
         return HealthReport(status=Check.PASS, details=details)
 
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -70,7 +69,7 @@ def is_alive(entry: Entry) -> bool:
 
 def start_time(pid: int) -> str | None:
     """The start time of a process, None if there is none (a zombie counts as none)."""
-    if sys.platform == "linux":
+    if Path("/proc/self/stat").exists():
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
         except OSError:
@@ -78,9 +77,7 @@ def start_time(pid: int) -> str | None:
         # the command's name, in parentheses, may itself hold spaces and parentheses
         fields = stat.rpartition(")")[2].split()
         return None if fields[0] == "Z" else fields[19]
-    said = subprocess.run(
-        ["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False
-    )
+    said = subprocess.run(["/bin/ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
     return said.stdout.strip() or None
 
 

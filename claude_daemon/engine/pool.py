@@ -254,11 +254,7 @@ class Pool:
                 self._start(shape)
             return
         unbound = len(
-            [
-                w
-                for w in self.workers.values()
-                if w.binding is None and w.state in _COMING_OR_IDLE and w.wanted == usual
-            ]
+            [w for w in self.workers.values() if w.binding is None and w.state in _COMING_OR_IDLE and w.wanted == usual]
         )
         live = len([w for w in self.workers.values() if w.state is not WorkerState.RETIRING])
         limit = self.settings.workers + self._spares()
@@ -279,9 +275,7 @@ class Pool:
         )
 
     def _make_room(self, surplus: int) -> None:
-        idle = sorted(
-            (w for w in self._in(WorkerState.IDLE) if w.binding is not None), key=lambda w: w.last_used
-        )
+        idle = sorted((w for w in self._in(WorkerState.IDLE) if w.binding is not None), key=lambda w: w.last_used)
         for worker in idle[: max(surplus, 0)]:
             self._retire(worker, "room for another binding")
 

@@ -76,7 +76,7 @@ async def _probe(cli: Path, spawner: Spawner, default_model: str) -> Capabilitie
     return Capabilities(**flags, **found, version=version, aliases=prober.aliases)
 
 
-async def _flags(cli: Path) -> tuple[dict[str, bool], str]:
+async def _flags(cli: Path) -> tuple[dict[str, Any], str]:
     """Which flags ``--help`` names, and the version."""
     with tempfile.TemporaryDirectory(prefix="claude-daemon-") as home:
         env = {"HOME": home, "PATH": "/usr/bin:/bin", "DISABLE_AUTOUPDATER": "1", "DISABLE_TELEMETRY": "1"}
@@ -179,9 +179,7 @@ class _Prober:
                 await anext(batches)
         return await worker.settle() and (await worker.ask("mcp_status")).get("subtype") == "success"
 
-    async def _turn(
-        self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()
-    ) -> dict[str, Any]:
+    async def _turn(self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """One turn; what the upstream was sent. Raises ValueError when the answer tells nothing."""
         said: list[str] = []
         plan = _plan(text, worker, history)

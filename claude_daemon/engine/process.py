@@ -176,7 +176,7 @@ class Process(asyncio.SubprocessProtocol):
 async def run_briefly(
     argv: Sequence[str], env: Mapping[str, str], cwd: Path, timeout_seconds: float
 ) -> tuple[int, str]:
-    """Runs the CLI to its end, e.g. with ``--version``: status and stdout. Raises :class:`SpawnFailed`, at the timeout too."""
+    """Runs the CLI to its end, e.g. with ``--version``: status and stdout. Raises :class:`SpawnFailed`."""
     try:
         process = await asyncio.create_subprocess_exec(
             *argv,

@@ -87,9 +87,7 @@ def _below(path: str, depth: int, value: object, *, names: bool) -> list[tuple[s
 
 def _remote_references(path: str, node: Mapping[str, Any]) -> list[Fault]:
     return [
-        Fault(
-            path=_join(path, keyword), message="A reference must stay within the schema and begin with `#`."
-        )
+        Fault(path=_join(path, keyword), message="A reference must stay within the schema and begin with `#`.")
         for keyword in _REFERENCES
         if isinstance(node.get(keyword), str) and not node[keyword].startswith("#")
     ]
@@ -148,9 +146,7 @@ class SchemaChecker:
 
     async def _ask(self, question: Mapping[str, Any]) -> Failure | None:
         if self._waiting >= self._max_waiting:
-            return Failure(
-                code=Code.OVERLOADED, message="Too many schema checks are waiting.", retry_after_seconds=1
-            )
+            return Failure(code=Code.OVERLOADED, message="Too many schema checks are waiting.", retry_after_seconds=1)
         self._waiting += 1
         try:
             async with self._turn:
@@ -162,9 +158,7 @@ class SchemaChecker:
         try:
             child = await self._warm_child()
         except OSError as error:
-            return Failure(
-                code=Code.ENGINE_UNAVAILABLE, message=f"The schema checker cannot be started: {error}."
-            )
+            return Failure(code=Code.ENGINE_UNAVAILABLE, message=f"The schema checker cannot be started: {error}.")
         try:
             async with asyncio.timeout(self._deadline_seconds):
                 return _failure(await _answer(child, line))
@@ -242,9 +236,7 @@ def _failure(answer: Mapping[str, Any]) -> Failure | None:
         return None
     path, reason = answer["path"], answer["reason"]
     where = f"At `{path}`: " if path else ""
-    return _mismatch(
-        f"The answer does not satisfy its schema. {where}{reason}", Fault(path=path, message=reason)
-    )
+    return _mismatch(f"The answer does not satisfy its schema. {where}{reason}", Fault(path=path, message=reason))
 
 
 def _mismatch(message: str, *faults: Fault) -> Failure:

@@ -80,9 +80,7 @@ def _validator(schema: str) -> Validator:
     document = json.loads(schema)
     cls = validator_for(document, default=Draft202012Validator)
     cls.check_schema(document)
-    return cls(
-        document, registry=Registry()
-    )  # a registry of its own retrieves nothing; the library's own would
+    return cls(document, registry=Registry())  # a registry of its own retrieves nothing; the library's own would
 
 
 def _not_json(name: str) -> NoReturn:

@@ -57,9 +57,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
     return message if isinstance(message, dict) else None
 
 
-def user_line(
-    content: str | Sequence[Mapping[str, Any]], *, query: bool = True, composed: bool = True
-) -> bytes:
+def user_line(content: str | Sequence[Mapping[str, Any]], *, query: bool = True, composed: bool = True) -> bytes:
     """A user message. ``query=False`` only adds it to the conversation.
 
     ``composed`` marks text as written by a client, so that ``/clear`` or ``@file`` in it mean nothing.

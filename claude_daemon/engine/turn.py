@@ -43,9 +43,7 @@ class TurnReader:
     ``usage`` is the daemon's own metering where there is one; otherwise the CLI's word is taken.
     """
 
-    def __init__(
-        self, *, show_thinking: bool = False, structured: bool = False, max_tokens: int | None = None
-    ) -> None:
+    def __init__(self, *, show_thinking: bool = False, structured: bool = False, max_tokens: int | None = None) -> None:
         self.outcome: Outcome | None = None
         self.interrupt = False
         self._show_thinking = show_thinking
@@ -212,9 +210,7 @@ class TurnReader:
         elif self._structured:
             self._structured_result(message, usage)
         elif any(block.given is not None and block.again < len(block.given) for block in self._blocks):
-            self._diverged()
-            assert self._failure is not None
-            self._end_failed(self._failure, usage)
+            self._end_failed(self._diverged(), usage)
         else:
             self._whole_result(message)
             self._end_well(str(self._stop_reason or message.get("stop_reason") or "end_turn"), usage)
@@ -258,9 +254,11 @@ class TurnReader:
     def _end_failed(self, failure: Failure, usage: Usage) -> None:
         self.outcome = Outcome(state=State.FAILED, usage=usage, failure=failure)
 
-    def _diverged(self) -> None:
+    def _diverged(self) -> Failure:
         why = "the stream broke, and the model's second answer differs from what was already sent"
-        self.fail(Failure(code=Code.ANSWER_DIVERGED, message=why))
+        failure = Failure(code=Code.ANSWER_DIVERGED, message=why)
+        self.fail(failure)
+        return failure
 
     def _close_open_block(self) -> None:
         if self._open is not None:
@@ -284,11 +282,7 @@ _TOLD_USAGE = frozenset(
 
 def _failure_of_result(message: Mapping[str, Any]) -> Failure:
     """What an error result says, as far as the CLI tells it."""
-    said = (
-        message.get("result")
-        or "; ".join(map(str, message.get("errors") or ()))
-        or "the turn ended in an error"
-    )
+    said = message.get("result") or "; ".join(map(str, message.get("errors") or ())) or "the turn ended in an error"
     status = message.get("api_error_status")
     if isinstance(status, int):
         return failure_of_upstream_status(status, str(said))

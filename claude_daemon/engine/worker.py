@@ -121,9 +121,7 @@ class Worker:
         if self.process.broken:
             return self.process.broken
         said = self.process.stderr_tail().strip()
-        return f"the Claude Code process ended with status {self.process.returncode}" + (
-            f": {said}" if said else ""
-        )
+        return f"the Claude Code process ended with status {self.process.returncode}" + (f": {said}" if said else "")
 
     def _write(self, data: bytes) -> None:
         assert self.process is not None
@@ -135,9 +133,7 @@ class Worker:
         self._write(control_line(request_id, subtype, **fields))
         return request_id
 
-    async def ask(
-        self, subtype: str, timeout_seconds: float = CONTROL_TIMEOUT_S, **fields: Any
-    ) -> Mapping[str, Any]:
+    async def ask(self, subtype: str, timeout_seconds: float = CONTROL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
         """A control request and its answer (``subtype`` success or error). Raises :class:`WorkerLost`."""
         request_id = self._control(subtype, **fields)
         async with self._deadline(timeout_seconds, f"no answer to {subtype}"):
@@ -205,31 +201,36 @@ class Worker:
                 await self._replay(plan, watch)
             self._write(self._user_line(plan.last if self._can.history else plan.told_at_once()))
             interrupted = False
-            while reader.outcome is None:
+            while self._turn_open:
                 async with watch:
                     messages = await self._messages()
-                emissions: list[Emission | Ended] = []
-                for message in messages:
-                    watch.seen(message)
-                    self._check_model(message, awaited_model, reader)
-                    emissions += reader.feed(message)
-                    if reader.outcome is not None:
-                        break
+                batch = self._digest(messages, reader, watch, awaited_model)
                 if reader.interrupt and not interrupted:
                     interrupted = True
                     self._interrupt("the turn is over", watch)
-                if reader.outcome is not None:
-                    self._turn_open = False
-                    emissions.append(Ended(outcome=self._metered(reader.outcome)))
-                if emissions:
-                    yield emissions
+                if batch:
+                    yield batch
         except TurnTimeout as timeout:
             yield [Ended(outcome=self._metered(_failed(timeout.failure)))]
         except WorkerLost as lost:
             self._turn_open = False
-            yield [
-                Ended(outcome=self._metered(_failed(Failure(code=Code.ENGINE_CRASHED, message=str(lost)))))
-            ]
+            crashed = Failure(code=Code.ENGINE_CRASHED, message=str(lost))
+            yield [Ended(outcome=self._metered(_failed(crashed)))]
+
+    def _digest(
+        self, messages: list[dict[str, Any]], reader: TurnReader, watch: _Watch, awaited_model: str | None
+    ) -> list[Emission | Ended]:
+        """What the messages mean for the caller; the turn is closed with its :class:`Ended`."""
+        batch: list[Emission | Ended] = []
+        for message in messages:
+            watch.seen(message)
+            self._check_model(message, awaited_model, reader)
+            batch += reader.feed(message)
+            if reader.outcome is not None:
+                self._turn_open = False
+                batch.append(Ended(outcome=self._metered(reader.outcome)))
+                break
+        return batch
 
     def _prepare(self, plan: TurnPlan, cli_model: str) -> str | None:
         """Model and thinking, written with the message and not awaited; the id of the model's request, if any."""
@@ -287,11 +288,7 @@ class Worker:
             return outcome
         usage = self.account.usage
         failure = outcome.failure
-        if (
-            failure is not None
-            and failure.code in _TOLD_BETTER_BY_THE_GATEWAY
-            and self.account.failure is not None
-        ):
+        if failure is not None and failure.code in _TOLD_BETTER_BY_THE_GATEWAY and self.account.failure is not None:
             failure = self.account.failure
         if outcome.state is State.SUCCEEDED and usage == Usage():
             usage = outcome.usage

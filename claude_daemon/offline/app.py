@@ -100,9 +100,7 @@ class Routes:
     def _record(self, request: web.Request, body: object) -> None:
         if request.path.startswith("/offline/"):
             return
-        headers = (
-            {name.lower(): value for name, value in request.headers.items()} if self._log.enabled else {}
-        )
+        headers = {name.lower(): value for name, value in request.headers.items()} if self._log.enabled else {}
         self._log.add(Recorded(method=request.method, path=request.path_qs, headers=headers, body=body))
         self._changed()
 

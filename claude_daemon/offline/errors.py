@@ -31,9 +31,7 @@ MESSAGES: Final[Mapping[int, str]] = {
 class ApiError(Exception):
     """An answer that is an error. `retry_after_seconds` becomes the `retry-after` header."""
 
-    def __init__(
-        self, status: int, message: str | None = None, *, retry_after_seconds: int | None = None
-    ) -> None:
+    def __init__(self, status: int, message: str | None = None, *, retry_after_seconds: int | None = None) -> None:
         super().__init__(message or MESSAGES[status])
         self.status = status
         self.retry_after_seconds = retry_after_seconds

@@ -15,9 +15,7 @@ Ids = Callable[[str], str]
 """A new id with the given prefix, such as `msg` or `toolu`."""
 
 ABSURD_TOKENS: Final = 10**15
-MALFORMED: Final = (
-    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"ty\n\n'
-)
+MALFORMED: Final = b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"ty\n\n'
 
 
 class Ending(Enum):

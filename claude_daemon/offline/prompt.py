@@ -156,9 +156,7 @@ def _answered(turns: tuple[Turn, ...], start: int, tool: str) -> bool:
 
 def _system(system: Any, turns: tuple[Turn, ...]) -> str:
     texts = [system] if isinstance(system, str) else [block["text"] for block in system or ()]
-    texts += [
-        block["text"] for t in turns if t.role == "system" for block in t.blocks if block["type"] == "text"
-    ]
+    texts += [block["text"] for t in turns if t.role == "system" for block in t.blocks if block["type"] == "text"]
     return "\n".join(texts)
 
 

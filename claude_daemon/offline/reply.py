@@ -61,17 +61,11 @@ def bytes_reply(size: int) -> str:
 
 def thinking_text(said: str) -> str:
     """What the model thinks before it answers."""
-    return (
-        f"The user wrote {_quote(said)} and I should answer briefly." if said else "I should answer briefly."
-    )
+    return f"The user wrote {_quote(said)} and I should answer briefly." if said else "I should answer briefly."
 
 
 def _about_prompt(prompt: Prompt, said: str) -> str:
-    text = (
-        f"Hello from the offline model. You said: {_quote(said)}."
-        if said
-        else "Hello from the offline model."
-    )
+    text = f"Hello from the offline model. You said: {_quote(said)}." if said else "Hello from the offline model."
     if not prompt.attachments:
         return text
     return f"{text} With it came {' and '.join(_attachment(block) for block in prompt.attachments)}."

@@ -15,7 +15,7 @@ from claude_daemon.offline.events import Ids
 from claude_daemon.offline.requestlog import Recorded, RequestLog
 from claude_daemon.offline.settings import Settings
 
-SHUTDOWN_SECONDS: Final = 0.03
+SHUTDOWN_SECONDS: Final = 0.01
 """What a running answer is given at stop; aiohttp waits this long up to twice, then cuts the connection."""
 
 

@@ -53,9 +53,7 @@ def _check_sampling(body: dict[str, Any], needs_max_tokens: bool) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
             raise _bad(name, "Input should be a number from 0 to 1")
     stops = body.get("stop_sequences")
-    if stops is not None and not (
-        isinstance(stops, list) and all(isinstance(s, str) and s.strip() for s in stops)
-    ):
+    if stops is not None and not (isinstance(stops, list) and all(isinstance(s, str) and s.strip() for s in stops)):
         raise _bad("stop_sequences", "each stop sequence must contain non-whitespace")
 
 
@@ -155,9 +153,7 @@ def _check_tool_results(messages: list[dict[str, Any]]) -> None:
 
 def _check_none_open(open_ids: Iterable[str]) -> None:
     if ids := sorted(open_ids):
-        raise _bad(
-            "messages", f"`tool_use` ids were found without `tool_result` blocks after them: {', '.join(ids)}"
-        )
+        raise _bad("messages", f"`tool_use` ids were found without `tool_result` blocks after them: {', '.join(ids)}")
 
 
 def _check_tools(body: dict[str, Any]) -> None:
@@ -206,9 +202,7 @@ def _check_thinking(body: dict[str, Any], needs_max_tokens: bool) -> None:
         return
     budget: Any = thinking.get("budget_tokens")
     if not _is_int(budget) or budget < MIN_THINKING_TOKENS:
-        raise _bad(
-            "thinking.enabled.budget_tokens", f"Input should be an integer from {MIN_THINKING_TOKENS} up"
-        )
+        raise _bad("thinking.enabled.budget_tokens", f"Input should be an integer from {MIN_THINKING_TOKENS} up")
     if needs_max_tokens and budget >= body["max_tokens"]:
         raise _bad("max_tokens", "must be greater than `thinking.budget_tokens`")
 

@@ -11,9 +11,7 @@ from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.ports import Engine
 from claude_daemon.service.dispatch import Dispatcher, Run
 
-_DRAIN_RETRY_AFTER_S = (
-    5.0  # a restart takes about so long; behind a balancer another daemon answers meanwhile
-)
+_DRAIN_RETRY_AFTER_S = 5.0  # a restart takes about so long; behind a balancer another daemon answers meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +38,17 @@ class Admission:
         self._dispatcher = dispatcher
         self._engines = {engine.lane: engine for engine in engines}
         self._state = state
-        self._models = models
+        self.models = models
         self._default_model = default_model
         self._login = login
 
     def model(self, name: str | None) -> str:
         """The model id that a client's name means. Raises Refusal for a name nobody knows."""
         asked = name or self._default_model
-        resolved = self._models.get(asked, asked)
-        if resolved in self._models.values() or resolved.startswith("claude-"):
+        resolved = self.models.get(asked, asked)
+        if resolved in self.models.values() or resolved.startswith("claude-"):
             return resolved
-        known = ", ".join(sorted(self._models))
+        known = ", ".join(sorted(self.models))
         raise Refusal.because(
             Code.MODEL_NOT_FOUND,
             f"unknown model {asked[:100]!r}; known are {known}, and ids that begin with claude-",
@@ -78,9 +76,7 @@ class Admission:
             return
         if state is DaemonState.STARTING:
             raise Refusal.because(Code.NOT_READY, "the daemon is starting", retry_after_seconds=1.0)
-        raise Refusal.because(
-            Code.DRAINING, f"the daemon is {state}", retry_after_seconds=_DRAIN_RETRY_AFTER_S
-        )
+        raise Refusal.because(Code.DRAINING, f"the daemon is {state}", retry_after_seconds=_DRAIN_RETRY_AFTER_S)
 
     def chat(self, spec: TaskSpec) -> Admitted:
         """Admits and starts a chat. Raises Refusal, naming the parameter where one is at fault."""

@@ -262,7 +262,7 @@ class Dispatcher:
                     self._told(run, emissions)
                     await run.tail.room()
                 if ended is not None:
-                    outcome = cast(Outcome, ended.outcome)
+                    outcome = ended.outcome
                     return outcome if judge is None else await self._judge(run, judge, outcome)
         raise AssertionError("an engine's run must end in Ended")
 
@@ -326,7 +326,7 @@ class _Judge:
 
     def hold(self, emissions: Sequence[Emission]) -> list[Emission]:
         """What may be told now."""
-        told = []
+        told: list[Emission] = []
         for emission in emissions:
             self._read(emission)
             last = emission.type == MESSAGE or emission.data.get("type") in ("message_delta", "message_stop")
@@ -336,9 +336,7 @@ class _Judge:
     def _read(self, emission: Emission) -> None:
         data = emission.data
         if emission.type == MESSAGE:
-            self._pieces += [
-                block["text"] for block in data.get("content", ()) if block.get("type") == "text"
-            ]
+            self._pieces += [block["text"] for block in data.get("content", ()) if block.get("type") == "text"]
         elif emission.type == MESSAGE_EVENT and data.get("type") == "content_block_delta":
             self._pieces.append(data["delta"].get("text", ""))
 

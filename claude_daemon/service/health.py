@@ -128,9 +128,7 @@ class Health:
         checks = self.checks()
         if self.state not in ADMITTING or self.blocking_failure() is not None:
             return Check.FAIL
-        return (
-            Check.PASS if worst([report.status for report in checks.values()]) is Check.PASS else Check.WARN
-        )
+        return Check.PASS if worst([report.status for report in checks.values()]) is Check.PASS else Check.WARN
 
     def document(self, *, details: bool) -> dict[str, Any]:
         """The body of ``/health``; details only for those who may see them."""

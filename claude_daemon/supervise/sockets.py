@@ -195,9 +195,7 @@ class AcceptErrors:
         now = self._clock()
         if now >= self._next_report:
             error = context.get("exception")
-            self._report(
-                f"cannot accept connections: {error} ({self._unreported} times since the last report)"
-            )
+            self._report(f"cannot accept connections: {error} ({self._unreported} times since the last report)")
             self._next_report = now + ACCEPT_REPORT_SECONDS
             self._unreported = 0
         return True

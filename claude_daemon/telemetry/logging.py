@@ -66,9 +66,7 @@ _URL_PASSWORD = re.compile(r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)")
 # The only escape sequences in a finished line are the console renderer's own.
 _COLOUR = re.compile(rb"\x1b\[[0-9;]*m")
 # What breaks lines or moves the cursor or the reading direction, in a terminal or a viewer.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class Logger(structlog.BoundLoggerBase):
@@ -237,9 +235,7 @@ def render_json(line: Event) -> bytes:
 
 def console_renderer(*, colors: bool) -> Callable[[Event], bytes]:
     """For people: aligned, values quoted, exceptions indented below their line behind a bar."""
-    render = ConsoleRenderer(
-        colors=colors, timestamp_key="ts", repr_native_str=True, sort_keys=False, pad_event_to=28
-    )
+    render = ConsoleRenderer(colors=colors, timestamp_key="ts", repr_native_str=True, sort_keys=False, pad_event_to=28)
 
     def rendered(line: Event) -> bytes:
         line = {escaped(name): value for name, value in line.items()}
@@ -331,9 +327,7 @@ def open_log(path: Path) -> int:
 class Pipeline:
     """From an event's fields to a written line; as a structlog processor it is the last one."""
 
-    def __init__(
-        self, render: Callable[[Event], bytes], sinks: Iterable[Sink], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, render: Callable[[Event], bytes], sinks: Iterable[Sink], clock: Callable[[], float]) -> None:
         self.masker = Masker()
         self.unrendered = 0
         self._render = render

@@ -91,7 +91,7 @@ class Broker:
         """Listens on 127.0.0.1; :attr:`base_url` is known from here on."""
         self._runner = web.ServerRunner(
             web.Server(self._answer, access_log=None), handle_signals=False, shutdown_timeout=0.1
-        )  # type: ignore[arg-type]
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=128)
         await site.start()
@@ -126,14 +126,10 @@ class Broker:
 
             return await answer(request, body)
         if self._client is None:
-            return _refusal(
-                _BARRED_STATUS, "permission_error", "the daemon has no credential for the upstream"
-            )
+            return _refusal(_BARRED_STATUS, "permission_error", "the daemon has no credential for the upstream")
         return await self._pass_on(request, account, body)
 
-    async def _pass_on(
-        self, request: web.BaseRequest, account: WorkerAccount, body: bytes
-    ) -> web.StreamResponse:
+    async def _pass_on(self, request: web.BaseRequest, account: WorkerAccount, body: bytes) -> web.StreamResponse:
         assert self._client is not None
         response: web.StreamResponse | None = None
         meter = CallMeter(streaming=True)
@@ -142,9 +138,7 @@ class Broker:
         try:
             async with self._client.call(request.path_qs, body, passed_on(request.headers)) as upstream:
                 meter = self._as_it_is(account, meter, upstream.content_type)
-                response = web.StreamResponse(
-                    headers={"content-type": upstream.headers.get("content-type", "")}
-                )
+                response = web.StreamResponse(headers={"content-type": upstream.headers.get("content-type", "")})
                 await response.prepare(request)
                 async for chunk in upstream.content.iter_any():
                     meter.feed(chunk)

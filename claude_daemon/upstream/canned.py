@@ -51,9 +51,7 @@ def what_was_sent(asked: Mapping[str, Any]) -> dict[str, Any]:
         content = message["content"]
         blocks = [{"text": content}] if isinstance(content, str) else content
         said = [str(block.get("text", "")) for block in blocks]
-        messages.append(
-            [message["role"], "\n".join(text for text in said if not text.lstrip().startswith("<"))]
-        )
+        messages.append([message["role"], "\n".join(text for text in said if not text.lstrip().startswith("<"))])
     tools = [tool.get("name") for tool in asked.get("tools") or ()]
     return {"system": texts, "messages": messages, "model": asked.get("model"), "tools": tools}
 

@@ -57,9 +57,7 @@ class MessagesClient:
         self._session: aiohttp.ClientSession | None = None
 
     async def start(self) -> None:
-        timeout = aiohttp.ClientTimeout(
-            total=None, connect=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=None
-        )
+        timeout = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=None)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=self._max_connections, keepalive_timeout=60),
             timeout=timeout,
@@ -74,9 +72,7 @@ class MessagesClient:
             await self._session.close()
 
     @asynccontextmanager
-    async def call(
-        self, path: str, body: bytes, headers: Mapping[str, str]
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def call(self, path: str, body: bytes, headers: Mapping[str, str]) -> AsyncIterator[aiohttp.ClientResponse]:
         """``POST path`` with our credential; the response has status 200. Raises :class:`UpstreamFailed`.
 
         ``headers`` are complete but for the credential (see :func:`passed_on`).

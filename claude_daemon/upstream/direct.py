@@ -43,16 +43,17 @@ class DirectLease:
         settings, spec = self._engine.settings, self._spec
         meter = CallMeter(streaming=spec.stream)
         limit = min(settings.turn_timeout_s, spec.timeout_seconds or settings.turn_timeout_s)
+        deadline = asyncio.timeout(limit)
         try:
-            async with asyncio.timeout(limit) as deadline:
-                async with self._engine.client.call(
-                    "/v1/messages", _body(spec), passed_on(spec.headers or {})
-                ) as response:
-                    if spec.stream:
-                        async for batch in _stream(response, meter, settings.stall_timeout_s):
-                            yield batch
-                    else:
-                        yield [await _whole(response, meter)]
+            async with (
+                deadline,
+                self._engine.client.call("/v1/messages", _body(spec), passed_on(spec.headers or {})) as response,
+            ):
+                if spec.stream:
+                    async for batch in _stream(response, meter, settings.stall_timeout_s):
+                        yield batch
+                else:
+                    yield [await _whole(response, meter)]
             failure = meter.failure
         except UpstreamFailed as failed:
             failure = failed.failure
@@ -153,9 +154,7 @@ def _decoded(decoder: SSEDecoder, chunk: bytes, meter: CallMeter) -> list[Emissi
                 break
             batch.append(Emission(MESSAGE_EVENT, event, data))
     except (orjson.JSONDecodeError, EventTooLong, KeyError, AttributeError, TypeError):
-        meter.failure = Failure(
-            code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that cannot be read"
-        )
+        meter.failure = Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that cannot be read")
     return batch
 
 

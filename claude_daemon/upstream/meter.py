@@ -56,9 +56,7 @@ class CallMeter:
         try:
             event = orjson.loads(data)
         except orjson.JSONDecodeError:
-            self.failure = Failure(
-                code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that is not JSON"
-            )
+            self.failure = Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that is not JSON")
             return
         self.read(event)
 
@@ -101,9 +99,7 @@ def failure_of_event(event: Mapping[str, Any]) -> Failure:
     """The failure that an ``error`` event inside a stream tells."""
     error = event.get("error") or {}
     status = _STATUS_OF_TYPE.get(str(error.get("type")), 500)
-    return failure_of_upstream_status(
-        status, str(error.get("message") or "the upstream failed")[:_MAX_MESSAGE_CHARS]
-    )
+    return failure_of_upstream_status(status, str(error.get("message") or "the upstream failed")[:_MAX_MESSAGE_CHARS])
 
 
 def failure_of_response(status: int, body: bytes, retry_after: str | None) -> Failure:

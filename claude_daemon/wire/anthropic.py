@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from claude_daemon.core.errors import Failure
-from claude_daemon.wire.parse import load, validate
+from claude_daemon.wire.parse import ONE_OF_MANY, load, validate
 from claude_daemon.wire.text_lane import text_lane_unsupported
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
 
 MAX_MESSAGES: Final = 100_000
 """The API's own limit."""
+MAX_BLOCKS: Final = 100_000
+"""Of one message: far beyond what the API takes, and few enough to look at."""
 
 
 def _is_text(value: object) -> str:
@@ -55,13 +57,14 @@ class TextBlock(_Open):
 class InputMessage(_Open):
     role: Literal["user", "assistant", "system"]
     content: Annotated[
-        Annotated[str, Tag("<text>")] | Annotated[list[ContentBlock], Tag("<blocks>")],
+        Annotated[str, Tag("<text>")]
+        | Annotated[list[Annotated[ContentBlock, ONE_OF_MANY]], Field(max_length=MAX_BLOCKS), Tag("<blocks>")],
         Discriminator(_is_text),
     ]
 
 
 System = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[TextBlock], Tag("<blocks>")],
+    Annotated[str, Tag("<text>")] | Annotated[list[Annotated[TextBlock, ONE_OF_MANY]], Tag("<blocks>")],
     Discriminator(_is_text),
 ]
 
@@ -70,9 +73,9 @@ class CountTokensRequest(_Open):
     """What counts towards a request's input."""
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    messages: Annotated[list[InputMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    messages: Annotated[list[Annotated[InputMessage, ONE_OF_MANY]], Field(min_length=1, max_length=MAX_MESSAGES)]
     system: System | None = None
-    tools: list[dict[str, Any]] | None = None
+    tools: list[Annotated[dict[str, Any], ONE_OF_MANY]] | None = None
     tool_choice: dict[str, Any] | None = None
     thinking: dict[str, Any] | None = None
     output_config: dict[str, Any] | None = None
@@ -88,7 +91,7 @@ class MessagesRequest(CountTokensRequest):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    stop_sequences: list[str] | None = None
+    stop_sequences: list[Annotated[str, ONE_OF_MANY]] | None = None
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
 

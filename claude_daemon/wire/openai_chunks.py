@@ -88,11 +88,7 @@ class ChunkStream:
         tool = self._tools[index] = _Tool(len(self._tools), block.get("input") or {})
         function = {"name": block["name"], "arguments": ""}
         return self._chunk(
-            {
-                "tool_calls": [
-                    {"index": tool.index, "id": block["id"], "type": "function", "function": function}
-                ]
-            }
+            {"tool_calls": [{"index": tool.index, "id": block["id"], "type": "function", "function": function}]}
         )
 
     def _arguments(self, tool: _Tool, piece: str) -> dict[str, Any]:

@@ -85,9 +85,7 @@ class History:
         blocks = self._blocks(path, message.content or "", ("refusal",))
         if not blocks and message.refusal:
             blocks = [_text(message.refusal)]
-        blocks += [
-            self._call(f"{path}.tool_calls.{n}", call) for n, call in enumerate(message.tool_calls or ())
-        ]
+        blocks += [self._call(f"{path}.tool_calls.{n}", call) for n, call in enumerate(message.tool_calls or ())]
         self._calls |= {call.id for call in message.tool_calls or ()}
         if blocks:
             self._append("assistant", blocks)

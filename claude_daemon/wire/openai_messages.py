@@ -17,11 +17,18 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     Tag,
+    model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
-from claude_daemon.wire.parse import unsupported
+from claude_daemon.wire.parse import ONE_OF_MANY, unsupported, wrong
+
+MAX_FIELDS: Final = 100
+"""Of one object. No documented one has half as many, and each unknown one would be a fault to tell."""
+
+MAX_PARTS: Final = 100_000
+"""Of one message: far beyond what the Messages API takes, and few enough to look at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +41,7 @@ class Only:
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(self._check)
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> dict[str, Any]:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         return {"enum": [*self.values, None], "description": self.why}
 
     def _check(self, value: object) -> object:
@@ -54,6 +59,13 @@ _NAME: Final = "The Messages API does not name participants; put the name into t
 class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MAX_FIELDS:
+            raise wrong(f"An object here must not have more than {MAX_FIELDS} fields.")
+        return value
+
 
 class TextPart(Strict):
     type: Literal["text"]
@@ -68,9 +80,7 @@ class RefusalPart(Strict):
 
 class ImageUrl(Strict):
     url: str
-    detail: Annotated[
-        Any, Only(("auto", "high"), "Images are seen in full; only auto and high can be had.")
-    ] = None
+    detail: Annotated[Any, Only(("auto", "high"), "Images are seen in full; only auto and high can be had.")] = None
 
 
 class ImagePart(Strict):
@@ -114,8 +124,8 @@ _Refusal = Annotated[RefusalPart, Tag("<refusal>")]
 _Image = Annotated[ImagePart, Tag("<image_url>")]
 _File = Annotated[FilePart, Tag("<file>")]
 _Other = Annotated[SkipJsonSchema[OtherPart], BeforeValidator(_refuse_part), Tag("<other>")]
-_Part = Annotated[_Text | _Refusal | _Image | _File | _Other, Discriminator(_part_tag)]
-_Parts = Annotated[list[_Part], Tag("<parts>")]
+_Part = Annotated[_Text | _Refusal | _Image | _File | _Other, Discriminator(_part_tag), ONE_OF_MANY]
+_Parts = Annotated[list[_Part], Field(max_length=MAX_PARTS), Tag("<parts>")]
 
 
 def _content_tag(value: object) -> str:
@@ -154,7 +164,7 @@ class UserMessage(Strict):
 class AssistantMessage(Strict):
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[Annotated[ToolCall, ONE_OF_MANY]] | None = None
     refusal: str | None = None
     annotations: list[Any] | None = None
     reasoning_content: str | None = None
@@ -194,4 +204,5 @@ ChatMessage = Annotated[
     | Annotated[ToolMessage, Tag("<tool>")]
     | Annotated[SkipJsonSchema[OtherMessage], Tag("<other>")],
     Discriminator(_role_tag),
+    ONE_OF_MANY,
 ]

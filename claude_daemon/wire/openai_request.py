@@ -21,11 +21,14 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from claude_daemon.wire.openai_messages import AUDIO, CACHE, FUNCTIONS, ChatMessage, Only, Strict
-from claude_daemon.wire.parse import unsupported, wrong
+from claude_daemon.wire.parse import ONE_OF_MANY, unsupported, wrong
 
 MAX_MESSAGES: Final = 100_000
 """The Messages API's own limit."""
 MAX_STOPS: Final = 4
+"""OpenAI's own limit."""
+
+MAX_LABELS: Final = 16
 """OpenAI's own limit."""
 
 _PENALTY: Final = "The Messages API has no penalties."
@@ -135,6 +138,18 @@ def _stops(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def _labels(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MAX_LABELS:
+        raise wrong(f"There must not be more than {MAX_LABELS} pairs.")
+    return value
+
+
+def _stop_count(value: object) -> object:
+    if isinstance(value, list) and len(value) > MAX_STOPS:
+        raise wrong(f"There must not be more than {MAX_STOPS} sequences.")
+    return value
+
+
 def _visible(value: list[str]) -> list[str]:
     if not all(stop.strip() for stop in value):
         raise wrong("Each stop sequence must hold more than white space.")
@@ -143,7 +158,7 @@ def _visible(value: list[str]) -> list[str]:
 
 _Stop = Annotated[
     list[str],
-    Field(max_length=MAX_STOPS),
+    BeforeValidator(_stop_count),
     BeforeValidator(_stops),
     AfterValidator(_visible),
     WithJsonSchema(
@@ -181,7 +196,7 @@ class ChatCompletionRequest(Strict):
     service_tier: Annotated[Any, Only(("auto", "default"), "Only auto and default can be had.")] = None
 
     # tools
-    tools: list[Tool] | None = None
+    tools: list[Annotated[Tool, ONE_OF_MANY]] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
 
@@ -190,7 +205,7 @@ class ChatCompletionRequest(Strict):
     user: _Identifier | None = None
 
     # labels and hints that change no answer
-    metadata: dict[str, str] | None = None
+    metadata: Annotated[dict[str, str], BeforeValidator(_labels)] | None = None
     """Labels of a stored completion: accepted, without a use, because nothing is stored."""
     prompt_cache_key: str | None = None
     """A hint at where OpenAI's cache may be found."""
@@ -207,9 +222,7 @@ class ChatCompletionRequest(Strict):
     modalities: Annotated[Any, Only((["text"],), "Only text can be had.")] = None
     audio: Annotated[Any, Only((), AUDIO)] = None
     prediction: Annotated[Any, Only((), "The Messages API has no predicted output.")] = None
-    verbosity: Annotated[Any, Only(("medium",), "The Messages API has no verbosity; ask in the prompt.")] = (
-        None
-    )
+    verbosity: Annotated[Any, Only(("medium",), "The Messages API has no verbosity; ask in the prompt.")] = None
     web_search_options: Annotated[Any, Only((), "OpenAI's web search does not exist here.")] = None
     moderation: Annotated[Any, Only((), "OpenAI's moderation does not exist here.")] = None
     prompt_cache_retention: Annotated[Any, Only((), CACHE)] = None

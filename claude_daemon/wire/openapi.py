@@ -62,18 +62,12 @@ def _schemas() -> Json:
     _, made = models_json_schema([(model, "validation") for model in _REQUESTS], ref_template=REF)
     text = orjson.dumps(made["$defs"]).decode()
     named = {model.__name__ for model in _REQUESTS}
-    used = {
-        name: schema
-        for name, schema in made["$defs"].items()
-        if name in named or f'"{_ref_to(name)}"' in text
-    }
+    used = {name: schema for name, schema in made["$defs"].items() if name in named or f'"{_ref_to(name)}"' in text}
     return dict(sorted({**used, **SCHEMAS}.items()))
 
 
 def _paths() -> Json:
-    chat = _chat(
-        "Chat Completions", "ChatCompletionRequest", "ChatCompletion", "OpenAIError", "ChatCompletionChunk"
-    )
+    chat = _chat("Chat Completions", "ChatCompletionRequest", "ChatCompletion", "OpenAIError", "ChatCompletionChunk")
     messages = _chat("Messages", "MessagesRequest", "Message", "AnthropicError", "MessageEvent", _OVERLOADED)
     return {
         "/v1/chat/completions": {"post": {"operationId": "createChatCompletion"} | chat},
@@ -90,9 +84,7 @@ def _paths() -> Json:
     }
 
 
-def _chat(
-    title: str, request: str, answer: str, error: str, event: str, more: Mapping[str, str] | None = None
-) -> Json:
+def _chat(title: str, request: str, answer: str, error: str, event: str, more: Mapping[str, str] | None = None) -> Json:
     answered = {
         "description": "The answer, whole or as server-sent events.",
         "headers": {

@@ -47,9 +47,7 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         object={"const": "chat.completion.chunk"},
         created=_COUNT,
         model=_TEXT,
-        choices=_list(
-            _object(index=_COUNT, delta={"type": "object"}, finish_reason={"enum": [*_FINISH, None]})
-        ),
+        choices=_list(_object(index=_COUNT, delta={"type": "object"}, finish_reason={"enum": [*_FINISH, None]})),
     ),
     "CompletionUsage": _object(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT),
     "Message": _object(

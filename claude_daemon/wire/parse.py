@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import orjson
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
@@ -24,6 +24,33 @@ UNSUPPORTED: Final = "unsupported_parameter"
 """The type of a validation error that means: well formed, and not to be had here."""
 
 Model = TypeVar("Model", bound=BaseModel)
+
+
+class _Found:
+    """How many faults one validation has met so far."""
+
+    __slots__ = ("faults",)
+
+    def __init__(self) -> None:
+        self.faults = 0
+
+
+def _while_few(value: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    found = info.context
+    if not isinstance(found, _Found):
+        return handler(value)
+    if found.faults > MAX_FAULTS:
+        return value  # the whole is refused already
+    try:
+        return handler(value)
+    except ValidationError as error:
+        found.faults += error.error_count()
+        raise
+
+
+ONE_OF_MANY: Final = WrapValidator(_while_few)
+"""Marks the items of every list whose length the client chooses: after :data:`MAX_FAULTS` faults the rest is not
+looked at. (Without it, 16 MiB of wrong items hold the loop for a minute.)"""
 
 
 def is_tag(part: int | str) -> bool:
@@ -59,7 +86,7 @@ def load(body: bytes) -> dict[str, Any]:
 def validate(model: type[Model], document: Mapping[str, Any]) -> Model:
     """`document` as an instance of `model`; raises as :func:`parse` does."""
     try:
-        return model.model_validate(document)
+        return model.model_validate(document, context=_Found())
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False)
         faults = [_fault(model, detail) for detail in details[:MAX_FAULTS]]
@@ -68,12 +95,11 @@ def validate(model: type[Model], document: Mapping[str, Any]) -> Model:
         raise refusal(faults, code=code, total=len(details)) from None
 
 
-def refusal(
-    faults: Sequence[Fault], *, code: Code = Code.INVALID_REQUEST, total: int | None = None
-) -> Refusal:
+def refusal(faults: Sequence[Fault], *, code: Code = Code.INVALID_REQUEST, total: int | None = None) -> Refusal:
     """One refusal that tells all `faults` (at least one); `total` where more were found than are given."""
     told = [f"{f.path}: {f.message}" if f.path else f.message for f in faults[:MAX_FAULTS_IN_MESSAGE]]
-    more = (total or len(faults)) - len(told)
+    total = total or len(faults)
+    more = "many" if total > MAX_FAULTS else total - len(told)
     message = " ".join(told) + (f" (and {more} more)" if more else "")
     return Refusal(Failure(code=code, message=message, param=faults[0].path or None, faults=tuple(faults)))
 

@@ -22,8 +22,7 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 PROBLEM = "application/problem+json"
 
-# The daemon bounds its own health checks to a second each: an ordinary answer that takes longer than this
-# hangs.
+# The daemon bounds its own health checks to a second each: an ordinary answer that takes longer hangs.
 REQUEST_SECONDS = 10.0
 # The longest document is a list of workers, some hundred bytes each.
 MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
@@ -54,9 +53,7 @@ class Client:
         self._whole = None if timeout_seconds is None else Deadline(timeout_seconds)
         self._note = note
 
-    def get(
-        self, path: str, *, also: tuple[int, ...] = (), patience_seconds: float = REQUEST_SECONDS
-    ) -> Answer:
+    def get(self, path: str, *, also: tuple[int, ...] = (), patience_seconds: float = REQUEST_SECONDS) -> Answer:
         """The document at ``path``. ``also`` are error statuses whose body may be a document too."""
         return self._document("GET", path, None, also, patience_seconds)
 
@@ -131,9 +128,7 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock = connected
         self.auto_open = 0
 
-    def exchange(
-        self, method: str, path: str, body: Document | None, accept: str
-    ) -> http.client.HTTPResponse:
+    def exchange(self, method: str, path: str, body: Document | None, accept: str) -> http.client.HTTPResponse:
         """Sends the request; returns when the head of the answer is there."""
         headers = {"Claude-Daemon-Control": PROTOCOL, "Accept": accept, "Connection": "close"}
         encoded = None
@@ -159,10 +154,7 @@ def _translated(deadline: Deadline, *, begun: bool) -> Iterator[None]:
         yield
     except TimeoutError:
         raise deadline.passed() from None
-    except (
-        ConnectionError,
-        http.client.IncompleteRead,
-    ):  # http.client's RemoteDisconnected is a ConnectionError
+    except (ConnectionError, http.client.IncompleteRead):  # RemoteDisconnected is a ConnectionError
         if begun:
             raise StreamCut("the daemon went away in the middle of its answer") from None
         raise NotRunning("the daemon went away before it answered") from None
@@ -234,9 +226,7 @@ def _refusal(status: int, problem: Document | None) -> ControlError:
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, ControlError)
     sentence = f"{code}: {problem.get('detail') or problem.get('title') or f'HTTP {status}'}"
     if status == 426:
-        sentence += (
-            f" (this claudectl speaks version {PROTOCOL} of the control protocol: install the daemon's own)"
-        )
+        sentence += f" (this claudectl speaks version {PROTOCOL} of the control protocol: install the daemon's own)"
     if status >= 500 and (request_id := problem.get("request_id")):
         sentence += f" (request {request_id})"
     return kind("\n".join([clean_line(sentence), *_faults(problem.get("errors"))]))

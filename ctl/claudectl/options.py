@@ -162,9 +162,7 @@ class Group(click.Group):
         self.format_commands(ctx, formatter)
 
 
-def _write_options(
-    params: Sequence[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter
-) -> None:
+def _write_options(params: Sequence[click.Parameter], ctx: click.Context, formatter: click.HelpFormatter) -> None:
     for heading, shared in (("Options", False), ("Global options", True)):
         chosen = [param for param in params if isinstance(param, GlobalOption) is shared]
         records = [record for param in chosen if (record := param.get_help_record(ctx)) is not None]

@@ -57,9 +57,7 @@ def duration(seconds: object) -> str:
     return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count) or "0 s"
 
 
-def table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint, *, right: frozenset[str]
-) -> str:
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint, *, right: frozenset[str]) -> str:
     """Aligned columns; those named in ``right`` hold numbers and are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = [_row(header, header, widths, right, colourless)]
@@ -165,11 +163,7 @@ def _summary(checks: Document, paint: Paint) -> str:
 def workers(document: Document, paint: Paint) -> str:
     """A line a worker."""
     listed = document.get("workers")
-    rows = (
-        [_worker(worker) for worker in listed if isinstance(worker, Mapping)]
-        if isinstance(listed, list)
-        else []
-    )
+    rows = [_worker(worker) for worker in listed if isinstance(worker, Mapping)] if isinstance(listed, list) else []
     if not rows:
         return "no workers"
     return table(_WORKER_HEADER, rows, paint, right=frozenset({"PID", "TURNS", "RSS MB"}))
@@ -196,9 +190,7 @@ def state(document: Document, paint: Paint) -> str:
 def drain(document: Document) -> str:
     """A drain's progress on one line."""
     parts = [plain(document.get("state"))]
-    parts += [
-        f"{plain(document[name])} {name}" for name in ("running", "queued", "connections") if name in document
-    ]
+    parts += [f"{plain(document[name])} {name}" for name in ("running", "queued", "connections") if name in document]
     left = document.get("remaining_s")
     if left is not None:
         parts.append(f"{duration(left)} left")

@@ -117,12 +117,9 @@ def connect_first(paths: Sequence[str], deadline: Deadline) -> tuple[str, Bounde
 def _unreachable(failures: Sequence[tuple[str, OSError]]) -> Denied | NotRunning:
     tried = "".join(f"\n  {path}  ({_reason(error)})" for path, error in failures)
     if any(isinstance(error, PermissionError) for _, error in failures):
-        return Denied(
-            f"permission denied on the control socket; tried:{tried}\nUse the daemon's user, or root."
-        )
+        return Denied(f"permission denied on the control socket; tried:{tried}\nUse the daemon's user, or root.")
     return NotRunning(
-        f"claude-daemon is not running: no control socket answers; tried:{tried}\n"
-        "Start it with: claude-daemon start"
+        f"claude-daemon is not running: no control socket answers; tried:{tried}\nStart it with: claude-daemon start"
     )
 
 

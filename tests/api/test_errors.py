@@ -40,8 +40,10 @@ SPECIFIED = {
         "UPSTREAM_CUT",
         "UPSTREAM_MALFORMED",
         "UPSTREAM_CREDENTIAL",
-    ]
-    + ["ENGINE_CRASHED", "ANSWER_DIVERGED", "SCHEMA_MISMATCH"],
+        "ENGINE_CRASHED",
+        "ANSWER_DIVERGED",
+        "SCHEMA_MISMATCH",
+    ],
     503: ["DRAINING", "NOT_READY", "ENGINE_UNAVAILABLE", "INTERRUPTED"],
     504: ["DEADLINE", "STALLED"],
 }
@@ -103,9 +105,7 @@ def test_a_path_has_its_dialect(path: str, dialect: Dialect) -> None:
     assert dialect_of(path) is dialect
 
 
-FAILURE = Failure(
-    code=Code.UNSUPPORTED_PARAMETER, message="no n", param="n", faults=(Fault(path="n", message="no n"),)
-)
+FAILURE = Failure(code=Code.UNSUPPORTED_PARAMETER, message="no n", param="n", faults=(Fault(path="n", message="no n"),))
 
 
 def test_each_dialect_has_its_form() -> None:
@@ -142,7 +142,4 @@ def test_the_answer_in_bytes_is_complete_http() -> None:
     assert lines[0] == "HTTP/1.1 529 Overloaded"
     headers = dict(line.split(": ", 1) for line in lines[1:])
     assert headers["Connection"] == "close" and headers["X-Request-ID"] == "req_1" and headers["Retry-After"]
-    assert (
-        int(headers["Content-Length"]) == len(body)
-        and json.loads(body)["error"]["type"] == "overloaded_error"
-    )
+    assert int(headers["Content-Length"]) == len(body) and json.loads(body)["error"]["type"] == "overloaded_error"

@@ -67,8 +67,12 @@ async def test_open_routes_need_no_key_and_know_one_that_is_given(path: str) -> 
 
 @pytest.mark.parametrize(
     "header",
-    [BEARER, f"authorization: bearer  {SECRET} ", f"X-Api-Key: {SECRET}"]
-    + [f"Sec-WebSocket-Protocol: claude-daemon.v1, bearer.{SECRET}"],
+    [
+        BEARER,
+        f"authorization: bearer  {SECRET} ",
+        f"X-Api-Key: {SECRET}",
+        f"Sec-WebSocket-Protocol: claude-daemon.v1, bearer.{SECRET}",
+    ],
 )
 async def test_a_key_is_taken_in_each_of_its_forms(header: str) -> None:
     async with serving(guarded) as served:
@@ -109,7 +113,7 @@ async def test_401_has_the_form_of_the_route() -> None:
         anthropic = await ask(served, "/v1/messages", method="POST")
         assert anthropic.json["error"]["type"] == "authentication_error" and anthropic.json["request_id"]
         openai = await ask(served, "/v1/models")
-        assert openai.json["error"]["code"] == "unauthenticated" or openai.json["error"]["code"]
+        assert set(openai.json["error"]) == {"message", "type", "param", "code"}
         assert openai.headers["content-type"] == anthropic.headers["content-type"] == "application/json"
 
 
@@ -144,8 +148,11 @@ async def test_hosts_that_are_ours_pass_with_any_port(host: str) -> None:
         "",
         "127.0.0.1.evil",
         "[::2]",
-    ]
-    + ["localhost:80@evil.example", "evil.example#localhost", "localhost, evil.example", "::1"],
+        "localhost:80@evil.example",
+        "evil.example#localhost",
+        "localhost, evil.example",
+        "::1",
+    ],
 )
 async def test_a_foreign_host_is_421_even_on_open_routes_and_with_a_key(host: str) -> None:
     async with serving(guarded) as served:
@@ -171,8 +178,7 @@ async def test_http_1_0_may_leave_its_host_out() -> None:
 async def test_a_star_allows_every_host() -> None:
     def app(served: list[Served], limits: Limits) -> web.Application:
         gate = Gate(identify=KEYRING.identify, allowed_hosts=("*",))
-        application = web.Application(middlewares=[gate.middleware()])
-        return application
+        return web.Application(middlewares=[gate.middleware()])
 
     async with serving(app) as served:
         assert (await ask(served, "/live", "Host: whatever.example")).status == 404
@@ -206,8 +212,17 @@ async def test_our_own_origin_and_those_allowed_pass(origin: str) -> None:
 
 @pytest.mark.parametrize(
     "origin",
-    ["https://evil.example", "null", "", "http://localhost:3001", "http://localhost.evil.example", "file://"]
-    + ["https://app.example.evil.example", "http://app.example", "localhost"],
+    [
+        "https://evil.example",
+        "null",
+        "",
+        "http://localhost:3001",
+        "http://localhost.evil.example",
+        "file://",
+        "https://app.example.evil.example",
+        "http://app.example",
+        "localhost",
+    ],
 )
 async def test_a_foreign_origin_is_403_on_every_route(origin: str) -> None:
     async with serving(guarded) as served:
@@ -231,8 +246,12 @@ async def test_an_unknown_route_or_method_is_told_before_the_key() -> None:
 
 @pytest.mark.parametrize(
     "media",
-    [(), ("Content-Type: application/json",), ("Content-Type: Application/JSON; charset=utf-8",)]
-    + [("Content-Type: application/json", "Content-Encoding: identity")],
+    [
+        (),
+        ("Content-Type: application/json",),
+        ("Content-Type: Application/JSON; charset=utf-8",),
+        ("Content-Type: application/json", "Content-Encoding: identity"),
+    ],
 )
 async def test_json_bodies_pass(media: tuple[str, ...]) -> None:
     async with serving(guarded) as served:
@@ -241,11 +260,13 @@ async def test_json_bodies_pass(media: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize(
     "media",
-    ["Content-Type: text/plain", "Content-Type: application/x-www-form-urlencoded", "Content-Type: "]
-    + [
+    [
+        "Content-Type: text/plain",
+        "Content-Type: application/x-www-form-urlencoded",
+        "Content-Type: ",
         "Content-Type: multipart/form-data; boundary=x",
         "Content-Type: application/jsonx",
-        "Content-Encoding: br",
+        "Content-Encoding: compress",
     ],
 )
 async def test_any_other_body_is_415(media: str) -> None:
@@ -256,9 +277,7 @@ async def test_any_other_body_is_415(media: str) -> None:
 
 async def test_without_a_body_its_media_type_does_not_matter() -> None:
     async with serving(guarded) as served:
-        assert (
-            await ask(served, "/v1/tasks", BEARER, "Content-Type: text/plain", method="POST")
-        ).status == 200
+        assert (await ask(served, "/v1/tasks", BEARER, "Content-Type: text/plain", method="POST")).status == 200
 
 
 # nothing of a client's gets into headers or logs unseen

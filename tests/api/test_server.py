@@ -111,9 +111,7 @@ class Served:
 
     async def get(self, path: str, *headers: str) -> Answer:
         lines = "".join(f"{header}\r\n" for header in headers)
-        return parse(
-            await self.raw(f"GET {path}".encode() + HEAD + f"{lines}Connection: close\r\n\r\n".encode())
-        )
+        return parse(await self.raw(f"GET {path}".encode() + HEAD + f"{lines}Connection: close\r\n\r\n".encode()))
 
 
 def application(served: list[Served], limits: Limits) -> web.Application:
@@ -149,9 +147,7 @@ def application(served: list[Served], limits: Limits) -> web.Application:
         return response
 
     async def peer(request: web.Request) -> web.Response:
-        return web.json_response(
-            {"uid": request[PEER].uid, "pid": request[PEER].pid} if PEER in request else {}
-        )
+        return web.json_response({"uid": request[PEER].uid, "pid": request[PEER].pid} if PEER in request else {})
 
     async def trace(request: web.Request) -> web.Response:
         return web.json_response({"traceparent": request.get(TRACEPARENT), "log": get_contextvars()})
@@ -236,10 +232,7 @@ GARBAGE = {
     "long request line": b"GET /" + b"marker" * 2000 + HEAD + b"\r\n",
     "long header": b"GET /hello" + HEAD + b"X: " + b"marker" * 2000 + b"\r\n\r\n",
     "many headers": b"GET /hello" + HEAD + b"".join(b"X-%d: 1\r\n" % i for i in range(200)) + b"\r\n",
-    "long head": b"GET /hello"
-    + HEAD
-    + b"".join(b"X-%d: %s\r\n" % (i, b"m" * 8000) for i in range(9))
-    + b"\r\n",
+    "long head": b"GET /hello" + HEAD + b"".join(b"X-%d: %s\r\n" % (i, b"m" * 8000) for i in range(9)) + b"\r\n",
     "endless head": b"GET /hello" + HEAD + b"".join(b"X-%d: %s\r\n" % (i, b"m" * 8000) for i in range(90)),
     "smuggling": b"POST /echo" + HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "two lengths": b"POST /echo" + HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
@@ -284,11 +277,7 @@ async def test_a_bad_chunk_in_mid_body_ends_a_handler_that_waits_for_more() -> N
 
 @pytest.mark.parametrize("size", [1, 2, 7, 61])
 async def test_a_request_may_come_in_pieces_of_any_size(size: int) -> None:
-    data = (
-        b"POST /echo"
-        + HEAD
-        + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
-    )
+    data = b"POST /echo" + HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
     async with serving() as served:
         client = await served.connect()
         for start in range(0, len(data), size):
@@ -460,9 +449,7 @@ async def test_who_asks_before_sending_a_body_is_told_to_go_on() -> None:
 async def test_who_asks_and_will_be_refused_is_never_told_to_go_on(path: str, size: int, status: int) -> None:
     async with serving(max_body_bytes=1000) as served:
         client = await served.connect()
-        client.send(
-            f"POST {path}".encode() + HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size
-        )
+        client.send(f"POST {path}".encode() + HEAD + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % size)
         assert (await client.answer()).status == status
         await client.close()
 
@@ -557,11 +544,7 @@ async def test_a_websocket_carries_its_request_id_and_is_in_flight() -> None:
     async with serving() as served:
         client = await served.connect()
         client.send(
-            b"GET /ws"
-            + HEAD
-            + b"Connection: Upgrade\r\nUpgrade: websocket\r\nX-Request-ID: w\r\n"
-            + key
-            + b"\r\n"
+            b"GET /ws" + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\nX-Request-ID: w\r\n" + key + b"\r\n"
         )
         answer = await client.answer()
         assert (answer.status, answer.headers["x-request-id"], answer.headers["connection"]) == (
@@ -602,6 +585,18 @@ async def test_a_client_that_leaves_within_its_body_leaves_nothing_behind() -> N
         await client.close()
         await asyncio.wait_for(served.logged.wait(), PATIENCE)
         assert served.accessed[0][1] == 499 and not served.errors
+
+
+async def test_a_client_that_ends_its_side_counts_as_gone() -> None:
+    """A peer that only half-closes looks like one that left; we spend no model call on finding out."""
+    async with serving() as served:
+        client = await served.connect()
+        client.send(b"GET /wait" + HEAD + b"\r\n")
+        await served.waiting.wait()
+        client.writer.write_eof()
+        await asyncio.wait_for(served.cancelled.wait(), PATIENCE)
+        assert await client.all() == b""
+        await client.close()
 
 
 # how many
@@ -804,9 +799,7 @@ def test_all_of_it_works_on_uvloop(tmp_path: Path) -> None:
             assert (await served.get("/hello", "X-Request-ID: u")).headers["x-request-id"] == "u"
             assert_ours(parse(await served.raw(b"\x00")), 400, "invalid_request")
             assert parse(await served.raw(b"GET /hello" + HEAD)).status == 408
-            assert (
-                parse(await served.raw(b"POST /echo" + HEAD + b"Content-Length: 5000\r\n\r\n")).status == 413
-            )
+            assert parse(await served.raw(b"POST /echo" + HEAD + b"Content-Length: 5000\r\n\r\n")).status == 413
             client = Client(*await asyncio.open_unix_connection(path))
             client.send(b"GET /peer" + HEAD + b"\r\n")
             assert (await client.answer()).json["pid"] == os.getpid()
@@ -842,8 +835,13 @@ async def main():
     def server(reserved):
         app = web.Application()
         app.router.add_get("/hello", hello)
-        return HttpServer(app, limits=Limits(reserved_descriptors=reserved), ids=lambda p: f"{p}_{next(numbers)}",
-                          on_access=lambda *a: None, on_error=lambda *a: print(a, file=sys.stderr, flush=True))
+        return HttpServer(
+            app,
+            limits=Limits(reserved_descriptors=reserved),
+            ids=lambda prefix: f"{prefix}_{next(numbers)}",
+            on_access=lambda *told: None,
+            on_error=lambda *told: print(told, file=sys.stderr, flush=True),
+        )
     public, control = server(int(sys.argv[1])), server(0)
     sockets = tcp_sockets("127.0.0.1", 0)
     await public.listen(sockets)
@@ -880,7 +878,7 @@ def ask(sock: socket.socket) -> bytes:
 def test_a_lack_of_descriptors_is_one_line_in_the_log_and_heals_by_itself(tmp_path: Path) -> None:
     with starved(0, tmp_path / "ctl.sock") as (process, port):
         clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(150)]
-        assert "Too many open files" in process.stderr.readline()
+        assert process.stderr is not None and "Too many open files" in process.stderr.readline()
         for client in clients:
             client.close()
         with socket.create_connection(("127.0.0.1", port)) as client:
@@ -901,4 +899,4 @@ def test_while_public_connections_take_all_they_can_the_control_socket_answers(t
         for other in clients:
             other.close()
         process.kill()
-        assert process.stderr.read().count("\n") <= 1
+        assert process.stderr is not None and process.stderr.read().count("\n") <= 1

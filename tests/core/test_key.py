@@ -11,9 +11,7 @@ from claude_daemon.core.key import Key, Keyring, digest, new_secret, well_formed
 
 
 def key_of(secret: str, name: str = "alice") -> Key:
-    return Key(
-        id=f"key_{name}", name=name, digest=digest(secret), role="standard", trust_domain=f"key_{name}"
-    )
+    return Key(id=f"key_{name}", name=name, digest=digest(secret), role="standard", trust_domain=f"key_{name}")
 
 
 def test_a_secret_is_cd_and_32_bytes_in_base64url() -> None:
@@ -42,8 +40,10 @@ def test_a_keyring_finds_each_of_its_keys_and_no_other() -> None:
         "cd_" + "A" * 43 + "\n",
         "sk-" + "A" * 43,
         "cd_" + "é" * 43,
-    ]
-    + ["cd_" + "\udcff" * 43, "cd_" + "A" * 42 + "=", " cd_" + "A" * 43],
+        "cd_" + "\udcff" * 43,
+        "cd_" + "A" * 42 + "=",
+        " cd_" + "A" * 43,
+    ],
 )
 def test_what_cannot_be_a_key_is_none_even_if_its_digest_were_known(secret: str) -> None:
     assert Keyring([key_of(secret)]).identify(secret) is None

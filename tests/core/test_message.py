@@ -54,9 +54,7 @@ def test_text_is_there_before_its_block_is_closed() -> None:
 def test_citations_are_collected_where_the_block_starts_with_null() -> None:
     builder = start({"type": "text", "text": "", "citations": None})
     for n in range(2):
-        builder.add(
-            {"type": "content_block_delta", "index": 0, "delta": {"type": "citations_delta", "citation": n}}
-        )
+        builder.add({"type": "content_block_delta", "index": 0, "delta": {"type": "citations_delta", "citation": n}})
     assert builder.message["content"][0]["citations"] == [0, 1]
 
 

@@ -188,9 +188,7 @@ def invoke(daemon: Daemon) -> Invoke:
     from claudectl.main import cli
 
     def run(*args: str, input: str | bytes | None = None) -> Result:
-        return CliRunner().invoke(
-            cli, ["--socket", str(daemon.path), *args], input=input, prog_name="claudectl"
-        )
+        return CliRunner().invoke(cli, ["--socket", str(daemon.path), *args], input=input, prog_name="claudectl")
 
     return run
 

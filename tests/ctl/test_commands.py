@@ -54,9 +54,7 @@ def test_json_is_the_document_of_the_daemon(daemon: Daemon, invoke: Invoke, comm
 @pytest.mark.parametrize(
     "args", [["--json", "workers", "list"], ["workers", "--json", "list"], ["workers", "list", "--json"]]
 )
-def test_global_options_stand_before_or_after_the_command(
-    daemon: Daemon, invoke: Invoke, args: list[str]
-) -> None:
+def test_global_options_stand_before_or_after_the_command(daemon: Daemon, invoke: Invoke, args: list[str]) -> None:
     daemon.says("GET", "workers", {"workers": []})
     assert json.loads(invoke(*args).stdout) == {"workers": []}
 

@@ -63,8 +63,8 @@ def _tell_and_cut(reply: Reply) -> None:
     reply.close_connection = True
 
 
-@pytest.mark.parametrize("ends_properly", [True, False])
-def test_stop_waits_until_the_socket_is_gone(daemon: Daemon, invoke: Invoke, ends_properly: bool) -> None:
+@pytest.mark.parametrize("ends", ["properly", "cut", "unanswered"])
+def test_stop_waits_until_the_socket_is_gone(daemon: Daemon, invoke: Invoke, ends: str) -> None:
     gone = threading.Event()
 
     def leave() -> None:
@@ -72,10 +72,11 @@ def test_stop_waits_until_the_socket_is_gone(daemon: Daemon, invoke: Invoke, end
         gone.set()
 
     def drain(reply: Reply) -> None:
-        if ends_properly:
+        if ends == "properly":
             reply.lines(RUNNING, {"state": "stopping", "saved": True})
-        else:
+        elif ends == "cut":
             _tell_and_cut(reply)
+        reply.close_connection = True
         threading.Thread(target=leave).start()
 
     daemon.says("GET", "status", {"pid": os.getpid()})

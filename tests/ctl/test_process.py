@@ -31,15 +31,11 @@ def test_health_imports_nothing_heavy_and_no_other_command(daemon: Daemon, envir
     script = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
     script += "from claudectl.main import main; main()"
     argv = [sys.executable, "-c", script, "--socket", str(daemon.path), "health"]
-    done = subprocess.run(
-        argv, env=_uncovered(environ), capture_output=True, text=True, timeout=PATIENCE_SECONDS
-    )
+    done = subprocess.run(argv, env=_uncovered(environ), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert done.returncode == 0
     loaded = set(done.stderr.split())
     assert not HEAVY & loaded
-    assert {name for name in loaded if name.startswith("claudectl.commands.")} == {
-        "claudectl.commands.health"
-    }
+    assert {name for name in loaded if name.startswith("claudectl.commands.")} == {"claudectl.commands.health"}
     assert {name for name in loaded if name.startswith("claude_daemon")} <= {"claude_daemon"}
 
 
@@ -92,9 +88,7 @@ def test_a_socket_of_another_user_is_a_matter_of_permission(daemon: Daemon) -> N
     script += "from claudectl.main import main; os.setuid(65534); main()"
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "HOME": "/"}
     argv = [sys.executable, "-c", script, "--socket", str(daemon.path), "health"]
-    done = subprocess.run(
-        argv, env=_uncovered(environ), capture_output=True, text=True, timeout=PATIENCE_SECONDS
-    )
+    done = subprocess.run(argv, env=_uncovered(environ), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
     assert (done.returncode, "(permission denied)" in done.stderr) == (5, True), done.stderr
 
 
@@ -294,12 +288,8 @@ def test_no_prompt_on_a_terminal_is_usage(daemon: Daemon, spawn: Spawn) -> None:
     assert b"no prompt" in err
 
 
-@pytest.mark.parametrize(
-    ("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)]
-)
-def test_colour_is_for_terminals_that_want_it(
-    daemon: Daemon, spawn: Spawn, env: dict[str, str], colour: bool
-) -> None:
+@pytest.mark.parametrize(("env", "colour"), [({}, True), ({"NO_COLOR": "1"}, False), ({"TERM": "dumb"}, False)])
+def test_colour_is_for_terminals_that_want_it(daemon: Daemon, spawn: Spawn, env: dict[str, str], colour: bool) -> None:
     daemon.says("GET", "health", PASSES)
     with terminal() as (screen, tty):
         process = spawn("--socket", str(daemon.path), "health", env=env, stdout=tty)

@@ -70,9 +70,7 @@ def test_the_examples_in_the_docstrings_hold(module: object) -> None:
 
 def test_health_has_a_line_for_each_check_with_its_reason() -> None:
     assert render.health(HEALTH, colourless) == (
-        "warn · degraded · up 1 h 2 min · version 0.1.0\n"
-        "  engine       pass\n"
-        "  worker_pool  warn  3 of 4 live"
+        "warn · degraded · up 1 h 2 min · version 0.1.0\n  engine       pass\n  worker_pool  warn  3 of 4 live"
     )
 
 
@@ -136,9 +134,7 @@ def test_reasons_and_names_cannot_steer_the_terminal() -> None:
     assert render.health(evil, colourless) == "-\n  ex  fail  bad all is well"
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (86_400, "1 d"), (None, "-")]
-)
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (59.9, "59 s"), (60, "1 min"), (86_400, "1 d"), (None, "-")])
 def test_durations_read_as_people_say_them(seconds: object, text: str) -> None:
     assert duration(seconds) == text
 

@@ -24,9 +24,7 @@ def text(piece: str) -> dict[str, Any]:
 
 
 def test_run_prints_the_answer_and_ends_its_line(daemon: Daemon, invoke: Invoke) -> None:
-    daemon.tells(
-        "POST", "tasks", STARTED, event("thinking.delta", text="hm"), text("Hel"), text("lo"), SUCCEEDED
-    )
+    daemon.tells("POST", "tasks", STARTED, event("thinking.delta", text="hm"), text("Hel"), text("lo"), SUCCEEDED)
     result = invoke("run", "hi")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "")
     assert daemon.last.body == {"prompt": "hi"}
@@ -34,9 +32,7 @@ def test_run_prints_the_answer_and_ends_its_line(daemon: Daemon, invoke: Invoke)
 
 
 @pytest.mark.parametrize(("answer", "printed"), [("a\n", "a\n"), ("a\n\n", "a\n\n"), ("", "")])
-def test_a_line_that_is_ended_is_not_ended_again(
-    daemon: Daemon, invoke: Invoke, answer: str, printed: str
-) -> None:
+def test_a_line_that_is_ended_is_not_ended_again(daemon: Daemon, invoke: Invoke, answer: str, printed: str) -> None:
     daemon.tells("POST", "tasks", text(answer), SUCCEEDED)
     assert invoke("run", "hi").stdout == printed
 
@@ -65,9 +61,7 @@ def test_json_streams_the_events_as_they_are(daemon: Daemon, invoke: Invoke) -> 
 
 
 def test_control_characters_are_taken_out_even_when_split(daemon: Daemon, invoke: Invoke) -> None:
-    daemon.tells(
-        "POST", "tasks", text("a\x1b]0;ti"), text("tle\x07b\x9b3"), text("1mc\r\n\td\x1b["), SUCCEEDED
-    )
+    daemon.tells("POST", "tasks", text("a\x1b]0;ti"), text("tle\x07b\x9b3"), text("1mc\r\n\td\x1b["), SUCCEEDED)
     assert invoke("run", "hi").stdout == "abc\n\td[\n".replace("[", "")
 
 
@@ -113,6 +107,14 @@ def test_an_answer_that_is_not_whole_is_noted(daemon: Daemon, invoke: Invoke) ->
     )
 
 
+def test_a_piece_that_the_daemon_cut_is_noted(daemon: Daemon, invoke: Invoke) -> None:
+    cut = event("text.delta", text="par", truncated=True, size_bytes=100_000)
+    daemon.tells("POST", "tasks", cut, SUCCEEDED)
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout) == (0, "par\n")
+    assert result.stderr == "note: the daemon cut a piece of this answer that was too large\n"
+
+
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_stream_that_ends_before_the_task_fails(daemon: Daemon, invoke: Invoke, complete: bool) -> None:
     def cut(reply: Reply) -> None:
@@ -141,9 +143,7 @@ def test_a_line_that_is_no_event_is_another_protocol(daemon: Daemon, invoke: Inv
 
 @pytest.mark.parametrize("data", [None, [], {"text": None}, {"text": 7}, {"error": "x"}, {"start": {}}])
 @pytest.mark.parametrize("type", ["task.started", "text.delta", "retry", "usage", "unheard.of"])
-def test_an_event_of_another_shape_is_survived(
-    daemon: Daemon, invoke: Invoke, type: str, data: object
-) -> None:
+def test_an_event_of_another_shape_is_survived(daemon: Daemon, invoke: Invoke, type: str, data: object) -> None:
     daemon.tells("POST", "tasks", event(type) | {"data": data}, SUCCEEDED)
     assert invoke("run", "hi").exit_code == 0
 
@@ -171,9 +171,7 @@ def test_a_daemon_that_refuses_a_large_prompt_early_is_heard(daemon: Daemon, inv
     ("input", "said"),
     [(b"ab\xffc", "stdin is not UTF-8: byte 0xff at offset 2"), (b"", "the prompt is empty")],
 )
-def test_a_prompt_that_cannot_be_sent_is_usage(
-    daemon: Daemon, invoke: Invoke, input: bytes, said: str
-) -> None:
+def test_a_prompt_that_cannot_be_sent_is_usage(daemon: Daemon, invoke: Invoke, input: bytes, said: str) -> None:
     result = invoke("run", "-", input=input)
     assert (result.exit_code, said in result.stderr) == (2, True)
     assert daemon.requests == []

@@ -93,9 +93,7 @@ def test_a_socket_closed_to_this_user_is_a_matter_of_permission(monkeypatch: pyt
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(sockets.BoundedSocket, "connect_to", refuse)
-    with pytest.raises(
-        Denied, match=r"permission denied on the control socket; tried:\n  /a  \(permission denied\)"
-    ):
+    with pytest.raises(Denied, match=r"permission denied on the control socket; tried:\n  /a  \(permission denied\)"):
         reached(Path("/a"))
 
 
@@ -104,9 +102,7 @@ def test_a_daemon_that_accepts_nobody_is_not_passed_over(short_dir: Path) -> Non
         waiting = []
         with pytest.raises(TimedOut, match="backlog is full"):
             for _ in range(16):
-                _, connection = connect_first(
-                    [str(short_dir / "full"), str(short_dir / "other")], Deadline(5)
-                )
+                _, connection = connect_first([str(short_dir / "full"), str(short_dir / "other")], Deadline(5))
                 waiting.append(connection)
         for connection in waiting:
             connection.close()

@@ -98,7 +98,5 @@ async def caller(model: OfflineModel) -> AsyncIterator[Caller]:
 
 @pytest.fixture
 async def sdk(model: OfflineModel) -> AsyncIterator[anthropic.AsyncAnthropic]:
-    async with anthropic.AsyncAnthropic(
-        base_url=model.base_url, api_key=model.api_key, max_retries=0
-    ) as client:
+    async with anthropic.AsyncAnthropic(base_url=model.base_url, api_key=model.api_key, max_retries=0) as client:
         yield client

@@ -181,9 +181,7 @@ async def test_a_marked_prefix_is_written_to_the_cache_once_and_then_read(caller
     seen = []
     for messages in (first, first, longer, longer):
         usage = (await caller.whole(messages, system=system))["usage"]
-        seen.append(
-            (usage["input_tokens"], usage["cache_creation_input_tokens"], usage["cache_read_input_tokens"])
-        )
+        seen.append((usage["input_tokens"], usage["cache_creation_input_tokens"], usage["cache_read_input_tokens"]))
     assert seen == [(0, 110, 0), (0, 0, 110), (2, 15, 110), (2, 0, 125)]
 
 

@@ -22,9 +22,7 @@ EVERY_MARKER = {
     "[[first=300ms]]": Settings(first_s=0.3),
     "[[pace=1.5s]]": Settings(pace_s=1.5),
     "[[hang]]": Settings(fault=Fault(kind=FaultKind.HANG)),
-    "[[error=429]] [[retry-after=2]]": Settings(
-        fault=Fault(kind=FaultKind.ERROR, status=429), retry_after_s=2
-    ),
+    "[[error=429]] [[retry-after=2]]": Settings(fault=Fault(kind=FaultKind.ERROR, status=429), retry_after_s=2),
     "[[stall=3]]": Settings(fault=Fault(kind=FaultKind.STALL, after=3)),
     "[[cut=0]]": Settings(fault=Fault(kind=FaultKind.CUT, after=0)),
     "[[malformed=1]]": Settings(fault=Fault(kind=FaultKind.MALFORMED, after=1)),
@@ -87,9 +85,7 @@ def test_any_text_is_parsed_or_refused_with_a_marker_error(text: str) -> None:
 )
 def test_settings_survive_the_way_through_json(settings: Settings) -> None:
     assert (
-        Settings.from_json(
-            settings.to_json() | {"tools": list(settings.tools), "inputs": list(settings.inputs)}
-        )
+        Settings.from_json(settings.to_json() | {"tools": list(settings.tools), "inputs": list(settings.inputs)})
         == settings
     )
 

@@ -124,9 +124,7 @@ async def test_an_image_alone_is_a_prompt(caller: Caller) -> None:
         {"role": "assistant", "content": "old"},
         {"role": "user", "content": [image]},
     ]
-    assert (
-        await caller.text(messages) == "Hello from the offline model. With it came one image/gif of 8 bytes."
-    )
+    assert await caller.text(messages) == "Hello from the offline model. With it came one image/gif of 8 bytes."
 
 
 async def test_tools_are_called_in_parallel_with_their_inputs(caller: Caller) -> None:
@@ -239,9 +237,7 @@ async def test_the_structured_output_tool_can_be_left_alone(caller: Caller) -> N
 
 async def test_a_tool_input_can_be_broken(caller: Caller) -> None:
     assert calls_of(await caller.whole("[[tool=A]] [[invalid]]", tools=TOOLS)) == [("A", {})]
-    assert calls_of(await caller.whole("[[tool=X]] [[invalid]]", tools=TOOLS)) == [
-        ("X", {"unexpected": True})
-    ]
+    assert calls_of(await caller.whole("[[tool=X]] [[invalid]]", tools=TOOLS)) == [("X", {"unexpected": True})]
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,7 @@ async def test_a_tool_loop_runs_to_its_end(sdk: anthropic.AsyncAnthropic) -> Non
 
 
 async def test_a_tool_input_is_streamed_in_pieces(sdk: anthropic.AsyncAnthropic) -> None:
-    prompt: Any = [
-        {"role": "user", "content": '[[tool=get_weather]] [[input={"city":"San Francisco, California"}]]'}
-    ]
+    prompt: Any = [{"role": "user", "content": '[[tool=get_weather]] [[input={"city":"San Francisco, California"}]]'}]
     async with sdk.messages.stream(model="m", max_tokens=100, messages=prompt, tools=[WEATHER]) as stream:
         pieces = [event.partial_json async for event in stream if event.type == "input_json"]
         call = (await stream.get_final_message()).content[0]
@@ -173,9 +171,7 @@ async def test_models_are_listed_and_found(sdk: anthropic.AsyncAnthropic) -> Non
 
 async def test_counted_tokens_are_those_of_the_answer(sdk: anthropic.AsyncAnthropic) -> None:
     counted = await sdk.messages.count_tokens(model="m", messages=HELLO, system="be kind", tools=[WEATHER])
-    answer = await sdk.messages.create(
-        model="m", max_tokens=9, messages=HELLO, system="be kind", tools=[WEATHER]
-    )
+    answer = await sdk.messages.create(model="m", max_tokens=9, messages=HELLO, system="be kind", tools=[WEATHER])
     assert counted.input_tokens == answer.usage.input_tokens > 20
 
 

@@ -67,17 +67,13 @@ async def test_any_other_host_is_refused(model: OfflineModel, caller: Caller, ho
     ],
 )
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/models", "/offline/requests", "/nothing"])
-async def test_without_the_key_every_route_is_closed(
-    model: OfflineModel, headers: dict[str, str], path: str
-) -> None:
+async def test_without_the_key_every_route_is_closed(model: OfflineModel, headers: dict[str, str], path: str) -> None:
     filled = {name: value.format(model.api_key) for name, value in headers.items()}
     async with aiohttp.ClientSession(headers=filled) as http, http.get(model.base_url + path) as response:
         assert (await _error(response))[:2] == (401, "authentication_error")
 
 
-async def test_an_unknown_route_and_a_wrong_method_are_errors_of_the_api(
-    model: OfflineModel, caller: Caller
-) -> None:
+async def test_an_unknown_route_and_a_wrong_method_are_errors_of_the_api(model: OfflineModel, caller: Caller) -> None:
     assert (await _refusal(caller, {}, "/v1/nothing"))[:2] == (404, "not_found_error")
     async with caller.http.get(model.base_url + "/v1/messages") as response:
         assert (await _error(response))[:2] == (405, "invalid_request_error")
@@ -164,10 +160,7 @@ async def test_a_body_nested_deeply_is_answered_or_refused_but_breaks_nothing(
     model: OfflineModel, caller: Caller, path: str, depth: int
 ) -> None:
     nested = '[{"type":"tool_result","tool_use_id":"t","content":' * depth + '"x"' + "}]" * depth
-    result = (
-        b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":%b}]}'
-        % nested.encode()
-    )
+    result = b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":%b}]}' % nested.encode()
     messages = b"[%b,%b,%b]" % (orjson.dumps(USER), orjson.dumps(CALL), result)
     schema = '{"type":"object","required":["a"],"properties":{"a":' * depth + "{}" + "}}" * depth
     tools = b'[{"name":"A","input_schema":%b}]' % schema.encode()
@@ -203,9 +196,7 @@ async def test_a_body_too_large_is_refused_before_it_is_read(model: OfflineModel
     await writer.wait_closed()
 
 
-async def test_requests_are_recorded_as_they_came_even_when_refused(
-    model: OfflineModel, caller: Caller
-) -> None:
+async def test_requests_are_recorded_as_they_came_even_when_refused(model: OfflineModel, caller: Caller) -> None:
     body = request("hi")
     async with caller.post(body, "/v1/messages?beta=true"):
         pass

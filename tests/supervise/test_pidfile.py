@@ -97,7 +97,7 @@ def test_a_symlink_is_not_followed(tmp_path: Path) -> None:
     target.write_text("do not touch")
     path = tmp_path / "daemon.pid"
     path.symlink_to(target)
-    with pytest.raises(OSError, match="symbolic|loop|Too many"):
+    with pytest.raises(OSError, match=r"symbolic|loop|Too many"):
         PidFile(path)
     assert target.read_text() == "do not touch"
 

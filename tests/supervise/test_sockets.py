@@ -132,9 +132,7 @@ def test_a_taken_port_is_an_error_and_leaves_nothing_open() -> None:
         tcp_sockets("127.0.0.1", taken.getsockname()[1])
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="Linux hands options from the listener to what it accepts"
-)
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux hands options from the listener to what it accepts")
 def test_an_accepted_connection_notices_a_peer_whose_machine_is_gone() -> None:
     (listening,) = tcp_sockets("127.0.0.1", 0)
     with listening, socket.create_connection(listening.getsockname(), timeout=5):
@@ -146,7 +144,8 @@ def test_an_accepted_connection_notices_a_peer_whose_machine_is_gone() -> None:
 
 
 def test_a_storm_of_accept_errors_is_one_line_in_ten_seconds_with_a_count() -> None:
-    now, told = [100.0], []
+    now: list[float] = [100.0]
+    told: list[str] = []
     errors = AcceptErrors(told.append, clock=lambda: now[0])
     context = {
         "message": "socket.accept() out of system resource",

@@ -56,9 +56,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     def started(*, secrets: tuple[Secret, ...] = (), **settings: Any) -> Logs:
         stream, path = io.StringIO(), tmp_path / "daemon.log"
-        handles.append(
-            configure(Log(**settings), stream=stream, path=path, secrets=secrets, clock=lambda: NOON)
-        )
+        handles.append(configure(Log(**settings), stream=stream, path=path, secrets=secrets, clock=lambda: NOON))
         return Logs(handle=handles[-1], stream=stream, path=path)
 
     yield started
@@ -172,9 +170,7 @@ def test_fields_named_for_secrets_are_masked_at_every_depth(start: Start, name: 
     assert logs.lines()[0][name] == "***"
 
 
-@pytest.mark.parametrize(
-    "name", ["key_id", "max_tokens", "input_tokens", "tokens", "monkey", "keys", "secrets_count"]
-)
+@pytest.mark.parametrize("name", ["key_id", "max_tokens", "input_tokens", "tokens", "monkey", "keys", "secrets_count"])
 def test_fields_that_only_sound_like_secrets_are_shown(start: Start, name: str) -> None:
     logs = start()
     log.info("a", **{name: "shown"})
@@ -195,13 +191,9 @@ def test_fields_that_only_sound_like_secrets_are_shown(start: Start, name: str) 
         ("a short pin 1234", "a short pin 1234"),
     ],
 )
-def test_what_looks_like_a_secret_or_is_known_as_one_is_masked_everywhere(
-    start: Start, text: str, masked: str
-) -> None:
+def test_what_looks_like_a_secret_or_is_known_as_one_is_masked_everywhere(start: Start, text: str, masked: str) -> None:
     logs = start(secrets=(Secret("s3cret-value"), Secret("1234")))
-    log.info(
-        text, value=text, exc_info=ValueError(text), items=[text], table={text: 1}, other=Exception(text)
-    )
+    log.info(text, value=text, exc_info=ValueError(text), items=[text], table={text: 1}, other=Exception(text))
     logging.getLogger("x").warning(text)
     first, second = logs.lines()
     assert first["event"] == first["value"] == first["exception"]["message"] == first["other"] == masked
@@ -412,9 +404,7 @@ def test_a_stream_that_is_closed_or_broken_raises_nothing(tmp_path: Path) -> Non
     handle.close()
 
 
-def test_a_line_torn_by_a_full_disk_does_not_swallow_the_next(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_line_torn_by_a_full_disk_does_not_swallow_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.log"
     sink = telemetry.Sink(telemetry.open_log(path))
     write, room = os.write, [3, 0]

@@ -8,9 +8,7 @@ import orjson
 from hypothesis import strategies as st
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
-INPUTS = st.dictionaries(
-    TEXTS, st.one_of(st.integers(-(2**53), 2**53), TEXTS, st.booleans(), st.none()), max_size=4
-)
+INPUTS = st.dictionaries(TEXTS, st.one_of(st.integers(-(2**53), 2**53), TEXTS, st.booleans(), st.none()), max_size=4)
 STOPS = (
     "end_turn",
     "max_tokens",
@@ -25,9 +23,7 @@ COUNTS = st.integers(0, 10**6)
 BLOCKS = st.one_of(
     st.builds(lambda text: {"type": "text", "text": text, "citations": None}, TEXTS),
     st.builds(lambda text: {"type": "thinking", "thinking": text, "signature": "sig"}, TEXTS),
-    st.builds(
-        lambda n, given: {"type": "tool_use", "id": f"toolu_{n}", "name": "f", "input": given}, COUNTS, INPUTS
-    ),
+    st.builds(lambda n, given: {"type": "tool_use", "id": f"toolu_{n}", "name": "f", "input": given}, COUNTS, INPUTS),
 )
 MESSAGES = st.builds(
     lambda blocks, stop, counts: {

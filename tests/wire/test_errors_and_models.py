@@ -11,9 +11,7 @@ from claude_daemon.wire import anthropic as messages_dialect
 from claude_daemon.wire import openai as openai_dialect
 from claude_daemon.wire.problem import problem
 
-FAILURE = Failure(
-    code=Code.INVALID_REQUEST, message="a: no.", param="a", faults=(Fault(path="a", message="no."),)
-)
+FAILURE = Failure(code=Code.INVALID_REQUEST, message="a: no.", param="a", faults=(Fault(path="a", message="no."),))
 
 
 @pytest.mark.parametrize(
@@ -68,9 +66,7 @@ def test_a_problem_with_a_parameter_and_no_list_names_it() -> None:
 
 
 def test_both_client_libraries_read_the_list_of_models() -> None:
-    listed = openai_dialect.models_list(
-        {"sonnet": "claude-sonnet-9", "best": "claude-sonnet-9"}, created=1_700_000_000
-    )
+    listed = openai_dialect.models_list({"sonnet": "claude-sonnet-9", "best": "claude-sonnet-9"}, created=1_700_000_000)
     assert [model["id"] for model in listed["data"]] == ["sonnet", "best", "claude-sonnet-9"]
     assert (listed["first_id"], listed["last_id"], listed["has_more"]) == ("sonnet", "claude-sonnet-9", False)
     for model in listed["data"]:

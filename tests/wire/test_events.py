@@ -39,12 +39,8 @@ def delta(kind: str, **fields: Any) -> dict[str, Any]:
         ),
     ],
 )
-def test_the_inner_stream_is_told_under_our_names(
-    data: dict[str, Any], type: str, expected: dict[str, Any]
-) -> None:
-    assert told(MESSAGE_EVENT, data) == [
-        {"task": "task_1", "seq": 7, "type": type, "at": 12.5, "data": expected}
-    ]
+def test_the_inner_stream_is_told_under_our_names(data: dict[str, Any], type: str, expected: dict[str, Any]) -> None:
+    assert told(MESSAGE_EVENT, data) == [{"task": "task_1", "seq": 7, "type": type, "at": 12.5, "data": expected}]
 
 
 @pytest.mark.parametrize(

@@ -180,5 +180,6 @@ def test_a_text_delta_takes_less_than_the_budget() -> None:
     """3 µs, and some room for a busy machine."""
     stream = ChunkStream(**NAMES, include_usage=True)
     assert stream.feed_encoded(TEXT_DELTA) == encode(stream.feed(TEXT_DELTA)[0])
-    for feed in (stream.feed, stream.feed_encoded):
-        assert min(timeit.repeat(lambda feed=feed: feed(TEXT_DELTA), number=2000, repeat=5)) / 2000 < 10e-6
+    for feed in ("feed", "feed_encoded"):
+        timer = timeit.Timer(f"{feed}(event)", globals={feed: getattr(stream, feed), "event": TEXT_DELTA})
+        assert min(timer.repeat(number=2000, repeat=5)) / 2000 < 10e-6

@@ -10,7 +10,7 @@ import click
 from claudectl import render
 from claudectl.client import Client, Document, StreamCut, decoded
 from claudectl.departure import Departure
-from claudectl.errors import ControlError, Interrupted
+from claudectl.errors import ControlError, Interrupted, NotRunning
 from claudectl.options import Command, Options, seconds
 from claudectl.progress import Progress
 
@@ -18,9 +18,7 @@ ENDED = frozenset({"drained", "stopping"})
 
 
 @click.command(cls=Command, name="drain")
-@click.option(
-    "--deadline", type=seconds, metavar="S", help="Give running work S seconds instead of drain.deadline_s."
-)
+@click.option("--deadline", type=seconds, metavar="S", help="Give running work S seconds instead of drain.deadline_s.")
 @click.option("--stop", is_flag=True, help="Then stop the daemon, and wait until it is gone.")
 @click.option("--no-wait", is_flag=True, help="Begin the drain and return at once.")
 @click.pass_obj
@@ -57,8 +55,8 @@ def _drain(client: Client, body: Document, options: Options) -> None:
     with Progress(last.line, wanted=not options.json) as progress:
         try:
             _follow(client, body, last, raw=options.json)
-        except StreamCut:
-            if departure is None:
+        except (StreamCut, NotRunning):
+            if departure is None:  # else it is what was asked for
                 raise
         if departure is not None:
             departure.wait(client.deadline(None))

@@ -18,9 +18,7 @@ PAUSE_SECONDS = 0.05
 
 
 @click.command(cls=Command, name="ready")
-@click.option(
-    "--wait", type=seconds, metavar="S", help="Wait up to S seconds for it, the daemon's start included."
-)
+@click.option("--wait", type=seconds, metavar="S", help="Wait up to S seconds for it, the daemon's start included.")
 @click.pass_obj
 def command(options: Options, wait: float | None) -> None:
     """Tell whether the daemon takes work, or wait until it does.

@@ -69,9 +69,7 @@ def _read_stdin() -> str:
     try:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
-        raise BadInput(
-            f"stdin is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}"
-        ) from None
+        raise BadInput(f"stdin is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
 
 
 def _require_unicode(body: Document) -> None:
@@ -116,6 +114,7 @@ class Transcript:
         self._phase = "queued"
         self._mid_line = False
         self._begun = False
+        self._cut = False
 
     def waiting(self, elapsed_seconds: float) -> str:
         """The line to show while there is no text yet."""
@@ -133,6 +132,7 @@ class Transcript:
                 self._phase = "thinking"
             case Type.TEXT_DELTA:
                 self._say(self._cleaner.feed(str(data.get("text", ""))), progress)
+                self._cut = self._cut or bool(data.get("truncated"))
             case Type.TEXT_RESET:
                 self._start_over()
 
@@ -141,6 +141,9 @@ class Transcript:
         self._write(self._cleaner.flush())
         if self._mid_line:
             self._write("\n")
+        if self._cut:
+            note("the daemon cut a piece of this answer that was too large")
+            self._cut = False
 
     def _say(self, text: str, progress: Progress) -> None:
         if text:
@@ -156,9 +159,9 @@ class Transcript:
 
     def _write(self, text: str) -> None:
         if text:
+            self._mid_line = not text.endswith("\n")  # first: Ctrl-C may come while it is written
             sys.stdout.write(text)
             sys.stdout.flush()
-            self._mid_line = not text.endswith("\n")
 
 
 def _data(event: Document) -> Document:

@@ -1,0 +1,56 @@
+"""What all tests share: one offline model and one warm daemon for the whole run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claude_daemon.offline import OfflineModel
+from tests.support import DaemonProcess, spawned_clis
+
+StartDaemon = Callable[..., Awaitable[DaemonProcess]]
+
+# Short enough for a test to wait for, long enough for a busy machine's slowest turn.
+STALL_TIMEOUT_S = 3.0
+
+
+@pytest.fixture(scope="session")
+async def model() -> AsyncIterator[OfflineModel]:
+    """The upstream of all daemons of this run; it records what it is asked."""
+    async with OfflineModel(record=True) as offline:
+        yield offline
+
+
+@pytest.fixture(scope="session")
+async def daemon(model: OfflineModel, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaemonProcess]:
+    """The one warm daemon: not to be killed, drained or filled up by a test."""
+    settings = {"engine.workers": 3, "engine.stall_timeout_s": STALL_TIMEOUT_S}
+    process = await DaemonProcess(tmp_path_factory.mktemp("daemon"), model, settings).start()
+    yield process
+    assert await process.stop() == 0
+
+
+@pytest.fixture
+async def start_daemon(model: OfflineModel, tmp_path: Path) -> AsyncIterator[StartDaemon]:
+    """Starts further daemons, for tests that end or starve them: ``await start_daemon({"engine.workers": 1})``."""
+    started: list[DaemonProcess] = []
+
+    async def start(settings: dict[str, Any] | None = None, **fields: Any) -> DaemonProcess:
+        defaults = {"engine.workers": 1, "engine.spares": 0, "engine.stall_timeout_s": STALL_TIMEOUT_S}
+        home = fields.pop("home", tmp_path)
+        process = DaemonProcess(home, fields.pop("model", model), {**defaults, **(settings or {})}, **fields)
+        started.append(process)
+        return await process.start()
+
+    yield start
+    for process in started:
+        await process.stop()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    if spawned_clis:
+        total = sum(spawned_clis.values())
+        terminalreporter.write_line(f"CLI processes started: {total} by {len(spawned_clis)} daemons")
