@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from claude_daemon.core.errors import Failure
+from claude_daemon.core.errors import Failure, Fault
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.task import Lane, Outcome, TaskSpec, Usage
@@ -81,6 +81,16 @@ class Engine(Protocol):
 
     def health(self) -> Mapping[str, HealthReport]:
         """Checks by name (``engine``, ``worker_pool``)."""
+
+
+class Schemas(Protocol):
+    """JSON schemas that clients send: judged where they can be stopped, within a bound of time."""
+
+    async def check(self, schema: object) -> Sequence[Fault]:
+        """What is wrong with a schema itself; empty if it can be used."""
+
+    async def validate(self, schema: Mapping[str, Any], text: str) -> Failure | None:
+        """Why a text is not the JSON that the schema asks for; None if it is."""
 
 
 class Account(Protocol):
