@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol, cast
 
 from aiohttp import web
 
@@ -17,17 +17,21 @@ from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
 from claude_daemon.core.message import MessageBuilder
 from claude_daemon.core.task import Kind, Lane, TaskSpec
+from claude_daemon.ports import Schemas
 from claude_daemon.service.admit import Admission, Admitted
 from claude_daemon.service.dispatch import Dispatcher, Run
+from claude_daemon.wire.parse import refusal
 
-LANE_HEADER = "Claude-Daemon-Lane"
-APPROXIMATED_HEADER = "Claude-Daemon-Approximated"
-TASK_HEADER = "X-Task-ID"
-SSE_HEADERS = {
+LANE_HEADER: Final = "Claude-Daemon-Lane"
+APPROXIMATED_HEADER: Final = "Claude-Daemon-Approximated"
+TASK_HEADER: Final = "X-Task-ID"
+SSE_HEADERS: Final[Mapping[str, str]] = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store, no-transform",
     "X-Accel-Buffering": "no",
 }
+# All that a lane may want to know of a client's headers. Above all its key stays here.
+_PASSED_HEADERS: Final = "anthropic-"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +42,27 @@ class BodyLimits:
     timeout_s: float
 
 
+class Form(Protocol):
+    """How one dialect tells one run. Used for one answer: it may keep what it has told so far."""
+
+    dialect: Dialect
+    headers: Mapping[str, str]
+    """Of every answer, those that tell a failure included."""
+    end: bytes
+    """What closes a stream that went well."""
+
+    def events(self, batch: Sequence[Event]) -> bytes:
+        """The part of a stream that these events are; empty where the dialect has nothing to say."""
+
+    def message(self, message: Mapping[str, Any], raw: bytes | None) -> bytes:
+        """The body of an answer that is not streamed; ``raw`` is the message as the upstream wrote it, if it did."""
+
+    def failed(self, failure: Failure) -> bytes:
+        """The event that ends a stream which has begun and cannot go on."""
+
+
 class Chats:
-    """Begins chats, and ends those whose client has left."""
+    """Begins chats, tells them, and ends those whose client has left."""
 
     def __init__(self, admission: Admission, dispatcher: Dispatcher, limits: BodyLimits) -> None:
         self.admission = admission
@@ -64,7 +87,8 @@ class Chats:
         stream: bool,
         output_schema: Mapping[str, Any] | None = None,
     ) -> Admitted:
-        """Raises Refusal."""
+        """Raises Refusal. What it returns must be followed with no await in between: until then a client that
+        leaves would leave its run behind."""
         return self.admission.chat(
             TaskSpec(
                 kind=Kind.CHAT,
@@ -74,7 +98,7 @@ class Chats:
                 trust_domain=caller(request).trust_domain,
                 request_id=request[REQUEST_ID],
                 stream=stream,
-                headers=dict(request.headers),
+                headers=passed_headers(request),
                 output_schema=output_schema,
             )
         )
@@ -82,10 +106,35 @@ class Chats:
     def follow(self, run: Run) -> Following:
         return Following(run, self._dispatcher)
 
+    async def answer(self, request: web.Request, admitted: Admitted, form: Form) -> web.StreamResponse:
+        """Tells a run that has begun: as a stream, or whole. A client that leaves meanwhile cancels it."""
+        headers = {**headers_of(admitted), **form.headers}
+        async with self.follow(admitted.run) as following:
+            if admitted.run.task.spec.stream:
+                return await _stream(request, following, form, headers)
+            return await _whole(request, following, form, headers)
+
 
 def caller(request: web.Request) -> Key:
     """The key of a request that has passed the gate."""
     return request[KEY]
+
+
+def passed_headers(request: web.Request) -> dict[str, str]:
+    """A client's ``anthropic-*`` headers, in lower case; one that came several times is one list, as HTTP has it."""
+    kept: dict[str, str] = {}
+    for name, value in request.headers.items():
+        name = name.lower()
+        if name.startswith(_PASSED_HEADERS):
+            kept[name] = f"{kept[name]}, {value}" if name in kept else value
+    return kept
+
+
+async def check_schema(schemas: Schemas, schema: object, path: str) -> None:
+    """Raises Refusal with every fault of an answer's schema; ``path`` is where the client wrote it."""
+    faults = await schemas.check(schema)
+    if faults:
+        raise refusal([replace(fault, path=f"{path}.{fault.path}" if fault.path else path) for fault in faults])
 
 
 class Following:
@@ -122,6 +171,8 @@ class Following:
                     whole = (event.data, event.raw)
                 else:
                     builder.add(event.data)
+        if whole is None and not builder.complete:
+            raise Refusal(_nothing())
         return whole if whole is not None else (builder.message, None)
 
 
@@ -134,37 +185,48 @@ def headers_of(admitted: Admitted) -> dict[str, str]:
     return headers
 
 
-async def stream(
-    request: web.Request,
-    following: Following,
-    headers: Mapping[str, str],
-    *,
-    dialect: Dialect,
-    encode: Callable[[Sequence[Event]], bytes],
-    failed: Callable[[Failure], bytes],
-    end: bytes = b"",
+async def _whole(
+    request: web.Request, following: Following, form: Form, headers: Mapping[str, str]
 ) -> web.StreamResponse:
-    """Streams a run as SSE. A failure before the first event is an HTTP error, after it the dialect's error event."""
+    try:
+        message, raw = await following.message()
+    except Refusal as error:
+        return respond(error.failure, dialect=form.dialect, request_id=request[REQUEST_ID], headers=headers)
+    return web.Response(body=form.message(message, raw), content_type="application/json", headers=headers)
+
+
+async def _stream(
+    request: web.Request, following: Following, form: Form, headers: Mapping[str, str]
+) -> web.StreamResponse:
+    """The run as server-sent events. A failure before the first is an HTTP error, after it the dialect's event.
+
+    ``write`` waits for a client that reads slowly; the run's tail then fills up, and its engine waits with it.
+    """
     response: web.StreamResponse | None = None
     try:
-        async for batch in following.batches():
-            data = encode(batch)
-            if response is None:
-                response = web.StreamResponse(headers={**SSE_HEADERS, **headers})
-                await response.prepare(request)
-            if data:
+        async with aclosing(cast(Any, following.batches())) as batches:
+            async for batch in batches:
+                data = form.events(batch)
+                if not data:
+                    continue
+                if response is None:  # head and first event leave in one packet
+                    response = web.StreamResponse(headers={**SSE_HEADERS, **headers})
+                    await response.prepare(request)
                 await response.write(data)
-    except Refusal as refusal:
         if response is None:
-            return respond(refusal.failure, dialect=dialect, request_id=request[REQUEST_ID], headers=headers)
-        await response.write(failed(refusal.failure))
+            raise Refusal(_nothing())
+    except Refusal as error:
+        if response is None:
+            return respond(error.failure, dialect=form.dialect, request_id=request[REQUEST_ID], headers=headers)
+        await response.write(form.failed(error.failure))
         return response
-    if response is None:
-        nothing = Failure(code=Code.INTERNAL, message="the run ended without an answer")
-        return respond(nothing, dialect=dialect, request_id=request[REQUEST_ID], headers=headers)
-    if end:
-        await response.write(end)
+    if form.end:
+        await response.write(form.end)
     return response
+
+
+def _nothing() -> Failure:
+    return Failure(code=Code.INTERNAL, message="The run ended without an answer.")
 
 
 def now() -> int:

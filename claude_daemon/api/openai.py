@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import orjson
 from aiohttp import web
 
 from claude_daemon.api import chat
 from claude_daemon.api.errors import Dialect, status_of
-from claude_daemon.core.errors import Code, Failure, Refusal
+from claude_daemon.core.errors import Failure, Refusal
 from claude_daemon.core.event import Event
-from claude_daemon.core.task import Lane
-from claude_daemon.engine.schema import SchemaChecker
-from claude_daemon.service.admit import Admitted
+from claude_daemon.core.task import Lane, Task
+from claude_daemon.ports import Schemas
 from claude_daemon.wire import openai
+
+_SCHEMA_PATH: Final = "response_format.json_schema.schema"
 
 
 class OpenAIRoutes:
     """``/v1/chat/completions`` and ``/v1/models``."""
 
-    def __init__(self, chats: chat.Chats, schemas: SchemaChecker) -> None:
+    def __init__(self, chats: chat.Chats, schemas: Schemas) -> None:
         self._chats = chats
         self._schemas = schemas
         self._started = chat.now()
@@ -35,7 +37,7 @@ class OpenAIRoutes:
         asked = openai.parse_request(await self._chats.body(request))
         wanted = openai.to_messages(asked)
         if wanted.output_schema is not None:
-            await self._check(wanted.output_schema)
+            await chat.check_schema(self._schemas, wanted.output_schema, _SCHEMA_PATH)
         body = wanted.request
         if lane is Lane.TEXT and asked.max_tokens is None and asked.max_completion_tokens is None:
             del body["max_tokens"]  # the client set no limit, and the text lane needs none
@@ -43,48 +45,8 @@ class OpenAIRoutes:
             admitted = self._chats.begin(request, lane, body, stream=wanted.stream, output_schema=wanted.output_schema)
         except Refusal as refusal:
             raise Refusal(openai.in_client_words(refusal.failure)) from None
-        async with self._chats.follow(admitted.run) as following:
-            if wanted.stream:
-                return await self._stream(request, following, admitted, include_usage=wanted.include_usage)
-            return await self._whole(following, admitted)
-
-    async def _check(self, schema: object) -> None:
-        faults = await self._schemas.check(schema)
-        if faults:
-            path = "response_format.json_schema.schema"
-            said = "; ".join(f"{fault.path}: {fault.message}" if fault.path else fault.message for fault in faults[:5])
-            failure = Failure(code=Code.INVALID_REQUEST, message=f"{path}: {said}", param=path, faults=tuple(faults))
-            raise Refusal(failure)
-
-    async def _stream(
-        self, request: web.Request, following: chat.Following, admitted: Admitted, *, include_usage: bool
-    ) -> web.StreamResponse:
-        task = admitted.run.task
-        chunks = openai.ChunkStream(
-            id=_completion_id(task.id),
-            created=int(task.created_at),
-            model=task.spec.model,
-            include_usage=include_usage,
-        )
-
-        def encode(batch: Sequence[Event]) -> bytes:
-            return b"".join([chunks.feed_encoded(event.data) for event in batch])
-
-        def failed(failure: Failure) -> bytes:
-            return openai.encode(openai.error_body(failure, status_of(failure.code, Dialect.OPENAI)))
-
-        headers = chat.headers_of(admitted)
-        return await chat.stream(
-            request, following, headers, dialect=Dialect.OPENAI, encode=encode, failed=failed, end=openai.DONE
-        )
-
-    async def _whole(self, following: chat.Following, admitted: Admitted) -> web.Response:
-        message, _ = await following.message()
-        task = admitted.run.task
-        body = openai.completion(
-            message, id=_completion_id(task.id), created=int(task.created_at), model=task.spec.model
-        )
-        return _json(body, chat.headers_of(admitted))
+        form = _Completion(admitted.run.task, include_usage=wanted.include_usage)
+        return await self._chats.answer(request, admitted, form)
 
     async def models(self, request: web.Request) -> web.Response:
         return _json(openai.models_list(self._chats.admission.models, created=self._started))
@@ -95,9 +57,31 @@ class OpenAIRoutes:
         return _json(openai.model_object(name, created=self._started))
 
 
-def _completion_id(task_id: str) -> str:
-    return "chatcmpl-" + task_id.removeprefix("task_")
+class _Completion:
+    """One ``chat.completion``, whole or in chunks."""
+
+    dialect = Dialect.OPENAI
+    headers: Mapping[str, str] = {}
+    end = openai.DONE
+
+    def __init__(self, task: Task, *, include_usage: bool) -> None:
+        self._head: dict[str, Any] = {
+            "id": "chatcmpl-" + task.id.removeprefix("task_"),
+            "created": int(task.created_at),
+            "model": task.spec.model,
+        }
+        self._chunks = openai.ChunkStream(**self._head, include_usage=include_usage)
+
+    def events(self, batch: Sequence[Event]) -> bytes:
+        encoded = self._chunks.feed_encoded
+        return b"".join([encoded(event.data) for event in batch])
+
+    def message(self, message: Mapping[str, Any], raw: bytes | None) -> bytes:
+        return orjson.dumps(openai.completion(message, **self._head))
+
+    def failed(self, failure: Failure) -> bytes:
+        return openai.encode(openai.error_body(failure, status_of(failure.code, Dialect.OPENAI)))
 
 
-def _json(body: object, headers: dict[str, str] | None = None) -> web.Response:
-    return web.Response(body=orjson.dumps(body), content_type="application/json", headers=headers)
+def _json(body: object) -> web.Response:
+    return web.Response(body=orjson.dumps(body), content_type="application/json")
