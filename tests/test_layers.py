@@ -12,9 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_daemon import layers
 from claude_daemon.config import ConfigError, Loaded, Secret, Settings, load
-from claude_daemon.layers import Fault, Layer, Origin
+from claude_daemon.config.models import MODELS
+from claude_daemon.layers import Fault, Layer, Origin, digest, explain
+from claude_daemon.layers.schema import NONE, variables
+from claude_daemon.layers.sources import MAX_CONFIG_BYTES
+from claude_daemon.layers.text import parse
+from claude_daemon.layers.tree import dotted
 
 
 def write(home: Path, toml: str) -> Path:
@@ -152,7 +156,7 @@ def test_a_file_named_by_flag_goes_before_one_named_by_variable(
 def test_a_file_that_cannot_be_a_configuration_is_a_fault_and_not_a_crash(tmp_path: Path) -> None:
     cases = {
         "not UTF-8": b"a = '\xff'",
-        "is larger than": b"#" * (layers.MAX_CONFIG_BYTES + 1),
+        "is larger than": b"#" * (MAX_CONFIG_BYTES + 1),
         "nest": b"a = " + b"[" * 20000,
     }
     for number, content in enumerate(cases.values()):
@@ -173,7 +177,7 @@ def test_sections_that_are_tables_of_names_have_one_variable_in_json(tmp_path: P
     loaded = load({}, environ, home=tmp_path)
     assert loaded.settings.roots[0].path == Path("/srv")
     assert loaded.settings.mcp["x"].env == {"K": Secret("v")}
-    assert set(loaded.settings.engine.models) == {"sonnet", "opus", "haiku", "x"}
+    assert set(loaded.settings.engine.models) == {*MODELS, "x"}
     assert str(loaded.origins["mcp.x.command"]) == "environment CLAUDE_DAEMON_MCP"
 
 
@@ -181,9 +185,9 @@ def test_every_key_can_be_set_by_its_variable_and_by_a_flag(tmp_path: Path) -> N
     def text(value: Any) -> str:
         if isinstance(value, tuple | dict):
             return json.dumps(value)
-        return layers.NONE if value is None else str(value)
+        return NONE if value is None else str(value)
 
-    known = layers.variables(Settings)
+    known = variables(Settings)
     assert len(known) > 60
     for name, path in known.items():
         value: Any = Settings()
@@ -191,12 +195,12 @@ def test_every_key_can_be_set_by_its_variable_and_by_a_flag(tmp_path: Path) -> N
             value = getattr(value, part)
         shown = oct(value) if path == ("control", "mode") else text(value)
         loaded = load({}, {name: shown, "CLAUDE_DAEMON_PROFILE": "prod"}, home=tmp_path)
-        flagged = load({layers.dotted(path): shown, "profile": "prod"}, {}, home=tmp_path)
+        flagged = load({dotted(path): shown, "profile": "prod"}, {}, home=tmp_path)
         assert loaded.settings == flagged.settings == load({"profile": "prod"}, {}, home=tmp_path).settings
         assert all(
             origin.where == name
             for key, origin in loaded.origins.items()
-            if key == layers.dotted(path) and not isinstance(value, dict)
+            if key == dotted(path) and not isinstance(value, dict)
         )
 
 
@@ -211,27 +215,27 @@ def test_the_standalone_variables_are_known_and_foreign_ones_ignored(tmp_path: P
 
 @given(st.integers(min_value=-(10**30), max_value=10**30))
 def test_whole_numbers_survive_the_environment(number: int) -> None:
-    assert layers.parse(str(number), int) == number
+    assert parse(str(number), int) == number
 
 
 @given(st.floats(allow_nan=False))
 def test_numbers_survive_the_environment(number: float) -> None:
-    assert layers.parse(repr(number), float) == number
+    assert parse(repr(number), float) == number
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
 def test_lists_survive_the_environment_as_json(items: list[str]) -> None:
-    assert layers.parse(json.dumps(items), tuple[str, ...]) == items
+    assert parse(json.dumps(items), tuple[str, ...]) == items
 
 
 @given(st.lists(st.from_regex(r"[a-z0-9.:/\]-]{1,20}", fullmatch=True)))
 def test_lists_of_plain_words_survive_the_environment_with_commas(items: list[str]) -> None:
-    assert layers.parse(" , ".join(items), tuple[str, ...]) == items
+    assert parse(" , ".join(items), tuple[str, ...]) == items
 
 
 @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), st.integers()))
 def test_tables_survive_the_environment_as_json(table: dict[str, int]) -> None:
-    assert layers.parse(json.dumps(table), Mapping[str, int]) == table
+    assert parse(json.dumps(table), Mapping[str, int]) == table
 
 
 @given(
@@ -240,29 +244,29 @@ def test_tables_survive_the_environment_as_json(table: dict[str, int]) -> None:
 )
 def test_any_text_gives_a_value_or_a_value_error(text: str, kind: Any) -> None:
     try:
-        layers.parse(text, kind)
+        parse(text, kind)
     except ValueError as error:
         assert str(error).startswith("must be ")
 
 
 @pytest.mark.parametrize("text", ["true", "TRUE", "1", "yes", " Yes "])
 def test_true_is_said_in_several_ways(text: str) -> None:
-    assert layers.parse(text, bool) is True
+    assert parse(text, bool) is True
 
 
 @pytest.mark.parametrize("text", ["false", "0", "no", "No"])
 def test_false_is_said_in_several_ways(text: str) -> None:
-    assert layers.parse(text, bool) is False
+    assert parse(text, bool) is False
 
 
 @pytest.mark.parametrize("text", ["", "on", "2", "y"])
 def test_other_words_are_no_booleans(text: str) -> None:
     with pytest.raises(ValueError, match="must be true or false"):
-        layers.parse(text, bool)
+        parse(text, bool)
 
 
 def test_an_address_in_brackets_is_a_name_and_no_list() -> None:
-    assert layers.parse("[::1],localhost", tuple[str, ...]) == ["[::1]", "localhost"]
+    assert parse("[::1],localhost", tuple[str, ...]) == ["[::1]", "localhost"]
 
 
 def test_modes_are_octal(tmp_path: Path) -> None:
@@ -279,9 +283,9 @@ def test_an_optional_value_is_unset_with_none_or_nothing(tmp_path: Path) -> None
 
 
 def test_dotted_keys_are_quoted_where_toml_would() -> None:
-    assert layers.dotted(("prices", "claude-3.5", "input")) == 'prices."claude-3.5".input'
-    assert layers.dotted(("roots", 0, "path")) == "roots[0].path"
-    assert layers.dotted(("a\nb",)) == '"a\\nb"'
+    assert dotted(("prices", "claude-3.5", "input")) == 'prices."claude-3.5".input'
+    assert dotted(("roots", 0, "path")) == "roots[0].path"
+    assert dotted(("a\nb",)) == '"a\\nb"'
 
 
 # What check-config shows
@@ -293,7 +297,7 @@ def loaded(home: Path, environ: Mapping[str, str] | None = None) -> Loaded:
 
 def test_explain_shows_every_value_with_its_origin_and_masks_secrets(tmp_path: Path) -> None:
     write(tmp_path, '[webhooks]\nsecret = "hunter22"\n[[roots]]\npath = "/srv"\n[log.levels]\naiohttp = "error"')
-    rows = layers.explain(loaded(tmp_path, {"ANTHROPIC_API_KEY": "hunter33"}))
+    rows = explain(loaded(tmp_path, {"ANTHROPIC_API_KEY": "hunter33"}))
     shown = {key: (value, origin) for key, value, origin in rows}
     file = f"file {tmp_path / 'config.toml'}"
     assert shown["http.port"] == ("8006", "default")
@@ -311,8 +315,8 @@ def test_explain_shows_every_value_with_its_origin_and_masks_secrets(tmp_path: P
 
 
 def test_the_digest_changes_with_values_and_secrets_and_not_with_where_they_came_from(tmp_path: Path) -> None:
-    plain = layers.digest(loaded(tmp_path))
-    assert plain == layers.digest(loaded(tmp_path, {"CLAUDE_DAEMON_HTTP__PORT": "8006"}))
+    plain = digest(loaded(tmp_path))
+    assert plain == digest(loaded(tmp_path, {"CLAUDE_DAEMON_HTTP__PORT": "8006"}))
     others = [
         {"CLAUDE_DAEMON_HTTP__PORT": "8007"},
         {"CLAUDE_DAEMON_WEBHOOKS__SECRET": "a"},
@@ -320,9 +324,9 @@ def test_the_digest_changes_with_values_and_secrets_and_not_with_where_they_came
         {"ANTHROPIC_API_KEY": "a"},
         {"ANTHROPIC_AUTH_TOKEN": "a"},
     ]
-    digests = {plain, *(layers.digest(loaded(tmp_path, environ)) for environ in others)}
+    digests = {plain, *(digest(loaded(tmp_path, environ)) for environ in others)}
     assert len(digests) == 6
-    assert all(len(digest) == 64 for digest in digests)
+    assert all(len(found) == 64 for found in digests)
 
 
 def test_values_that_are_no_unicode_are_faults_or_shown_escaped(tmp_path: Path) -> None:
@@ -334,5 +338,5 @@ def test_values_that_are_no_unicode_are_faults_or_shown_escaped(tmp_path: Path) 
     assert fault.key == "http.host"
     del environ["CLAUDE_DAEMON_HTTP__HOST"]
     odd = loaded(tmp_path, environ)
-    assert ("store.path", '"/\\udcff"', "environment CLAUDE_DAEMON_STORE__PATH") in layers.explain(odd)
-    assert layers.digest(odd)
+    assert ("store.path", '"/\\udcff"', "environment CLAUDE_DAEMON_STORE__PATH") in explain(odd)
+    assert digest(odd)
