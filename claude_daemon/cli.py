@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, Final
 
 import click
@@ -74,52 +75,74 @@ def _load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
 
 
 def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
-    from claude_daemon.supervise.pidfile import AlreadyRunning
-    from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
-    from claude_daemon.telemetry.logging import configure
+    # until the daemon handles it itself there is nothing to drain and nothing to leave behind
+    signal.signal(signal.SIGTERM, _leave)
+    from claude_daemon.home import take
+    from claude_daemon.supervise.pidfile import running
+    from claude_daemon.telemetry.logging import configure, get_logger
 
     loaded = _load(flags, environ)
     os.umask(0o077)
-    log_file = loaded.paths.log_file
+    paths = loaded.paths
     try:
-        loaded.paths.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if log_file is not None:
-            log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = configure(loaded.settings.log, stream=sys.stderr, path=log_file, secrets=loaded.secrets.values())
+        repaired = take(paths.home)
+        holder = running(paths.pid_file)
+        if holder is not None:  # said before all that takes time to import; the lock itself decides later
+            return _say(EX_CANTCREAT, f"already running (pid {holder}, {paths.pid_file})")
+        if paths.log_file is not None:
+            paths.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        handle = configure(loaded.settings.log, stream=sys.stderr, path=paths.log_file, secrets=loaded.secrets.values())
     except OSError as error:
-        return _say(EX_CANTCREAT if not isinstance(error, PermissionError) else EX_NOPERM, error)
+        return _refused(error)
     try:
+        if repaired is not None:
+            get_logger("claude_daemon.home").warning("home.repaired", reason=repaired)
         return _serve(loaded, environ)
-    except AlreadyRunning as error:
-        return _say(EX_CANTCREAT, error)
-    except (SocketInUse, PathTooLong) as error:
-        return _say(EX_CANTCREAT, error)
-    except PermissionError as error:
-        return _say(EX_NOPERM, error)
-    except OSError as error:
-        where = f" ({loaded.settings.http.host}:{loaded.settings.http.port})" if error.filename is None else ""
-        return _say(EX_CANTCREAT, f"{error}{where}")
     finally:
         handle.close()
 
 
 def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
     from claude_daemon.daemon import Daemon
+    from claude_daemon.home import BadKeyFile
+    from claude_daemon.supervise.pidfile import AlreadyRunning
+    from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
 
     async def main() -> int:
         return await Daemon(loaded, environ).run(announce=_announce)
 
     try:
+        return _run_loop(main())
+    except BadKeyFile as error:
+        return _say(EX_CONFIG, error)
+    except (AlreadyRunning, SocketInUse, PathTooLong) as error:
+        return _say(EX_CANTCREAT, error)
+    except OSError as error:
+        # an error without a file is the network's
+        where = f" ({loaded.settings.http.host}:{loaded.settings.http.port})" if error.filename is None else ""
+        return _refused(error, where)
+
+
+def _run_loop(main: Coroutine[Any, Any, int]) -> int:
+    try:
         import uvloop
     except ImportError:
-        return asyncio.run(main())
-    return uvloop.run(main())
+        return asyncio.run(main)
+    return uvloop.run(main)
+
+
+def _leave(number: int, frame: object) -> None:
+    sys.exit(0)
+
+
+def _refused(error: OSError, where: str = "") -> int:
+    return _say(EX_NOPERM if isinstance(error, PermissionError) else EX_CANTCREAT, f"{error}{where}")
 
 
 def _announce(daemon: Any) -> None:
     """What a person who started it in a terminal wants to know; nothing where nobody reads it."""
     key = daemon.loaded.paths.local_key
-    offline = " (the offline model: no account, no network)" if daemon.upstream.name == "offline" else ""
+    offline = " (the offline model: no account, no network)" if daemon.source.name == "offline" else ""
     click.echo(
         f"""
 claude-daemon {__version__} serves at {daemon.url}{offline}

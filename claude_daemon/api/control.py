@@ -6,29 +6,29 @@ a process that descends from this daemon (a worker's child) is refused.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, cast
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Middleware
+from aiohttp.typedefs import Handler, Middleware
 from pydantic import BaseModel, ConfigDict, Field
+from structlog.contextvars import bind_contextvars
 
 from claude_daemon.api import chat
-from claude_daemon.api.middleware import KEY
+from claude_daemon.api.middleware import KEY, check_media_type
 from claude_daemon.api.probes import health_answer
 from claude_daemon.api.server import PEER
 from claude_daemon.core.errors import Code, Refusal
-from claude_daemon.core.event import TERMINAL
 from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.task import Lane
-from claude_daemon.service.drain import Drain
+from claude_daemon.service.drain import MAX_DEADLINE_SECONDS, Drain
 from claude_daemon.service.health import Health
 from claude_daemon.wire.events import PublicEvents
 from claude_daemon.wire.parse import parse
@@ -38,8 +38,7 @@ VERSION: Final = "1"
 _MAX_READY_WAIT_S: Final = 30.0
 _PROGRESS_INTERVAL_S: Final = 0.5
 _MAX_ANCESTORS: Final = 64  # deeper than any process tree that is not a loop
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_DIRECT_MAX_TOKENS: Final = 32_000  # the API wants a number; this is what Claude Code itself asks for
 
 
 class DrainRequest(BaseModel):
@@ -47,7 +46,7 @@ class DrainRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    deadline_s: float | None = Field(default=None, ge=0)
+    deadline_s: float | None = Field(default=None, ge=0, le=MAX_DEADLINE_SECONDS)
     stop: bool = False
     wait: bool = True
 
@@ -60,7 +59,7 @@ class TaskRequest(BaseModel):
     prompt: str = Field(min_length=1)
     model: str | None = None
     system: str | None = None
-    lane: str | None = None
+    lane: Literal["auto", "direct", "text"] = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +85,7 @@ class ControlRoutes:
         status: Callable[[], Mapping[str, Any]],
         workers: Callable[[], list[dict[str, Any]]],
         begin_drain: Callable[[float, bool], None],
+        refused: Callable[[str, int | None, int | None], None] = lambda reason, uid, pid: None,
     ) -> None:
         self._settings = settings
         self._health = health
@@ -95,6 +95,7 @@ class ControlRoutes:
         self._status = status
         self._workers = workers
         self._begin_drain = begin_drain
+        self._refused = refused
 
     def register(self, router: web.UrlDispatcher) -> None:
         base = "/control/v1"
@@ -109,26 +110,37 @@ class ControlRoutes:
     def middleware(self) -> Middleware:
         @web.middleware
         async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self._check_peer(request)
             self._check(request)
             return await handler(request)
 
         return gate
 
+    def _check_peer(self, request: web.Request) -> None:
+        """Raises Refusal, and tells of it."""
+        peer = request.get(PEER)
+        if peer is None or not self._may(peer.uid, peer.gid):
+            why = "this user may not control the daemon (control.allowed_uids)"
+            refusal = Refusal.because(Code.FORBIDDEN, why)
+        elif may_descend_from(peer.pid, os.getpid()):
+            refusal = Refusal.because(Code.FROM_WORKER, "a worker's child may not control the daemon")
+        else:
+            return
+        self._refused(refusal.failure.code, peer and peer.uid, peer and peer.pid)
+        raise refusal
+
     def _check(self, request: web.Request) -> None:
-        """Raises Refusal. A page in a browser always sends Origin, and never our header."""
+        """Raises Refusal, or the router's 404 or 405. A page in a browser always sends Origin, and never our header."""
         if "Origin" in request.headers:
             raise Refusal.because(Code.ORIGIN_NOT_ALLOWED, "the control socket is not for web pages")
         if request.headers.get(VERSION_HEADER) != VERSION:
             raise Refusal.because(Code.CONTROL_VERSION, f"this daemon speaks version {VERSION} of the control protocol")
-        peer = request.get(PEER)
-        if peer is None or not self._may(peer.uid, peer.gid):
-            raise Refusal.because(Code.FORBIDDEN, "this user may not control the daemon (control.allowed_uids)")
-        if descends_from(peer.pid, os.getpid()):
-            raise Refusal.because(Code.FORBIDDEN, "from_worker: a worker's child may not control the daemon")
-        request[KEY] = self._local
         error = request.match_info.http_exception
         if error is not None:
             raise error
+        check_media_type(request)
+        request[KEY] = self._local
+        bind_contextvars(key_id=self._local.id)
 
     def _may(self, uid: int, gid: int) -> bool:
         return uid in {0, os.getuid()} | self._settings.allowed_uids or gid in self._settings.allowed_gids
@@ -161,7 +173,6 @@ class ControlRoutes:
         while self._health.state is DaemonState.DRAINING:
             yield self._drain.progress()
             await self._drain.changed(_PROGRESS_INTERVAL_S)
-            await asyncio.sleep(0)
         yield self._drain.progress()
 
     async def undrain(self, request: web.Request) -> web.Response:
@@ -172,7 +183,7 @@ class ControlRoutes:
         """Runs a prompt and streams its events; leaving cancels it."""
         self._chats.admission.check_open()
         asked = parse(TaskRequest, await self._chats.body(request))
-        lane = self._chats.admission.lane(asked.lane) if asked.lane else Lane.TEXT
+        lane = self._chats.admission.lane(asked.lane)
         body: dict[str, Any] = {"model": asked.model, "messages": [{"role": "user", "content": asked.prompt}]}
         if asked.system:
             body["system"] = asked.system
@@ -184,23 +195,20 @@ class ControlRoutes:
             return await _ndjson(request, _public(following, events))
 
 
-_DIRECT_MAX_TOKENS: Final = 32_000  # the API wants a number; this is what Claude Code itself asks for
-
-
 async def _public(following: chat.Following, events: PublicEvents) -> AsyncIterator[Mapping[str, Any]]:
-    async for batch in following.run.follow():
-        for event in batch:
-            for told in events.feed(event, time.time()):
-                yield told
-            if event.type in TERMINAL:
-                return
+    async with aclosing(cast(Any, following.run.follow())) as batches:
+        async for batch in batches:
+            for event in batch:
+                for told in events.feed(event, time.time()):
+                    yield told
 
 
 async def _ndjson(request: web.Request, lines: AsyncIterator[Mapping[str, Any]]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
-    async for line in lines:
-        await response.write(orjson.dumps(line) + b"\n")
+    async with aclosing(cast(Any, lines)):
+        async for line in lines:
+            await response.write(orjson.dumps(line) + b"\n")
     return response
 
 
@@ -215,16 +223,31 @@ def _seconds(text: str | None) -> float:
         raise Refusal.because(Code.INVALID_REQUEST, "wait is a number of seconds", param="wait") from None
 
 
-def descends_from(pid: int, ancestor: int) -> bool:
-    """Whether a process is a child, grandchild, … of another (where /proc tells)."""
+def may_descend_from(pid: int, ancestor: int) -> bool:
+    """Whether a process is a child, grandchild, … of another, or may be (where /proc tells).
+
+    One that has ended cannot be asked: who connects, hands the socket on and leaves is taken for a descendant. Pid 0
+    is what the kernel says of a process outside of our pid namespace, where no descendant of ours can be.
+    """
+    if pid == 0 or not Path("/proc/self/stat").exists():
+        return False
+    parent = _parent_of(pid)
     for _ in range(_MAX_ANCESTORS):
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            return False
-        pid = int(stat.rpartition(")")[2].split()[1])
-        if pid == ancestor:
+        if parent is None or parent == ancestor:
             return True
-        if pid <= 1:
+        if parent <= 1:
             return False
-    return False
+        above = _parent_of(parent)
+        # an ancestor that has ended meanwhile has left its children to another: begin anew
+        parent = above if above is not None else _parent_of(pid)
+    return True
+
+
+def _parent_of(pid: int) -> int | None:
+    """0 for a process without one; None if there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # the command's name, in parentheses, may itself hold spaces and parentheses
+    return int(stat.rpartition(")")[2].split()[1])

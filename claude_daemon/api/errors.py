@@ -61,6 +61,7 @@ TABLE: Final[Mapping[Code, Row]] = {
     Code.LANE_UNAVAILABLE: Row(status=400),
     Code.UNAUTHENTICATED: Row(status=401, headers={"WWW-Authenticate": "Bearer"}),
     Code.FORBIDDEN: Row(status=403),
+    Code.FROM_WORKER: Row(status=403),
     Code.NOT_FOUND: Row(status=404),
     Code.MODEL_NOT_FOUND: Row(status=404),
     Code.METHOD_NOT_ALLOWED: Row(status=405),

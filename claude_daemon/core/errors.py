@@ -7,7 +7,7 @@ logs and exit codes depend on it. ``api.errors`` maps codes to HTTP, and nothing
 ::
 
     Exception
-    └── Refusal           a Failure on its way to the caller
+    ├── Refusal           a Failure on its way to the caller
     └── IllegalMove       a state machine was asked for a move its table does not have: our own bug
 """
 
@@ -26,6 +26,7 @@ class Code(StrEnum):
     LANE_UNAVAILABLE = "lane_unavailable"
     UNAUTHENTICATED = "unauthenticated"
     FORBIDDEN = "forbidden"
+    FROM_WORKER = "from_worker"
     NOT_FOUND = "not_found"
     MODEL_NOT_FOUND = "model_not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"

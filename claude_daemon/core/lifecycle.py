@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 from claude_daemon.core.errors import IllegalMove
@@ -45,6 +45,7 @@ class Check(StrEnum):
     FAIL = "fail"
 
 
-def worst(checks: list[Check]) -> Check:
+def worst(checks: Iterable[Check]) -> Check:
+    """The worst of all; of none, pass."""
     order = [Check.PASS, Check.WARN, Check.FAIL]
     return max(checks, key=order.index, default=Check.PASS)

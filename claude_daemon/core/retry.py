@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Exponential delays with full jitter above a floor, so that many waiters do not return at once."""
+    """Exponential delays, each between half of its ceiling and all of it: many who wait do not return at once."""
 
     first_seconds: float
     limit_seconds: float

@@ -100,12 +100,18 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a task ended. ``failure`` is set if and only if the state is failed or cancelled."""
+    """How a task ended. ``failure`` is set if and only if the state is failed or cancelled; else ValueError."""
 
     state: State
     usage: Usage = Usage()
     stop_reason: str | None = None
     failure: Failure | None = None
+
+    def __post_init__(self) -> None:
+        if not self.state.terminal:
+            raise ValueError(f"{self.state} is no end")
+        if (self.failure is None) != (self.state is State.SUCCEEDED):
+            raise ValueError(f"{self.state} {'without' if self.failure is None else 'with'} a failure")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

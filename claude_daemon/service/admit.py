@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Final
 
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.lifecycle import ADMITTING, DaemonState
@@ -11,7 +13,10 @@ from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.ports import Engine
 from claude_daemon.service.dispatch import Dispatcher, Run
 
-_DRAIN_RETRY_AFTER_S = 5.0  # a restart takes about so long; behind a balancer another daemon answers meanwhile
+_DRAIN_RETRY_AFTER_S: Final = 5.0  # a restart takes about so long; behind a balancer another daemon answers meanwhile
+
+# What may follow the prefix of a model that we were not told of: it may come to stand in an argv and in logs.
+_MODEL: Final = re.compile(r"claude-[A-Za-z0-9._:@\[\]-]{1,120}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +28,7 @@ class Admitted:
 
 
 class Admission:
-    """The gate. ``models``: alias → model id; ``names`` further known ids."""
+    """The gate. ``models``: alias → model id. ``login``: the kind of credential, told where a lane needs another."""
 
     def __init__(
         self,
@@ -46,7 +51,7 @@ class Admission:
         """The model id that a client's name means. Raises Refusal for a name nobody knows."""
         asked = name or self._default_model
         resolved = self.models.get(asked, asked)
-        if resolved in self.models.values() or resolved.startswith("claude-"):
+        if resolved in self.models.values() or _MODEL.fullmatch(resolved):
             return resolved
         known = ", ".join(sorted(self.models))
         raise Refusal.because(

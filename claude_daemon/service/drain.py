@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.ports import Clock
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.health import Health
+from claude_daemon.service.hint import Hint
+
+MAX_DEADLINE_SECONDS: Final = 24 * 3600.0
+"""A drain of more than a day is a daemon that refuses work; and event loops know no timer of a thousand years."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,62 +27,86 @@ class Edge:
 
 
 class Drain:
-    """One drain at a time. A drain that stops the daemon cannot be undone; one that does not, can."""
+    """One drain at a time. A drain that stops the daemon cannot be undone; one that does not, can.
 
-    def __init__(self, health: Health, dispatcher: Dispatcher, edge: Edge, monotonic: Clock) -> None:
+    :meth:`run` does the waiting and must be running. ``grace_seconds``: what is interrupted at the deadline has so
+    long to end.
+    """
+
+    def __init__(
+        self, health: Health, dispatcher: Dispatcher, edge: Edge, monotonic: Clock, *, grace_seconds: float
+    ) -> None:
         self._health = health
         self._dispatcher = dispatcher
         self._edge = edge
         self._monotonic = monotonic
+        self._grace_seconds = grace_seconds
         self._deadline = 0.0
-        self._changed = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._changed = Hint()
         self.stopping = False
+        self.hurried = False
+        dispatcher.idled.listen(self._changed.give)
 
     @property
     def active(self) -> bool:
         return self._health.state in (DaemonState.DRAINING, DaemonState.DRAINED, DaemonState.STOPPING)
 
     def begin(self, deadline_seconds: float, *, stop: bool) -> None:
-        """Stops admission. A second one can shorten the deadline and turn the drain into a stop, never the reverse."""
-        deadline = self._monotonic() + deadline_seconds
+        """Stops admission. A second one can shorten the deadline and turn the drain into a stop, never the reverse.
+
+        Raises Refusal for a drain without a stop while the daemon is starting: there is nothing to drain yet.
+        """
+        if self._health.state is DaemonState.STARTING and not stop:
+            raise Refusal.because(Code.NOT_READY, "the daemon is starting", retry_after_seconds=1.0)
+        deadline = self._monotonic() + min(deadline_seconds, MAX_DEADLINE_SECONDS)
         self._deadline = min(self._deadline, deadline) if self.active else deadline
         self.stopping = self.stopping or stop
         if not self.active:
-            self._hurry.clear()
-            if self._health.state is DaemonState.STARTING:
-                self.stopping = True
-                self._health.move(DaemonState.STOPPING)
-            else:
-                self._health.move(DaemonState.DRAINING)
+            starting = self._health.state is DaemonState.STARTING
+            self._health.move(DaemonState.STOPPING if starting else DaemonState.DRAINING)
             self._edge.begin()
-        self._note()
+        self._changed.give()
 
     def hurry(self) -> None:
         """Waits no longer: what still runs is interrupted."""
+        self.hurried = True
         self._deadline = self._monotonic()
-        self._hurry.set()
+        self._changed.give()
 
-    async def finish(self) -> None:
-        """Waits for what runs, to the deadline, then interrupts it; ends in ``drained``."""
-        while self._health.state is DaemonState.DRAINING and not self._hurry.is_set():
-            self._changed.clear()
-            async with asyncio.TaskGroup() as waits:
-                idle = waits.create_task(self._dispatcher.wait_idle())
-                waker = waits.create_task(self._changed.wait())
-                left = max(0.0, self._deadline - self._monotonic())
-                await asyncio.wait({idle, waker}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                done = idle.done()
-                idle.cancel()
-                waker.cancel()
-            if done or self._monotonic() >= self._deadline:
-                break
-        if self._health.state is DaemonState.DRAINING:
-            self._dispatcher.interrupt_all()
-            await self._dispatcher.wait_idle()
+    async def run(self) -> None:
+        """Finishes each drain that begins: waits for what runs, to the deadline, then interrupts it.
+
+        Ends after a drain that stops the daemon, in ``drained`` (or ``stopping``, when it was still starting).
+        """
+        while True:
             if self._health.state is DaemonState.DRAINING:
-                self._health.move(DaemonState.DRAINED)
-        self._note()
+                await self._finish()
+            elif self.stopping:
+                return
+            else:
+                await self._changed.wait()
+
+    async def _finish(self) -> None:
+        while self._draining and not self._dispatcher.idle:
+            left = self._deadline - self._monotonic()
+            if left <= 0:
+                await self._interrupt()
+                break
+            await self._changed.wait(left)
+        if self._draining:
+            self._health.move(DaemonState.DRAINED)
+            self._changed.give()
+
+    async def _interrupt(self) -> None:
+        self._dispatcher.interrupt_all()
+        until = self._monotonic() + self._grace_seconds
+        while self._draining and not self._dispatcher.idle and (left := until - self._monotonic()) > 0:
+            await self._changed.wait(left)
+
+    @property
+    def _draining(self) -> bool:
+        """Whether this drain goes on: it may have been undone."""
+        return self._health.state is DaemonState.DRAINING
 
     def undo(self) -> None:
         """Takes work again. Raises Refusal when the daemon is stopping, or is not draining at all."""
@@ -89,7 +115,7 @@ class Drain:
             raise Refusal.because(Code.CONFLICT, why)
         self._edge.end()
         self._health.settle()
-        self._note()
+        self._changed.give()
 
     def progress(self) -> dict[str, Any]:
         """One line of progress; ``saved``: everything that must survive a stop does (chats keep nothing)."""
@@ -102,11 +128,6 @@ class Drain:
         }
         return line | {"saved": True} if self._health.state is not DaemonState.DRAINING else line
 
-    async def changed(self, timeout_seconds: float) -> None:
-        """Waits for a change of the drain, or a moment."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_seconds):
-                await self._changed.wait()
-
-    def _note(self) -> None:
-        self._changed.set()
+    async def changed(self, timeout_seconds: float | None = None) -> None:
+        """Waits for a change of the drain, or so long."""
+        await self._changed.wait(timeout_seconds)

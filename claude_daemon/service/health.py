@@ -9,9 +9,12 @@ from typing import Any, Final
 
 from claude_daemon.core.lifecycle import ADMITTING, Check, DaemonState, advance, worst
 from claude_daemon.ports import Clock, HealthReport
+from claude_daemon.service.hint import Hint
 
 # Checks are read again after this time, so that a probe storm costs one reading a second.
 CACHE_S: Final = 1.0
+# Checks that tell nobody when they change (a crash that is old enough to be forgotten) show in the state after so long.
+WATCH_S: Final = 5.0
 # A failure of these means that no work can be done at all.
 BLOCKING: Final = frozenset({"engine"})
 
@@ -43,7 +46,7 @@ class Health:
     born: float = 0.0
     _cached: dict[str, HealthReport] = field(default_factory=dict)
     _cached_at: float = float("-inf")
-    _noted: asyncio.Event = field(default_factory=asyncio.Event)
+    _noted: Hint = field(default_factory=Hint)
 
     def move(self, to: DaemonState) -> None:
         """Changes the state by the table; staying is no move."""
@@ -54,23 +57,27 @@ class Health:
         self.changed(old, to)
 
     async def wait_ready(self, timeout_seconds: float) -> bool:
-        """Waits until :meth:`ready` says yes; False at the timeout."""
+        """Waits until :meth:`ready` says yes; False at the timeout, and at once when it never will again."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not self.ready().ok:
-                    self._noted.clear()
-                    await self._noted.wait()
+                    if self.state is DaemonState.STOPPING:
+                        return False
+                    await self._noted.wait(CACHE_S)
         except TimeoutError:
             return False
         return True
 
+    async def watch(self) -> None:
+        """Moves between ready and degraded as the checks say, whether anybody asks or not; never ends."""
+        while True:
+            self.checks()
+            await self._noted.wait(WATCH_S)
+
     def note(self) -> None:
         """Something that a check reads has changed: read it again, and wake who waits for readiness."""
-        self.drop_cache()
-        self._noted.set()
-
-    def drop_cache(self) -> None:
         self._cached_at = float("-inf")
+        self._noted.give()
 
     def checks(self) -> Mapping[str, HealthReport]:
         """Every check by name, at most :data:`CACHE_S` old. Moves between ready and degraded as they say."""
@@ -94,7 +101,7 @@ class Health:
         self._cached_at = self.monotonic()
 
     def _admitting_state(self) -> DaemonState:
-        well = worst([report.status for report in self._cached.values()]) is Check.PASS
+        well = worst(report.status for report in self._cached.values()) is Check.PASS
         return DaemonState.READY if well else DaemonState.DEGRADED
 
     def blocking_failure(self) -> str | None:
@@ -128,7 +135,7 @@ class Health:
         checks = self.checks()
         if self.state not in ADMITTING or self.blocking_failure() is not None:
             return Check.FAIL
-        return Check.PASS if worst([report.status for report in checks.values()]) is Check.PASS else Check.WARN
+        return Check.PASS if worst(report.status for report in checks.values()) is Check.PASS else Check.WARN
 
     def document(self, *, details: bool) -> dict[str, Any]:
         """The body of ``/health``; details only for those who may see them."""

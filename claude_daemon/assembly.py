@@ -1,0 +1,140 @@
+"""How the larger parts are made from the settings; :mod:`~claude_daemon.daemon` decides which, and runs them."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from claude_daemon import journal
+from claude_daemon.api.anthropic import CountTokens
+from claude_daemon.api.server import Limits
+from claude_daemon.config import Loaded, Settings
+from claude_daemon.core.errors import Failure, Refusal
+from claude_daemon.core.ids import new_id
+from claude_daemon.core.task import TaskSpec
+from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.lane import TextLane
+from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
+from claude_daemon.engine.spawner import EngineSite, Spawner
+from claude_daemon.ports import Engine, Gateway, Schemas
+from claude_daemon.service.dispatch import Dispatcher, DispatchSettings
+from claude_daemon.sources import Source
+from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
+from claude_daemon.upstream.direct import DirectEngine, DirectSettings
+from claude_daemon.wire.text_lane import text_lane_unsupported
+
+
+def ids(prefix: str) -> str:
+    """A fresh id, see :func:`~claude_daemon.core.ids.new_id`."""
+    return new_id(prefix, milliseconds=time.time_ns() // 1_000_000, randbytes=secrets.token_bytes)
+
+
+def text_lane(
+    loaded: Loaded, cli: Path, source: Source, gateway: Gateway, environ: Mapping[str, str], changed: Callable[[], None]
+) -> TextLane:
+    """The text lane, not yet running. Ends what workers an earlier daemon has left behind."""
+    engine, directory = loaded.settings.engine, loaded.paths.engine_dir
+    site = EngineSite(
+        cli=cli,
+        directory=directory,
+        access=source.access,
+        max_retries=engine.max_retries,
+        request_timeout_s=engine.turn_timeout_s,
+        environ=environ,
+        base_url=source.base_url,
+        oauth_token=source.oauth_token,
+    )
+    nothing_known = Capabilities()
+    spawner = Spawner(site, gateway, ids, nothing_known)
+    if old := spawner.end_old_workers():
+        journal.log.warning("engine.old_workers_ended", pids=old)
+
+    def told(event: PoolEvent) -> None:
+        journal.pool_event(event)
+        changed()
+
+    pool = Pool(
+        PoolSettings(
+            workers=engine.workers,
+            spares=engine.spares,
+            max_turns_per_worker=engine.max_turns_per_worker,
+            max_worker_age_s=engine.max_worker_age_s,
+            max_worker_rss_mb=engine.max_worker_rss_mb,
+            stall_timeout_s=engine.stall_timeout_s,
+            turn_timeout_s=engine.turn_timeout_s,
+        ),
+        spawner,
+        capabilities=nothing_known,
+        default_model=engine.models.get(engine.default_model, engine.default_model),
+        unsupported=_text_unsupported,
+        told=told,
+    )
+    return TextLane(
+        cli,
+        directory / "capabilities.json",
+        spawner,
+        pool,
+        without=engine.without,
+        default_model=pool.default_model,
+        changed=changed,
+    )
+
+
+def _text_unsupported(spec: TaskSpec) -> Failure | None:
+    return text_lane_unsupported(spec.request)
+
+
+def direct_lane(settings: Settings, client: MessagesClient) -> DirectEngine:
+    engine = settings.engine
+    return DirectEngine(
+        client,
+        DirectSettings(
+            direct_max=engine.direct_max,
+            stall_timeout_s=engine.stall_timeout_s,
+            turn_timeout_s=engine.turn_timeout_s,
+        ),
+    )
+
+
+def dispatcher(settings: Settings, engines: Sequence[Engine], schemas: Schemas) -> Dispatcher:
+    return Dispatcher(
+        engines,
+        DispatchSettings(
+            max_waiting=settings.http.max_waiting,
+            wait_timeout_s=settings.queue.wait_timeout_s,
+            max_attempts=settings.queue.max_attempts,
+        ),
+        schemas=schemas,
+        now=time.time,
+        monotonic=time.monotonic,
+        ids=ids,
+        settled=journal.task_settled,
+        broken=journal.task_broken,
+    )
+
+
+def limits(settings: Settings) -> Limits:
+    http = settings.http
+    return Limits(
+        max_body_bytes=http.max_body_bytes,
+        max_connections=http.max_connections,
+        max_connections_per_peer=http.max_connections_per_peer,
+        header_timeout_s=http.header_timeout_s,
+        body_timeout_s=http.body_timeout_s,
+        keepalive_timeout_s=http.keepalive_timeout_s,
+    )
+
+
+def counter(client: MessagesClient) -> CountTokens:
+    """Asks the upstream to count tokens."""
+
+    async def count(body: bytes, headers: Mapping[str, str]) -> bytes:
+        try:
+            async with client.call("/v1/messages/count_tokens", body, passed_on(headers)) as response:
+                return await response.read()
+        except UpstreamFailed as failed:
+            raise Refusal(failed.failure) from failed
+
+    return count

@@ -1,0 +1,99 @@
+"""What the daemon writes down of its parts' doings: one function for each thing worth a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.engine.pool import PoolEvent
+from claude_daemon.service.dispatch import Run
+from claude_daemon.telemetry.logging import get_logger
+
+log = get_logger("claude_daemon.daemon")
+
+
+class Asked(Protocol):
+    """What a line tells of an HTTP request."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def path(self) -> str: ...
+
+
+def state_changed(old: DaemonState, new: DaemonState) -> None:
+    log.info("daemon.state", old=old, new=new)
+
+
+def access(request: Asked, status: int, seconds: float, sent: int) -> None:
+    log.info(
+        "http.access",
+        method=request.method,
+        path=request.path,
+        status=status,
+        seconds=round(seconds, 6),
+        bytes=sent,
+    )
+
+
+def control_access(request: Asked, status: int, seconds: float, sent: int) -> None:
+    log.debug("control.access", method=request.method, path=request.path, status=status, seconds=round(seconds, 6))
+
+
+def control_refused(reason: str, uid: int | None, pid: int | None) -> None:
+    log.warning("control.refused", reason=reason, peer_uid=uid, peer_pid=pid)
+
+
+def accept_failed(said: str) -> None:
+    log.warning("http.accept_failed", reason=said)
+
+
+def unhandled(request_id: str, error: BaseException) -> None:
+    log.error("http.unhandled", request_id=request_id, exc_info=error)
+
+
+def model_call(name: str, fields: Mapping[str, Any]) -> None:
+    log.info(name, **fields)
+
+
+def pool_event(event: PoolEvent) -> None:
+    getattr(log, event.level)(event.name, **event.fields)
+
+
+def task_broken(run: Run, error: Exception) -> None:
+    log.error("task.broken", **_ids(run), exc_info=error)
+
+
+def task_settled(run: Run) -> None:
+    """One line for every task, with the ids that join it to its request, its worker and its model calls."""
+    task = run.task
+    outcome = task.outcome
+    assert outcome is not None
+    failure = outcome.failure
+    first = run.first_delta_at
+    log.info(
+        "task.settled",
+        **_ids(run),
+        lane=task.spec.lane,
+        start=run.start,
+        state=task.state,
+        code=failure.code if failure is not None else None,
+        reason=failure.message if failure is not None else None,
+        attempt=task.attempt,
+        first_delta_seconds=round(first - run.queued_at, 6) if first is not None else None,
+        input_tokens=outcome.usage.input_tokens,
+        output_tokens=outcome.usage.output_tokens,
+    )
+
+
+def _ids(run: Run) -> dict[str, Any]:
+    spec = run.task.spec
+    return {
+        "task_id": run.task.id,
+        "request_id": spec.request_id,
+        "key_id": spec.key_id,
+        "trust_domain": spec.trust_domain,
+        "worker_id": run.worker_id,
+    }

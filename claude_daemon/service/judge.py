@@ -1,0 +1,49 @@
+"""Answers that must satisfy a schema: the end of one is told only when the whole has been judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Emission
+from claude_daemon.core.task import Outcome, State
+from claude_daemon.ports import Schemas
+
+# An answer that ended otherwise was cut short or refused: it is told as it is, its stop reason says so.
+_WHOLE: Final = frozenset({"end_turn", "stop_sequence"})
+
+
+class Judge:
+    """Collects an answer's text and holds back its end."""
+
+    def __init__(self, schemas: Schemas, schema: Mapping[str, Any]) -> None:
+        self._schemas = schemas
+        self._schema = schema
+        self._pieces: list[str] = []
+        self._held: list[Emission] = []
+
+    def hold(self, emissions: Sequence[Emission]) -> list[Emission]:
+        """What may be told now."""
+        told: list[Emission] = []
+        for emission in emissions:
+            self._read(emission)
+            last = emission.type == MESSAGE or emission.data.get("type") in ("message_delta", "message_stop")
+            (self._held if last or self._held else told).append(emission)
+        return told
+
+    async def judge(self, outcome: Outcome) -> tuple[Outcome, Sequence[Emission]]:
+        """How the task ended with its answer judged, and what was held back if it may be told now."""
+        if outcome.state is not State.SUCCEEDED:
+            return outcome, ()
+        if outcome.stop_reason in _WHOLE:
+            failure = await self._schemas.validate(self._schema, "".join(self._pieces))
+            if failure is not None:
+                return Outcome(state=State.FAILED, usage=outcome.usage, failure=failure), ()
+        return outcome, self._held
+
+    def _read(self, emission: Emission) -> None:
+        data = emission.data
+        if emission.type == MESSAGE:
+            self._pieces += [block["text"] for block in data.get("content", ()) if block.get("type") == "text"]
+        elif emission.type == MESSAGE_EVENT and data.get("type") == "content_block_delta":
+            self._pieces.append(data["delta"].get("text", ""))
