@@ -12,7 +12,7 @@ The map, in the order a request sees it:
 - ``offline``    the offline model: a Messages API server on loopback
 - ``telemetry``  logs
 - ``daemon``     the composition root: builds everything, owns its lifetime
-- ``config``, ``layers``  settings and where each value came from
+- ``config``, ``layers``, ``secret``  settings, where each value came from, and what is never shown
 
 Imports run one way: ``core <- ports <- service <- api``. ``engine``, ``upstream`` and ``store`` see core and
 ports only, and not each other. ``daemon`` alone knows all.
