@@ -99,8 +99,8 @@ class Account(Protocol):
     base_url: str
     token: str
 
-    def begin(self) -> None:
-        """A new turn: the meter is at zero, model calls are allowed."""
+    def begin(self, request_id: str = "") -> None:
+        """A new turn, on behalf of this request: the meter is at zero, model calls are allowed."""
 
     def bar(self, reason: str) -> None:
         """No further model call until :meth:`begin`; calls under way are cut."""

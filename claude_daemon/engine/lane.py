@@ -16,15 +16,18 @@ from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.retry import Backoff
 from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.engine.capabilities import ROWS, Capabilities
-from claude_daemon.engine.pool import Pool, TextLease
+from claude_daemon.engine.lease import TextLease
+from claude_daemon.engine.pool import Pool, PoolEvent
 from claude_daemon.engine.probe import capabilities_of
 from claude_daemon.engine.process import SpawnFailed, run_briefly
 from claude_daemon.engine.spawner import Spawner
+from claude_daemon.engine.strays import Strays
 from claude_daemon.ports import HealthReport
 
 # An installation that was mended is noticed within a minute; until then each try costs one spawn.
 _BACKOFF: Final = Backoff(first_seconds=2.0, limit_seconds=60.0)
 _LOGIN_TIMEOUT_S: Final = 20.0
+_STRAY_GRACE_S: Final = 1.0  # a child that is being started is known long before
 
 
 class TextLane:
@@ -42,7 +45,12 @@ class TextLane:
         without: Sequence[str] = (),
         default_model: str,
         changed: Callable[[], None] = lambda: None,
+        owns_process: bool = False,
+        known: Callable[[], set[int]] = set,
     ) -> None:
+        """``owns_process``: this process is the daemon and a child subreaper, so that a child which is neither a worker
+        nor ``known`` is one that a worker left behind, to be ended.
+        """
         self.cli = cli
         self.pool = pool
         self._cache = cache
@@ -53,6 +61,9 @@ class TextLane:
         self._error: str | None = None
         self._probed = asyncio.Event()
         self._closing = asyncio.Event()
+        self._probing: asyncio.Timeout | None = None
+        self._strays = Strays(lambda: spawner.pids | known(), lambda: spawner.nonces) if owns_process else None
+        self._next_sweep: asyncio.TimerHandle | None = None
         self.up = False
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
@@ -81,7 +92,7 @@ class TextLane:
         failures = 0
         while not self._closing.is_set():
             try:
-                found = await capabilities_of(self.cli, self._spawner, self._cache, self._default_model)
+                found = await self._probe()
             except (SpawnFailed, OSError) as error:
                 failures += 1
                 self._error = str(error)
@@ -89,17 +100,44 @@ class TextLane:
                 self.pool.tell_room()  # those who wait are told that it is for nothing
                 await self._pause(_BACKOFF.delay(failures, random.random()))  # noqa: S311 - jitter
                 continue
-            await self._serve(found)
+            if found is not None:
+                await self._serve(found)
             return
+
+    async def _probe(self) -> Capabilities | None:
+        """What the CLI can do; None when :meth:`close` came first."""
+        try:
+            async with asyncio.timeout(None) as self._probing:
+                return await capabilities_of(self.cli, self._spawner, self._cache, self._default_model)
+        except TimeoutError:
+            return None
+        finally:
+            self._probing = None
 
     async def _serve(self, found: Capabilities) -> None:
         self.pool.capabilities = self._spawner.capabilities = found.without(self._without)
         self._error, self.up = None, True
         self._note()
+        self.pool.on_end(self._sweep_twice)
         try:
             await self.pool.run()
         finally:
             self.up = False
+            if self._next_sweep is not None:
+                self._next_sweep.cancel()
+            self._sweep(last=True)
+
+    def _sweep_twice(self) -> None:
+        """A worker has ended, or it is time to look: now for what is plainly a stray, and soon for the rest."""
+        if self._strays is not None:
+            self._sweep()
+            if self._next_sweep is not None:
+                self._next_sweep.cancel()
+            self._next_sweep = asyncio.get_running_loop().call_later(_STRAY_GRACE_S, self._sweep)
+
+    def _sweep(self, *, last: bool = False) -> None:
+        if self._strays is not None and (killed := self._strays.sweep(last=last)):
+            self.pool.told(PoolEvent(name="engine.strays_ended", level="warning", fields={"pids": killed}))
 
     def _note(self) -> None:
         self._probed.set()
@@ -118,6 +156,9 @@ class TextLane:
 
     def close(self) -> None:
         self._closing.set()
+        self._probed.set()
+        if self._probing is not None:
+            self._probing.reschedule(asyncio.get_running_loop().time())
         self.pool.close()
 
     def health(self) -> Mapping[str, HealthReport]:

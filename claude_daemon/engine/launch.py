@@ -6,7 +6,7 @@ Prompts never appear in argv. The environment is built from an allow-list; nothi
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
@@ -15,11 +15,16 @@ _NETWORK_VARIABLES = (
     "HTTPS_PROXY",
     "HTTP_PROXY",
     "NO_PROXY",
+    "https_proxy",
+    "http_proxy",
+    "no_proxy",
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
     "NODE_EXTRA_CA_CERTS",
 )
 _PATH = "/usr/local/bin:/usr/bin:/bin"
+# Marks a worker, and whatever it leaves behind, as ours: see ledger and strays.
+NONCE_VARIABLE = "CLAUDE_DAEMON_WORKER"
 
 
 class Access(StrEnum):
@@ -34,7 +39,8 @@ class Access(StrEnum):
 class Launch:
     """Everything that is fixed when a text worker is spawned.
 
-    ``system_prompt_file`` and ``schema`` are only for CLIs that cannot be bound later by ``initialize``.
+    ``system_prompt_file`` and ``schema`` are only for CLIs that cannot be bound later by ``initialize``. ``token`` is
+    the worker's own for the broker, or the OAuth token.
     """
 
     cli: Path
@@ -50,7 +56,7 @@ class Launch:
     permission_prompts: bool = True
     session_persistence: bool = False
     base_url: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     system_prompt_file: Path | None = None
     schema: str | None = None
     resume: str | None = None
@@ -112,7 +118,3 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         else:
             del env["CLAUDE_CONFIG_DIR"]
     return env
-
-
-# Marks a worker as ours for the start after a SIGKILL, see ledger.
-NONCE_VARIABLE = "CLAUDE_DAEMON_WORKER"

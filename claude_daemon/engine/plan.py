@@ -117,6 +117,8 @@ def _merged(messages: Sequence[Mapping[str, Any]]) -> list[tuple[str, Content]]:
     turns: list[tuple[str, Content]] = []
     for message in messages:
         content = _clean(message["content"])
+        if not content and message["role"] == "assistant":
+            continue  # it was nothing but thinking: its neighbours become one turn
         if turns and turns[-1][0] == message["role"]:
             turns[-1] = (message["role"], [*_blocks(turns[-1][1]), *_blocks(content)])
         else:

@@ -19,10 +19,11 @@ import orjson
 
 from claude_daemon.core.task import State
 from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan
 from claude_daemon.engine.process import SpawnFailed, run_briefly
 from claude_daemon.engine.spawner import Spawner
-from claude_daemon.engine.worker import TurnLimits, Worker, WorkerLost
+from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 
 # Raised when a probe asks for more: then older results are no longer complete.
@@ -43,7 +44,9 @@ async def capabilities_of(cli: Path, spawner: Spawner, cache: Path, default_mode
     if cached is not None:
         return cached
     found = await _probe(cli, spawner, default_model)
-    cache.write_bytes(orjson.dumps({"format": _FORMAT, "cli": identity, "found": asdict(found)}))
+    if not found.missing():  # what a busy machine made fail is tried again at the next start
+        with contextlib.suppress(OSError):  # a full disk makes the next start slower, not this one fail
+            cache.write_bytes(orjson.dumps({"format": _FORMAT, "cli": identity, "found": asdict(found)}))
     return found
 
 
@@ -166,7 +169,10 @@ class _Prober:
         return _order(await self._turn(worker, "/clear now"))[-1] == ("user", "/clear now")
 
     async def _set_model(self, worker: Worker) -> bool:
-        resolved, alias = next((r, a) for r, a in self.aliases.items() if a != self._shape.model)
+        others = [(model, alias) for model, alias in self.aliases.items() if alias != self._shape.model]
+        if not others:
+            return False
+        resolved, alias = others[0]
         answer = await worker.ask("set_model", model=alias)
         sent = await self._turn(worker, "which model")
         return answer.get("subtype") == "success" and bool(sent["model"] == resolved)

@@ -20,6 +20,7 @@ from typing import Any, Final, cast
 from claude_daemon.engine.stream import LineFramer, LineTooLong, decode
 
 STDERR_RING_BYTES: Final = 16 * 1024  # enough for a traceback, small enough for a log line
+PIPE_GRACE_S: Final = 0.5  # what a process that has ended wrote last is read long before
 # Workers are the first to go when memory is short, the daemon the last.
 _WORKER_OOM_SCORE: Final = 500
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -42,7 +43,9 @@ class Process(asyncio.SubprocessProtocol):
         self._stderr: deque[bytes] = deque()
         self._stderr_held = 0
         self._transport: asyncio.SubprocessTransport | None = None
+        self.pid = 0
         self._gone = asyncio.Event()
+        self._buried = False
         self.broken: str | None = None
         self.lines_not_json = 0
 
@@ -70,6 +73,7 @@ class Process(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports have asyncio's methods, not its classes
         self._transport = cast(asyncio.SubprocessTransport, transport)
+        self.pid = self._transport.get_pid() or 0
 
     def pipe_data_received(self, fd: int, data: bytes | str) -> None:
         assert isinstance(data, bytes)
@@ -90,8 +94,9 @@ class Process(asyncio.SubprocessProtocol):
             self._received(messages)
 
     def process_exited(self) -> None:
-        # stdout may still hold lines: those are delivered before connection_lost, which is what ends us
-        pass
+        # stdout may still hold lines: those are delivered before connection_lost, which is what ends us; but it
+        # does not come while a child of the process holds a pipe open
+        asyncio.get_running_loop().call_later(PIPE_GRACE_S, self.bury)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone.set()
@@ -100,15 +105,8 @@ class Process(asyncio.SubprocessProtocol):
     def _keep_stderr(self, data: bytes) -> None:
         self._stderr.append(data)
         self._stderr_held += len(data)
-        while self._stderr_held > STDERR_RING_BYTES and len(self._stderr) > 1:
+        while self._stderr_held - len(self._stderr[0]) >= STDERR_RING_BYTES:
             self._stderr_held -= len(self._stderr.popleft())
-
-    @property
-    def pid(self) -> int:
-        assert self._transport is not None
-        pid = self._transport.get_pid()
-        assert pid is not None
-        return pid
 
     @property
     def returncode(self) -> int | None:
@@ -157,9 +155,10 @@ class Process(asyncio.SubprocessProtocol):
         return True
 
     def bury(self) -> None:
-        """Kills what is left of the process group and closes the pipes, whoever still holds them."""
-        if self._transport is None:
+        """Kills what is left of the process group and closes the pipes, whoever still holds them. Once."""
+        if self._transport is None or self._buried:
             return
+        self._buried = True  # later its number may be another group's
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)
         self._transport.close()
@@ -168,7 +167,7 @@ class Process(asyncio.SubprocessProtocol):
         """Resident memory, None where the system does not tell it cheaply."""
         try:
             fields = Path(f"/proc/{self.pid}/statm").read_text().split()
-        except (OSError, AssertionError):
+        except OSError:
             return None
         return int(fields[1]) * _PAGE_BYTES
 
@@ -207,22 +206,3 @@ def become_subreaper() -> bool:
         return False
     libc = ctypes.CDLL(None, use_errno=True)
     return bool(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
-
-
-def sweep_strays(known: set[int]) -> list[int]:
-    """Kills and reaps children of this process that are not ``known``; tells their pids. Linux only.
-
-    Only for the daemon itself: there every child that nobody spawned is one that a worker left behind.
-    """
-    swept = []
-    for tasks in Path("/proc/self/task").glob("*/children") if sys.platform == "linux" else ():
-        try:
-            pids = {int(word) for word in tasks.read_text().split()}
-        except OSError:
-            continue
-        for pid in pids - known:
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-                swept.append(pid)
-    return swept

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_daemon.engine.capabilities import Capabilities
@@ -29,9 +29,9 @@ class EngineSite:
     access: Access
     max_retries: int
     request_timeout_s: float
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     base_url: str | None = None
-    oauth_token: str | None = None
+    oauth_token: str | None = field(default=None, repr=False)
 
 
 class Spawner:
@@ -41,6 +41,8 @@ class Spawner:
         self, site: EngineSite, gateway: Gateway, ids: Callable[[str], str], capabilities: Capabilities
     ) -> None:
         self.capabilities = capabilities
+        self.processes: set[Process | None] = set()  # until they have ended and are reaped
+        self.nonces: set[str] = set()  # until they are forgotten
         self._site = site
         self._gateway = gateway
         self._ids = ids
@@ -54,6 +56,11 @@ class Spawner:
         shutil.rmtree(self._homes, ignore_errors=True)
         return ended
 
+    @property
+    def pids(self) -> set[int]:
+        """The children that are ours."""
+        return {process.pid for process in self.processes if process is not None}
+
     def prepare(self, shape: Shape, *, canned: bool = False) -> Worker:
         """A worker in state ``starting``, without its process. ``canned``: for probes, see :class:`Gateway`."""
         worker_id = self._ids("wrk")
@@ -64,10 +71,20 @@ class Spawner:
     async def spawn(self, worker: Worker, shape: Shape, exited: Callable[[], None]) -> None:
         """Starts the worker's process. Raises :class:`~claude_daemon.engine.process.SpawnFailed` or OSError."""
         launch = self._launch(worker, shape)
+        worker.nonce = launch.nonce
+        self._ledger.announce(launch.nonce)
+        self.nonces.add(launch.nonce)
+
+        def ended() -> None:
+            self.processes.discard(worker.process)
+            exited()
+
         process = await Process.spawn(
-            argv(launch), environment(launch, self._site.environ), launch.home, worker.received, exited
+            argv(launch), environment(launch, self._site.environ), launch.home, worker.received, ended
         )
         worker.process = process
+        if not process.gone:
+            self.processes.add(process)
         self._ledger.add(process.pid, launch.nonce)
         if shape.binding is not None:
             worker.binding = shape.binding
@@ -106,7 +123,8 @@ class Spawner:
         """The process is gone: its entry, account and directory go too."""
         if worker.account is not None:
             worker.account.close()
-        if worker.process is not None:
-            self._ledger.remove(worker.process.pid)
+        if worker.nonce is not None:
+            self._ledger.remove(worker.nonce)
+            self.nonces.discard(worker.nonce)
         if worker.home is not None:
             shutil.rmtree(worker.home, ignore_errors=True)

@@ -28,22 +28,21 @@ class LineFramer:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The lines that ``chunk`` completes, without their line ends. Raises :class:`LineTooLong`."""
-        if b"\n" not in chunk:
-            self._hold(chunk)
-            return []
-        first, *rest = chunk.split(b"\n")
-        self._hold(first)
-        lines = [b"".join(self._pieces), *rest[:-1]]
-        self._pieces, self._held = [], 0
-        self._hold(rest[-1])
+        *lines, rest = chunk.split(b"\n")
+        for number, line in enumerate(lines):
+            self._check(self._held + len(line))
+            if self._pieces:
+                lines[number] = b"".join((*self._pieces, line))
+                self._pieces, self._held = [], 0
+        self._check(self._held + len(rest))
+        if rest:
+            self._pieces.append(rest)
+            self._held += len(rest)
         return lines
 
-    def _hold(self, piece: bytes) -> None:
-        self._held += len(piece)
-        if self._held > self._max:
+    def _check(self, size: int) -> None:
+        if size > self._max:
             raise LineTooLong(f"a line of the CLI's stdout is longer than {self._max} bytes")
-        if piece:
-            self._pieces.append(piece)
 
 
 def decode(line: bytes) -> dict[str, Any] | None:

@@ -25,15 +25,31 @@ _TEXT_FIELDS = {"text_delta": "text", "thinking_delta": "thinking"}
 _FINAL_STOP_REASONS = frozenset({"max_tokens", "refusal", "model_context_window_exceeded"})
 
 
+# What reading a message of an unknown shape raises: the CLI's JSON is not ours to trust.
+_UNREADABLE = (KeyError, TypeError, AttributeError, IndexError, ValueError)
+
+
 @dataclass(slots=True)
 class _Block:
-    """A content block as given to the caller; ``again`` counts what the current try has repeated of it."""
+    """A content block as given to the caller; ``again`` and ``extras_again`` count what this try has repeated of it.
+
+    ``extras`` are deltas without text of their own: a signature, a citation. They are not compared, only counted.
+    """
 
     type: str
     pieces: list[str] = field(default_factory=list)
-    length: int = 0
     given: str | None = None  # the joined pieces, while they are being repeated
     again: int = 0
+    extras: int = 0
+    extras_again: int = 0
+
+    def begin_again(self) -> None:
+        self.given, self.again, self.extras_again = "".join(self.pieces), 0, 0
+
+    @property
+    def repeated(self) -> bool:
+        """Whether the current try has said all of what the caller was given."""
+        return self.given is None or self.again >= len(self.given)
 
 
 class TurnReader:
@@ -53,7 +69,7 @@ class TurnReader:
         self._stop_sequence: str | None = None
         self._usage: dict[str, Any] = {}
         self._failure: Failure | None = None
-        self._message_id: str | None = None
+        self._message: Mapping[str, Any] = {}  # of the current try, as its start told it
         self._started = False
         self._blocks: list[_Block] = []
         self._open: int | None = None
@@ -62,36 +78,52 @@ class TurnReader:
         self._out: list[Emission] = []
 
     def feed(self, message: Mapping[str, Any]) -> list[Emission]:
-        """What the message means for the caller, often nothing."""
+        """What the message means for the caller, often nothing. A message that cannot be read fails the turn."""
         self._out = []
+        try:
+            self._read(message)
+        except _UNREADABLE:
+            unreadable = Failure(code=Code.UPSTREAM_MALFORMED, message="Claude Code sent a message that cannot be read")
+            self.fail(unreadable)
+            if message.get("type") == "result":
+                self._end_failed(self._failure or unreadable, Usage())
+        return self._out
+
+    def _read(self, message: Mapping[str, Any]) -> None:
         kind = message.get("type")
-        if kind == "stream_event" and message.get("parent_tool_use_id") is None:
-            self._stream_event(message["event"])
-        elif kind == "assistant" and message.get("parent_tool_use_id") is None:
-            self._assistant(message)
+        if kind == "result":
+            self._end(message)
         elif kind == "system" and message.get("subtype") == "api_retry":
             self._retry(message)
-        elif kind == "result":
-            self._result(message)
-        return self._out
+        elif self._over or message.get("parent_tool_use_id") is not None:
+            return
+        elif kind == "stream_event":
+            self._stream_event(message["event"])
+        elif kind == "assistant":
+            self._assistant(message)
+
+    @property
+    def _over(self) -> bool:
+        """Nothing more is told but the end."""
+        return self._failure is not None or self._stop_reason in _FINAL_STOP_REASONS
 
     def fail(self, failure: Failure) -> None:
         """The turn has failed for a reason the CLI does not know; the first one stands. Asks for an interrupt."""
-        if self._failure is None and self._stop_reason not in _FINAL_STOP_REASONS:
+        if not self._over:
             self._failure = failure
             self.interrupt = True
 
-    @property
-    def anything_given(self) -> bool:
-        """Whether the caller has seen a part of the answer: then a rerun elsewhere is no longer invisible."""
-        return self._started
+    def give_up(self) -> list[Emission]:
+        """The end of a turn that is over for the caller, without the ``result`` that did not come; see ``outcome``."""
+        self._out = []
+        if self._over:
+            self._end({})
+        return self._out
 
     def _stream_event(self, event: Mapping[str, Any]) -> None:
-        if self._failure is not None or self._stop_reason in _FINAL_STOP_REASONS:
-            return
         kind = event["type"]
         if kind == "content_block_delta":
-            self._delta(event)
+            self._delta(event["index"], event["delta"])
         elif kind == "message_start":
             self._new_try(event["message"])
         elif kind == "content_block_start":
@@ -100,64 +132,72 @@ class TurnReader:
             self._message_delta(event)
 
     def _new_try(self, message: Mapping[str, Any]) -> None:
-        self._message_id = message.get("id")
+        self._message = message
         self._places, self._next_place = {}, 0
         self._stop_reason = None
         self._usage = {**(message.get("usage") or {})}
         for block in self._blocks:
-            block.given, block.again = "".join(block.pieces), 0
-        if not self._started and not self._structured:
+            block.begin_again()
+        if not self._structured:
+            self._start()
+
+    def _start(self) -> None:
+        """The caller's one ``message_start``, complete whatever the CLI told of it."""
+        if not self._started:
             self._started = True
-            self._emit({"type": "message_start", "message": {**message, "content": []}})
+            message = {**_EMPTY_MESSAGE, **self._message, "content": [], "stop_reason": None, "stop_sequence": None}
+            self._emit({"type": "message_start", "message": message})
 
     def _block_start(self, index: int, block: Mapping[str, Any]) -> None:
         kind = str(block.get("type"))
-        if self._structured or (
-            kind != "text" and not (self._show_thinking and kind in ("thinking", "redacted_thinking"))
-        ):
+        shown = kind == "text" or (self._show_thinking and kind in ("thinking", "redacted_thinking"))
+        if self._structured or not shown:
             self._places[index] = None
             return
         place = self._places[index] = self._next_place
         self._next_place += 1
-        if place < len(self._blocks):
+        if not all(earlier.repeated for earlier in self._blocks[:place]):
+            self._diverged()
+        elif place < len(self._blocks):
             if self._blocks[place].type != kind:
                 self._diverged()
-            return
-        self._close_open_block()
-        self._blocks.append(_Block(kind))
-        self._open = place
-        self._emit({"type": "content_block_start", "index": place, "content_block": dict(block)})
+        else:
+            self._close_open_block()
+            self._blocks.append(_Block(kind))
+            self._open = place
+            self._start()
+            self._emit({"type": "content_block_start", "index": place, "content_block": dict(block)})
 
-    def _delta(self, event: Mapping[str, Any]) -> None:
-        delta = event["delta"]
-        place = self._places.get(event["index"])
+    def _delta(self, index: int, delta: Mapping[str, Any]) -> None:
+        place = self._places.get(index)
         if place is None:
             return
         name = _TEXT_FIELDS.get(delta["type"])
-        block = self._blocks[place]
-        if name is None:
-            if block.given is None:  # a signature belongs to the try that the caller saw
-                self._emit({"type": "content_block_delta", "index": place, "delta": dict(delta)})
+        if name is not None:
+            self._text(place, str(delta[name]), name)
             return
-        self._text(place, block, str(delta[name]), name)
+        block = self._blocks[place]
+        block.extras_again += 1
+        if block.extras_again > block.extras and place == self._open:
+            block.extras += 1
+            self._emit({"type": "content_block_delta", "index": place, "delta": dict(delta)})
 
-    def _text(self, place: int, block: _Block, piece: str, name: str) -> None:
+    def _text(self, place: int, piece: str, name: str) -> None:
+        block = self._blocks[place]
         if block.given is not None:
-            repeated = block.given[block.again : block.again + len(piece)]
-            if not piece.startswith(repeated):
+            expected = block.given[block.again : block.again + len(piece)]
+            if not piece.startswith(expected):
                 self._diverged()
                 return
-            block.again += len(repeated)
-            piece = piece[len(repeated) :]
+            block.again += len(expected)
+            piece = piece[len(expected) :]
         if not piece:
             return
+        if place != self._open:  # more than the caller was given of a block that is closed
+            self._diverged()
+            return
         block.pieces.append(piece)
-        block.length += len(piece)
-        if block.given is not None:
-            block.given += piece
-            block.again += len(piece)
-        delta = {"type": f"{name}_delta", name: piece}
-        self._emit({"type": "content_block_delta", "index": place, "delta": delta})
+        self._emit({"type": "content_block_delta", "index": place, "delta": {"type": f"{name}_delta", name: piece}})
         if self._budget_bytes is not None and name == "text":
             self._budget_bytes -= len(piece.encode())
             if self._budget_bytes < 0:
@@ -175,20 +215,31 @@ class TurnReader:
     def _assistant(self, message: Mapping[str, Any]) -> None:
         """An answer told whole. Its deltas came already, unless the CLI fell back to a call without streaming."""
         body = message.get("message") or {}
-        if self._failure or message.get("error") or body.get("model") == "<synthetic>" or self._structured:
+        if message.get("error") or body.get("model") == "<synthetic>" or self._structured:
             return
-        if body.get("id") != self._message_id or not self._started:
+        if body.get("id") != self._message.get("id") or not self._started:
             self._new_try({**body, "content": []})
         elif self._places:
             return
         for block in body.get("content") or ():
-            index = 1_000_000 + self._next_place  # beyond any index of the stream
-            self._block_start(index, {**block, "text": ""} if block.get("type") == "text" else block)
-            if block.get("type") == "text":
-                self._delta({"index": index, "delta": {"type": "text_delta", "text": block["text"]}})
-            self._places.pop(index, None)
-        if body.get("stop_reason"):
+            if not self._over:
+                self._whole_block(block)
+        if body.get("stop_reason") and not self._over:
             self._message_delta({"delta": body, "usage": body.get("usage")})
+
+    def _whole_block(self, block: Mapping[str, Any]) -> None:
+        """A block that was not streamed, as its start and its deltas."""
+        index = _BEYOND_ANY_STREAM
+        name = {"text": "text", "thinking": "thinking"}.get(str(block.get("type")))
+        if name is None:
+            self._block_start(index, block)
+        else:
+            self._block_start(index, {k: v for k, v in block.items() if k != "signature"} | {name: ""})
+            if not self._over:
+                self._delta(index, {"type": f"{name}_delta", name: block[name]})
+            if "signature" in block and not self._over:
+                self._delta(index, {"type": "signature_delta", "signature": block["signature"]})
+        self._places.pop(index, None)
 
     def _retry(self, message: Mapping[str, Any]) -> None:
         data = {
@@ -199,66 +250,57 @@ class TurnReader:
         }
         self._out.append(Emission(RETRY, data))
 
-    def _result(self, message: Mapping[str, Any]) -> None:
-        usage = usage_of(message.get("usage"), calls=int(message.get("num_turns") or 1))
+    def _end(self, result: Mapping[str, Any]) -> None:
+        """The turn's ``result``, or what stands for it: from here on :attr:`outcome` is set."""
+        usage = usage_of(result.get("usage"), calls=int(result.get("num_turns") or 1))
+        if self._failure is None and not all(block.repeated for block in self._blocks) and not result.get("is_error"):
+            self._diverged()
         if self._failure is not None:
             self._end_failed(self._failure, usage)
         elif self._stop_reason in _FINAL_STOP_REASONS:
             self._end_well(str(self._stop_reason), usage)
-        elif message.get("is_error") or message.get("subtype") != "success":
-            self._end_failed(_failure_of_result(message), usage)
+        elif result.get("is_error") or result.get("subtype") != "success":
+            self._end_failed(_failure_of_result(result), usage)
         elif self._structured:
-            self._structured_result(message, usage)
-        elif any(block.given is not None and block.again < len(block.given) for block in self._blocks):
-            self._end_failed(self._diverged(), usage)
+            self._structured_result(result, usage)
         else:
-            self._whole_result(message)
-            self._end_well(str(self._stop_reason or message.get("stop_reason") or "end_turn"), usage)
+            self._unstreamed_result(result)
+            self._end_well(str(self._stop_reason or result.get("stop_reason") or "end_turn"), usage)
 
-    def _whole_result(self, message: Mapping[str, Any]) -> None:
-        """An answer that never was streamed (nothing of it was given) is told from the result itself."""
-        if self._started:
-            return
-        self._new_try(
-            {"id": message.get("uuid"), "type": "message", "role": "assistant", "usage": message.get("usage")}
-        )
-        if message.get("result"):
-            self._block_start(0, {"type": "text", "text": ""})
-            self._delta({"index": 0, "delta": {"type": "text_delta", "text": message["result"]}})
+    def _unstreamed_result(self, result: Mapping[str, Any]) -> None:
+        """An answer of which nothing was given is told from the result itself."""
+        if not self._started:
+            self._new_try({"id": result.get("uuid"), "usage": result.get("usage")})
+            if result.get("result"):
+                self._whole_block({"type": "text", "text": result["result"]})
 
-    def _structured_result(self, message: Mapping[str, Any], usage: Usage) -> None:
-        if "structured_output" not in message or message["structured_output"] is None:
+    def _structured_result(self, result: Mapping[str, Any], usage: Usage) -> None:
+        if result.get("structured_output") is None:
             why = "the model ended its turn without an answer in the asked form"
             self._end_failed(Failure(code=Code.SCHEMA_MISMATCH, message=why), usage)
             return
         self._structured = False
-        self._new_try(
-            {"id": message.get("uuid"), "type": "message", "role": "assistant", "usage": message.get("usage")}
-        )
-        self._usage = dict(message.get("usage") or {})
-        self._block_start(0, {"type": "text", "text": ""})
-        text = orjson.dumps(message["structured_output"]).decode()
         self._budget_bytes = None  # the form is whole or nothing
-        self._delta({"index": 0, "delta": {"type": "text_delta", "text": text}})
+        self._new_try({**self._message, "usage": result.get("usage")})
+        self._whole_block({"type": "text", "text": orjson.dumps(result["structured_output"]).decode()})
         self._end_well("end_turn", usage)
 
     def _end_well(self, stop_reason: str, usage: Usage) -> None:
+        self._start()
         self._close_open_block()
-        if self._started:
-            delta = {"stop_reason": stop_reason, "stop_sequence": self._stop_sequence}
-            told = {k: v for k, v in self._usage.items() if k in _TOLD_USAGE}
-            self._emit({"type": "message_delta", "delta": delta, "usage": told})
-            self._emit({"type": "message_stop"})
+        delta = {"stop_reason": stop_reason, "stop_sequence": self._stop_sequence}
+        told = {k: v for k, v in self._usage.items() if k in _TOLD_USAGE}
+        self._emit({"type": "message_delta", "delta": delta, "usage": told})
+        self._emit({"type": "message_stop"})
         self.outcome = Outcome(state=State.SUCCEEDED, usage=usage, stop_reason=stop_reason)
 
     def _end_failed(self, failure: Failure, usage: Usage) -> None:
         self.outcome = Outcome(state=State.FAILED, usage=usage, failure=failure)
 
-    def _diverged(self) -> Failure:
+    def _diverged(self) -> None:
         why = "the stream broke, and the model's second answer differs from what was already sent"
-        failure = Failure(code=Code.ANSWER_DIVERGED, message=why)
-        self.fail(failure)
-        return failure
+        self._failure = self._failure or Failure(code=Code.ANSWER_DIVERGED, message=why)
+        self.interrupt = True
 
     def _close_open_block(self) -> None:
         if self._open is not None:
@@ -269,6 +311,14 @@ class TurnReader:
         self._out.append(Emission(MESSAGE_EVENT, event))
 
 
+_EMPTY_MESSAGE: Mapping[str, Any] = {
+    "id": None,
+    "type": "message",
+    "role": "assistant",
+    "model": None,
+    "usage": {"input_tokens": 0, "output_tokens": 0},
+}
+_BEYOND_ANY_STREAM = 1_000_000  # the index of a block that no stream told
 _TOLD_USAGE = frozenset(
     {
         "input_tokens",

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from claude_daemon.core.event import Emission
 from claude_daemon.core.task import Outcome, State, Usage
 from claude_daemon.core.worker import WorkerState, advance
 from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.deadline import Deadline, TurnLimits, TurnTimeout, Watch, WorkerLost
 from claude_daemon.engine.plan import Binding, Content, Shape, TurnPlan, without_commands
 from claude_daemon.engine.process import Process
 from claude_daemon.engine.stream import (
@@ -42,18 +43,6 @@ INTERRUPT_GRACE_S = 3.0  # measured: 6-19 ms
 STOP_STEP_S = 1.5  # between SIGINT, SIGTERM and SIGKILL
 
 
-class WorkerLost(Exception):
-    """The process ended, or does not answer, while something was expected of it."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnLimits:
-    """Deadlines of a turn, in seconds: ``stall`` without any sign of life, ``turn`` for the whole."""
-
-    stall_seconds: float
-    turn_seconds: float
-
-
 class Worker:
     """A process, its state, and what it is bound to. Not for two callers at once: the pool sees to that."""
 
@@ -71,14 +60,18 @@ class Worker:
         self.last_used = self.born
         self.process: Process | None = None
         self.home: Path | None = None
+        self.nonce: str | None = None
+        self.request_id = ""  # of the turn under way, or the last one
         self.thinking: int | None = None
         self._inbox: list[dict[str, Any]] = []
         self._arrived: asyncio.Future[None] | None = None
         self._held = False
         self._request_number = 0
         self._turn_open = False
+        self._must_succeed: dict[str, tuple[Code, str | None]] = {}  # control requests whose refusal fails the turn
         self._can = capabilities
         self.ending = False  # its end has been asked for, so it is no crash
+        self.unfit: str | None = None  # why it should serve no further turn
 
     def __repr__(self) -> str:
         bound = self.binding.label if self.binding else "-"
@@ -86,8 +79,12 @@ class Worker:
 
     def move(self, to: WorkerState) -> None:
         self.state = advance(self.state, to)
+        if to is WorkerState.IDLE:
+            self._inbox.clear()
 
     def received(self, messages: list[dict[str, Any]]) -> None:
+        if self.state is WorkerState.IDLE:
+            return  # nobody has asked anything, and the next turn is not to take it for its own
         self._inbox.extend(messages)
         if len(self._inbox) > INBOX_MESSAGES and not self._held and self.process is not None:
             self._held = True
@@ -136,7 +133,7 @@ class Worker:
     async def ask(self, subtype: str, timeout_seconds: float = CONTROL_TIMEOUT_S, **fields: Any) -> Mapping[str, Any]:
         """A control request and its answer (``subtype`` success or error). Raises :class:`WorkerLost`."""
         request_id = self._control(subtype, **fields)
-        async with self._deadline(timeout_seconds, f"no answer to {subtype}"):
+        async with Deadline(timeout_seconds, f"no answer to {subtype}"):
             while True:
                 for message in await self._messages():
                     answer = control_answer(message)
@@ -145,15 +142,11 @@ class Worker:
 
     async def wait_result(self, timeout_seconds: float) -> Mapping[str, Any]:
         """The next ``result``. Raises :class:`WorkerLost`, at the timeout too."""
-        async with self._deadline(timeout_seconds, "no result"):
+        async with Deadline(timeout_seconds, "no result"):
             while True:
                 for message in await self._messages():
                     if is_result(message):
                         return message
-
-    @staticmethod
-    def _deadline(seconds: float, what: str) -> _Deadline:
-        return _Deadline(seconds, what)
 
     async def ready(self) -> None:
         """Waits until the process answers at all. It stays unbound: nothing here counts as its first message."""
@@ -169,13 +162,13 @@ class Worker:
             fields["systemPrompt"] = binding.system
         if binding.schema is not None:
             fields["jsonSchema"] = orjson.loads(binding.schema)
-        self._control("initialize", **fields)
+        self._must_succeed[self._control("initialize", **fields)] = (Code.UPSTREAM_INVALID_REQUEST, None)
 
     async def clear(self) -> bool:
         """Empties the conversation (``/clear``); False if the CLI did not do so."""
         self._write(CLEAR_LINE)
         cleared = False
-        async with self._deadline(CONTROL_TIMEOUT_S, "no answer to /clear"):
+        async with Deadline(CONTROL_TIMEOUT_S, "no answer to /clear"):
             while True:
                 for message in await self._messages():
                     cleared = cleared or message.get("type") == "conversation_reset"
@@ -183,48 +176,55 @@ class Worker:
                         return cleared and not message.get("is_error")
 
     async def turn(
-        self, plan: TurnPlan, cli_model: str, limits: TurnLimits
+        self, plan: TurnPlan, cli_model: str, limits: TurnLimits, request_id: str = ""
     ) -> AsyncIterator[Sequence[Emission | Ended]]:
         """Runs one turn; the last batch ends in :class:`Ended`. Closing it early leaves the turn to :meth:`settle`."""
-        self._turn_open = True
+        self._turn_open, self.request_id = True, request_id
         if self.account is not None:
-            self.account.begin()
+            self.account.begin(request_id)
         reader = TurnReader(
             show_thinking=plan.show_thinking,
             structured=plan.binding.schema is not None,
             max_tokens=plan.max_tokens,
         )
-        watch = _Watch(limits)
-        awaited_model = self._prepare(plan, cli_model)
+        watch = Watch(limits)
+        self._prepare(plan, cli_model)
         try:
             if self._can.history:
-                await self._replay(plan, watch)
+                await self._replay(plan, reader, watch)
+            if reader.interrupt:  # refused before anything was asked: there is no turn to interrupt
+                self._turn_open = False
+                yield self._given_up(reader, Failure(code=Code.ENGINE_CRASHED, message="the turn did not begin"))
+                return
             self._write(self._user_line(plan.last if self._can.history else plan.told_at_once()))
-            interrupted = False
-            while self._turn_open:
-                async with watch:
-                    messages = await self._messages()
-                batch = self._digest(messages, reader, watch, awaited_model)
-                if reader.interrupt and not interrupted:
-                    interrupted = True
-                    self._interrupt("the turn is over", watch)
-                if batch:
+            async with aclosing(self._answer(reader, watch)) as batches:
+                async for batch in batches:
                     yield batch
         except TurnTimeout as timeout:
-            yield [Ended(outcome=self._metered(_failed(timeout.failure)))]
+            yield self._given_up(reader, timeout.failure)
         except WorkerLost as lost:
             self._turn_open = False
-            crashed = Failure(code=Code.ENGINE_CRASHED, message=str(lost))
-            yield [Ended(outcome=self._metered(_failed(crashed)))]
+            yield self._given_up(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))
 
-    def _digest(
-        self, messages: list[dict[str, Any]], reader: TurnReader, watch: _Watch, awaited_model: str | None
-    ) -> list[Emission | Ended]:
+    async def _answer(self, reader: TurnReader, watch: Watch) -> AsyncGenerator[Sequence[Emission | Ended]]:
+        """Reads until the turn is over, and interrupts it where the reader asks for that."""
+        interrupted = False
+        while self._turn_open:
+            if reader.interrupt and not interrupted:
+                interrupted = True
+                self._interrupt("the turn is over", watch)
+            async with watch:
+                messages = await self._messages()
+            batch = self._digest(messages, reader, watch)
+            if batch:
+                yield batch
+
+    def _digest(self, messages: list[dict[str, Any]], reader: TurnReader, watch: Watch) -> list[Emission | Ended]:
         """What the messages mean for the caller; the turn is closed with its :class:`Ended`."""
         batch: list[Emission | Ended] = []
         for message in messages:
             watch.seen(message)
-            self._check_model(message, awaited_model, reader)
+            self._check_control(message, reader)
             batch += reader.feed(message)
             if reader.outcome is not None:
                 self._turn_open = False
@@ -232,46 +232,53 @@ class Worker:
                 break
         return batch
 
-    def _prepare(self, plan: TurnPlan, cli_model: str) -> str | None:
-        """Model and thinking, written with the message and not awaited; the id of the model's request, if any."""
-        if plan.thinking_tokens is not None and plan.thinking_tokens != self.thinking:
+    def _given_up(self, reader: TurnReader, failure: Failure) -> Sequence[Emission | Ended]:
+        """The end of a turn whose ``result`` will not be waited for; an answer that was complete stays one."""
+        told = reader.give_up()
+        outcome = reader.outcome or Outcome(state=State.FAILED, failure=failure)
+        return [*told, Ended(outcome=self._metered(outcome))]
+
+    def _prepare(self, plan: TurnPlan, cli_model: str) -> None:
+        """Model and thinking, written with the message and not awaited."""
+        if plan.thinking_tokens != self.thinking:
             self._control("set_max_thinking_tokens", max_thinking_tokens=plan.thinking_tokens)
             self.thinking = plan.thinking_tokens
-        if cli_model == self.model:
-            return None
-        self.model = cli_model
-        return self._control("set_model", model=cli_model)
+        if cli_model != self.model:
+            self.model = cli_model
+            self._must_succeed[self._control("set_model", model=cli_model)] = (Code.MODEL_NOT_FOUND, "model")
 
-    def _check_model(self, message: Mapping[str, Any], awaited: str | None, reader: TurnReader) -> None:
-        """A model that the CLI refuses would leave the turn to the one before: that is an error, not an answer."""
-        if awaited is None or message.get("type") != "control_response":
-            return
+    def _check_control(self, message: Mapping[str, Any], reader: TurnReader) -> None:
+        """A model or binding that the CLI refuses would leave the turn to the one before: an error, not an answer."""
         answer = control_answer(message)
-        if answer is not None and answer[0] == awaited and answer[1].get("subtype") == "error":
-            self.model = ""  # unknown now: set again at the next turn
-            said = str(answer[1].get("error", "the model was refused"))
-            reader.fail(Failure(code=Code.MODEL_NOT_FOUND, message=said, param="model"))
+        if answer is None or answer[0] not in self._must_succeed:
+            return
+        code, param = self._must_succeed.pop(answer[0])
+        if answer[1].get("subtype") == "error":
+            said = str(answer[1].get("error") or "Claude Code refused the request")
+            self.unfit = f"it refused {answer[0]}"
+            reader.fail(Failure(code=code, message=said, param=param))
 
     def _user_line(self, content: Content, *, query: bool = True) -> bytes:
         if self._can.composed:
             return user_line(content, query=query)
         return user_line(without_commands(content), query=query, composed=False)
 
-    async def _replay(self, plan: TurnPlan, watch: _Watch) -> None:
+    async def _replay(self, plan: TurnPlan, reader: TurnReader, watch: Watch) -> None:
         """Earlier exchanges, one by one: without waiting for each the order upstream would be wrong."""
         for content, answer in plan.history:
             self._write(self._user_line(content, query=False))
             async with watch:
-                await self._history_step()
+                await self._history_step(reader)
             self._write(assistant_line(answer))
 
-    async def _history_step(self) -> None:
+    async def _history_step(self, reader: TurnReader) -> None:
         while True:
             for message in await self._messages():
+                self._check_control(message, reader)
                 if is_result(message):
                     return
 
-    def _interrupt(self, reason: str, watch: _Watch | None = None) -> None:
+    def _interrupt(self, reason: str, watch: Watch | None = None) -> None:
         if self.account is not None:
             self.account.bar(reason)
         if self._can.interrupt:
@@ -307,15 +314,20 @@ class Worker:
         return True
 
     async def stop(self) -> None:
-        """The stop ladder: end of input, SIGINT, SIGTERM, SIGKILL; then whatever is left of its group."""
+        """The stop ladder: interrupt, end of input, SIGINT, SIGTERM, SIGKILL; then whatever is left of its group.
+
+        Whoever reads the turn under way, if any, reads on and sees it end.
+        """
         self.ending = True
+        process = self.process
+        if process is not None and self._turn_open and not process.gone:
+            self._interrupt("the worker is being stopped")
         if self.account is not None:
             self.account.close()
-        process = self.process
         if process is None:
             return
-        process.close_stdin()
-        if self._turn_open or not await process.wait_gone(STOP_STEP_S):
+        process.close_stdin()  # an idle process ends at that; a turn under way ends first
+        if not await process.wait_gone(STOP_STEP_S):
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
                 process.kill(number)
                 if await process.wait_gone(STOP_STEP_S):
@@ -336,69 +348,3 @@ _TOLD_BETTER_BY_THE_GATEWAY = frozenset(
         Code.MODEL_NOT_FOUND,
     }
 )
-
-
-class TurnTimeout(Exception):
-    """A turn went over one of its deadlines."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
-
-
-class _Deadline:
-    """``asyncio.timeout`` that raises :class:`WorkerLost` with a sentence."""
-
-    def __init__(self, seconds: float, what: str) -> None:
-        self._timeout = asyncio.timeout(seconds)
-        self._what = f"{what} within {seconds:g} s"
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *exc: Any) -> None:
-        try:
-            await self._timeout.__aexit__(*exc)
-        except TimeoutError:
-            raise WorkerLost(self._what) from None
-
-
-class _Watch:
-    """The two deadlines of a turn, as a context for each wait; raises :class:`TurnTimeout`."""
-
-    def __init__(self, limits: TurnLimits) -> None:
-        self._limits = limits
-        self._ends = time.monotonic() + limits.turn_seconds
-        self._grace = 0.0  # the CLI announced a pause before its next try
-        self._stall = limits.stall_seconds
-        self._timeout: asyncio.Timeout | None = None
-
-    def seen(self, message: Mapping[str, Any]) -> None:
-        retrying = message.get("type") == "system" and message.get("subtype") == "api_retry"
-        self._grace = (message.get("retry_delay_ms") or 0) / 1000 if retrying else 0.0
-
-    def stall_within(self, seconds: float) -> None:
-        self._stall = min(self._stall, seconds)
-
-    async def __aenter__(self) -> None:
-        wait = min(self._stall + self._grace, self._ends - time.monotonic())
-        self._timeout = asyncio.timeout(wait)
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *exc: Any) -> None:
-        assert self._timeout is not None
-        try:
-            await self._timeout.__aexit__(*exc)
-        except TimeoutError:
-            raise TurnTimeout(self._failure()) from None
-
-    def _failure(self) -> Failure:
-        if time.monotonic() >= self._ends:
-            why = f"the turn took longer than {self._limits.turn_seconds:g} s"
-            return Failure(code=Code.DEADLINE, message=why)
-        why = f"nothing came from the model for {self._limits.stall_seconds:g} s"
-        return Failure(code=Code.STALLED, message=why)
-
-
-def _failed(failure: Failure) -> Outcome:
-    return Outcome(state=State.FAILED, failure=failure)

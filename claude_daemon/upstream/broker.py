@@ -7,19 +7,20 @@ nothing more goes out, whatever the CLI would like to do.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+import aiohttp
 import orjson
 from aiohttp import web
 
-from claude_daemon.core.errors import Failure
+from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Usage
+from claude_daemon.upstream import canned
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
-from claude_daemon.upstream.meter import CallMeter, cut
+from claude_daemon.upstream.meter import CallMeter
 
 # A worker's request holds a whole conversation with its images; the edge has bounded those already.
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -27,10 +28,14 @@ _PATHS: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 # After these the CLI would go on with calls of its own making, which nobody asked for.
 _LAST_STOP_REASONS: Final = frozenset({"max_tokens", "refusal", "model_context_window_exceeded"})
 _BARRED_STATUS: Final = 403  # the one status that the CLI never retries
+_SHUTDOWN_S: Final = 0.1  # no worker is left by then
 
 
 class WorkerAccount:
-    """One worker's standing (:class:`~claude_daemon.ports.Account`)."""
+    """One worker's standing (:class:`~claude_daemon.ports.Account`).
+
+    A call belongs to the turn in which it began: one that a turn left behind counts for no later turn.
+    """
 
     def __init__(self, broker: Broker, worker_id: str, *, canned: bool) -> None:
         self.worker_id = worker_id
@@ -42,13 +47,23 @@ class WorkerAccount:
         self.calls = 0
         self._broker = broker
         self._settled = Usage()
-        self._under_way: dict[CallMeter, asyncio.Task[Any] | None] = {}
+        self._under_way: dict[CallMeter, web.BaseRequest] = {}
         self._failure: Failure | None = None
 
-    def begin(self) -> None:
-        self.barred, self._settled, self._failure, self.calls = None, Usage(), None, 0
+    def __repr__(self) -> str:
+        return f"<WorkerAccount {self.worker_id} calls={self.calls} barred={self.barred!r}>"
+
+    def begin(self, request_id: str = "") -> None:
+        self.barred, self.request_id, self.calls = None, request_id, 0
+        self._settled, self._under_way, self._failure = Usage(), {}, None
 
     def bar(self, reason: str) -> None:
+        self.barred = reason
+        for request in self._under_way.values():
+            _abort(request)  # which cancels its handler, and with it the call upstream
+
+    def last_call(self, reason: str) -> None:
+        """Like :meth:`bar`, but the call that is under way may end."""
         self.barred = reason
 
     @property
@@ -63,14 +78,23 @@ class WorkerAccount:
         self._broker.forget(self)
         self.bar("the worker is gone")
 
-    def call_begins(self, meter: CallMeter) -> None:
+    def call_begins(self, meter: CallMeter, request: web.BaseRequest) -> None:
         self.calls += 1
-        self._under_way[meter] = asyncio.current_task()
+        self._under_way[meter] = request
 
     def call_ends(self, meter: CallMeter, failure: Failure | None) -> None:
-        del self._under_way[meter]
-        self._settled += meter.usage
-        self._failure = failure
+        if self._under_way.pop(meter, None) is not None:
+            self._settled += meter.usage
+            if failure is not _LEFT:
+                self._failure = failure
+
+
+# The worker left, or was cut off by us: no failure of the upstream, so none that a caller is told.
+_LEFT: Final = Failure(code=Code.CANCELLED, message="the worker left its call")
+
+
+class _WorkerLeft(Exception):
+    """The worker closed its connection; what the upstream has still to say interests nobody."""
 
 
 class Broker:
@@ -90,7 +114,10 @@ class Broker:
     async def start(self) -> None:
         """Listens on 127.0.0.1; :attr:`base_url` is known from here on."""
         self._runner = web.ServerRunner(
-            web.Server(self._answer, access_log=None), handle_signals=False, shutdown_timeout=0.1
+            # a worker that leaves takes its call upstream with it, silent ones too
+            web.Server(self._answer, access_log=None, handler_cancellation=True),
+            handle_signals=False,
+            shutdown_timeout=_SHUTDOWN_S,
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=128)
@@ -122,54 +149,63 @@ class Broker:
         if body is None:
             return _refusal(413, "request_too_large", f"more than {_MAX_BODY_BYTES} bytes")
         if account.canned:
-            from claude_daemon.upstream.canned import answer
-
-            return await answer(request, body)
+            return await canned.answer(request, body)
         if self._client is None:
             return _refusal(_BARRED_STATUS, "permission_error", "the daemon has no credential for the upstream")
         return await self._pass_on(request, account, body)
 
     async def _pass_on(self, request: web.BaseRequest, account: WorkerAccount, body: bytes) -> web.StreamResponse:
+        """One call upstream and its answer, metered. However it ends, the account hears of it."""
         assert self._client is not None
-        response: web.StreamResponse | None = None
-        meter = CallMeter(streaming=True)
-        account.call_begins(meter)
-        failure: Failure | None = cut()  # what it is if we are cancelled half-way
+        meter, response = CallMeter(streaming=True), web.StreamResponse()
+        account.call_begins(meter, request)
+        request_id = account.request_id
+        failure: Failure | None = _LEFT  # what it is if we are cancelled half-way
         try:
             async with self._client.call(request.path_qs, body, passed_on(request.headers)) as upstream:
-                meter = self._as_it_is(account, meter, upstream.content_type)
-                response = web.StreamResponse(headers={"content-type": upstream.headers.get("content-type", "")})
-                await response.prepare(request)
-                async for chunk in upstream.content.iter_any():
-                    meter.feed(chunk)
-                    if meter.stop_reason in _LAST_STOP_REASONS:
-                        account.bar(f"the turn ended with {meter.stop_reason}")
-                    await response.write(chunk)
-                meter.end()
-                failure = meter.failure
+                meter.streaming = upstream.content_type == "text/event-stream"
+                response.headers["content-type"] = upstream.headers.get("content-type", "application/json")
+                with _worker_may_leave():
+                    await response.prepare(request)
+                await _copy(upstream, response, meter, account)
+            failure = meter.failure
             await response.write_eof()
             return response
         except UpstreamFailed as failed:
             failure = failed.failure
-            if response is not None:
-                _abort(request)
-                return response
-            return _as_upstream_said(failed)
-        except ConnectionResetError:  # the worker went away
-            return response if response is not None else _refusal(502, "api_error", "the worker went away")
+            if failure.code is Code.UPSTREAM_CREDENTIAL:
+                # the credential is ours: a repeat would be the same call, and the CLI repeats a 401 with a pause
+                account.last_call(failure.message)
+            if not response.prepared:
+                return _as_upstream_said(failed)
+            _abort(request)
+            return response
+        except (_WorkerLeft, ConnectionResetError):
+            return response
         finally:
             account.call_ends(meter, failure)
-            self._told("model_call", _call_fields(account, meter, failure))
+            self._told("model_call", _call_fields(account, request_id, meter, failure))
 
-    def _as_it_is(self, account: WorkerAccount, meter: CallMeter, content_type: str) -> CallMeter:
-        """The meter for what actually came; a call that was not streamed is read whole."""
-        if content_type == "text/event-stream":
-            return meter
-        whole = CallMeter(streaming=False)
-        account.calls -= 1
-        account.call_ends(meter, None)
-        account.call_begins(whole)
-        return whole
+
+async def _copy(
+    upstream: aiohttp.ClientResponse, response: web.StreamResponse, meter: CallMeter, account: WorkerAccount
+) -> None:
+    async for chunk in upstream.content.iter_any():
+        meter.feed(chunk)
+        if meter.stop_reason in _LAST_STOP_REASONS:
+            account.last_call(f"the turn ended with {meter.stop_reason}")
+        with _worker_may_leave():
+            await response.write(chunk)
+    meter.end()
+
+
+@contextlib.contextmanager
+def _worker_may_leave() -> Iterator[None]:
+    """Keeps the worker's end of the connection apart from the upstream's: aiohttp has one error for both."""
+    try:
+        yield
+    except ConnectionResetError as error:
+        raise _WorkerLeft from error
 
 
 def _token(request: web.BaseRequest) -> str:
@@ -195,23 +231,23 @@ def _refusal(status: int, kind: str, message: str) -> web.Response:
 def _as_upstream_said(failed: UpstreamFailed) -> web.Response:
     if failed.status is None:
         return _refusal(502, "api_error", failed.failure.message)
-    headers = {"content-type": "application/json"}
-    if failed.failure.retry_after_seconds is not None:
-        headers["retry-after"] = f"{failed.failure.retry_after_seconds:g}"
+    headers = {"content-type": "application/json", **failed.headers}
+    if failed.failure.code is Code.UPSTREAM_CREDENTIAL:
+        headers["x-should-retry"] = "false"
     return web.Response(status=failed.status, body=failed.body, headers=headers)
 
 
 def _abort(request: web.BaseRequest) -> None:
     """Cuts the worker's connection as the upstream's was cut, so that the CLI sees just that."""
-    with contextlib.suppress(AttributeError):
-        request.transport.abort()  # type: ignore[union-attr]
+    if request.transport is not None:
+        request.transport.abort()
 
 
-def _call_fields(account: WorkerAccount, meter: CallMeter, failure: Failure | None) -> dict[str, Any]:
+def _call_fields(account: WorkerAccount, request_id: str, meter: CallMeter, failure: Failure | None) -> dict[str, Any]:
     usage = meter.usage
     return {
         "worker_id": account.worker_id,
-        "request_id": account.request_id,
+        "request_id": request_id,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,
         "stop_reason": meter.stop_reason,

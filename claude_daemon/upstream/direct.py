@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from typing import Any, Final, cast
 
 import aiohttp
 import orjson
@@ -14,13 +17,16 @@ from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Emission
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec
 from claude_daemon.ports import Ended, HealthReport
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
-from claude_daemon.upstream.meter import CallMeter
-from claude_daemon.upstream.sse import EventTooLong, SSEDecoder
+from claude_daemon.upstream.meter import UNREADABLE, CallMeter, malformed
+from claude_daemon.upstream.sse import MAX_EVENT_BYTES, EventTooLong, SSEDecoder
+
+# The last bytes follow the last event at once; an upstream that keeps them back loses the connection, not our time.
+_READ_OUT_S: Final = 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectSettings:
-    """``stall_timeout_s``: no byte of a stream for so long ends it; ``turn_timeout_s``: the whole call."""
+    """``stall_timeout_s``: no byte of a stream (its first included) for so long; ``turn_timeout_s``: the whole call."""
 
     direct_max: int
     stall_timeout_s: float
@@ -42,28 +48,24 @@ class DirectLease:
     async def _run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         settings, spec = self._engine.settings, self._spec
         meter = CallMeter(streaming=spec.stream)
-        limit = min(settings.turn_timeout_s, spec.timeout_seconds or settings.turn_timeout_s)
-        deadline = asyncio.timeout(limit)
+        watch = _Watch(
+            stall_seconds=settings.stall_timeout_s,
+            turn_seconds=min(settings.turn_timeout_s, spec.timeout_seconds or settings.turn_timeout_s),
+            streaming=spec.stream,
+        )
         try:
-            async with (
-                deadline,
-                self._engine.client.call("/v1/messages", _body(spec), passed_on(spec.headers or {})) as response,
-            ):
-                if spec.stream:
-                    async for batch in _stream(response, meter, settings.stall_timeout_s):
-                        yield batch
-                else:
-                    yield [await _whole(response, meter)]
+            async with AsyncExitStack() as stack:
+                call = self._engine.client.call("/v1/messages", _body(spec), passed_on(spec.headers or {}))
+                async with watch:
+                    response = await stack.enter_async_context(call)
+                read = aclosing(cast(Any, (_stream if spec.stream else _whole)(response, meter, watch)))
+                async for batch in await stack.enter_async_context(read):
+                    yield batch
             failure = meter.failure
         except UpstreamFailed as failed:
             failure = failed.failure
-        except _Stalled:
-            why = f"nothing came from the upstream for {settings.stall_timeout_s:g} s"
-            failure = Failure(code=Code.STALLED, message=why)
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            failure = Failure(code=Code.DEADLINE, message=f"the turn took longer than {limit:g} s")
+        except _TooLate as late:
+            failure = late.failure
         finally:
             self.release()
         yield [Ended(outcome=_outcome(meter, failure))]
@@ -112,8 +114,41 @@ class DirectEngine:
         return {}
 
 
-class _Stalled(Exception):
-    pass
+class _TooLate(Exception):
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class _Watch:
+    """A call's deadlines, as a context for each wait; raises :class:`_TooLate`.
+
+    Only waits are timed, and none of them spans a ``yield``: a slow caller is not the upstream's fault. An answer
+    that is not streamed comes when it is complete, so only the whole call is bounded then.
+    """
+
+    def __init__(self, *, stall_seconds: float, turn_seconds: float, streaming: bool) -> None:
+        self._stall = stall_seconds if streaming else turn_seconds
+        self._turn = turn_seconds
+        self._ends = asyncio.get_running_loop().time() + turn_seconds
+        self._timeout: asyncio.Timeout | None = None
+
+    async def __aenter__(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timeout = asyncio.timeout_at(min(self._ends, now + self._stall))
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *exc: Any) -> None:
+        assert self._timeout is not None
+        try:
+            await self._timeout.__aexit__(*exc)
+        except TimeoutError:
+            raise _TooLate(self._failure()) from None
+
+    def _failure(self) -> Failure:
+        if asyncio.get_running_loop().time() >= self._ends:
+            return Failure(code=Code.DEADLINE, message=f"the turn took longer than {self._turn:g} s")
+        return Failure(code=Code.STALLED, message=f"nothing came from the upstream for {self._stall:g} s")
 
 
 def _body(spec: TaskSpec) -> bytes:
@@ -124,24 +159,29 @@ def _body(spec: TaskSpec) -> bytes:
 
 
 async def _stream(
-    response: aiohttp.ClientResponse, meter: CallMeter, stall_timeout_s: float
+    response: aiohttp.ClientResponse, meter: CallMeter, watch: _Watch
 ) -> AsyncIterator[Sequence[Emission]]:
     """The events of a stream, in the batches they arrive in, up to ``message_stop``."""
     decoder = SSEDecoder()
-    while True:
-        try:
-            async with asyncio.timeout(stall_timeout_s):
-                chunk = await response.content.readany()
-        except TimeoutError:
-            raise _Stalled from None
+    while not meter.complete and meter.failure is None:
+        async with watch:
+            chunk = await response.content.readany()
         if not chunk:
             meter.end()
             return
         batch = _decoded(decoder, chunk, meter)
         if batch:
             yield batch
-        if meter.complete or meter.failure is not None:
-            return
+    if meter.complete:
+        await _read_out(response)
+
+
+async def _read_out(response: aiohttp.ClientResponse) -> None:
+    """The end of the body behind the last event: read, the connection serves the next call too."""
+    with contextlib.suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(_READ_OUT_S):
+            while await response.content.readany():
+                pass
 
 
 def _decoded(decoder: SSEDecoder, chunk: bytes, meter: CallMeter) -> list[Emission]:
@@ -153,16 +193,28 @@ def _decoded(decoder: SSEDecoder, chunk: bytes, meter: CallMeter) -> list[Emissi
             if meter.failure is not None:
                 break
             batch.append(Emission(MESSAGE_EVENT, event, data))
-    except (orjson.JSONDecodeError, EventTooLong, KeyError, AttributeError, TypeError):
-        meter.failure = Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that cannot be read")
+    except (*UNREADABLE, EventTooLong):
+        meter.failure = malformed()
     return batch
 
 
-async def _whole(response: aiohttp.ClientResponse, meter: CallMeter) -> Emission:
-    body = await response.read()
+async def _whole(
+    response: aiohttp.ClientResponse, meter: CallMeter, watch: _Watch
+) -> AsyncIterator[Sequence[Emission]]:
+    """The answer as one ``message``, once it is complete and can be read."""
+    pieces, held = [], 0
+    async with watch:
+        while chunk := await response.content.readany():
+            pieces.append(chunk)
+            held += len(chunk)
+            if held > MAX_EVENT_BYTES:
+                meter.failure = malformed()
+                return
+    body = b"".join(pieces)
     meter.feed(body)
     meter.end()
-    return Emission(MESSAGE, orjson.loads(body) if meter.failure is None else {}, body)
+    if meter.failure is None:
+        yield [Emission(MESSAGE, orjson.loads(body), body)]
 
 
 def _outcome(meter: CallMeter, failure: Failure | None) -> Outcome:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -27,13 +29,16 @@ _MAX_MESSAGE_CHARS = 2000  # an upstream's error page is not our caller's error 
 
 
 class CallMeter:
-    """One model call. Feed it the body; ``usage``, ``failure`` and ``stop_reason`` tell what has passed."""
+    """One model call. Feed it the body; ``usage``, ``failure`` and ``stop_reason`` tell what has passed.
+
+    Whatever an upstream sends, nothing here raises: what cannot be read is ``upstream_malformed``.
+    """
 
     def __init__(self, *, streaming: bool) -> None:
         self.failure: Failure | None = None
         self.stop_reason: str | None = None
         self.complete = False
-        self._streaming = streaming
+        self.streaming = streaming
         self._decoder = SSEDecoder()
         self._body: list[bytes] = []
         self._usage: dict[str, Any] = {}
@@ -43,26 +48,18 @@ class CallMeter:
         return usage_of(self._usage)
 
     def feed(self, chunk: bytes) -> None:
-        if not self._streaming:
+        if not self.streaming:
             self._body.append(chunk)
             return
         try:
             for _, data in self._decoder.feed(chunk):
-                self._event(data)
-        except EventTooLong as error:
-            self.failure = Failure(code=Code.UPSTREAM_MALFORMED, message=str(error))
-
-    def _event(self, data: bytes) -> None:
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            self.failure = Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream sent an event that is not JSON")
-            return
-        self.read(event)
+                self.read(orjson.loads(data))
+        except (*UNREADABLE, EventTooLong):
+            self.failure = malformed()
 
     def read(self, event: Mapping[str, Any]) -> None:
-        """An event of the stream, already decoded."""
-        kind = event.get("type")
+        """An event of the stream, already decoded. Raises one of :data:`UNREADABLE` for what is none."""
+        kind = event["type"]
         if kind == "message_start":
             self._usage.update(event["message"].get("usage") or {})
         elif kind == "message_delta":
@@ -75,7 +72,7 @@ class CallMeter:
 
     def end(self) -> None:
         """The body is over: a stream that did not end with ``message_stop`` was cut."""
-        if not self._streaming:
+        if not self.streaming:
             self._whole()
         elif not self.complete and self.failure is None:
             self.failure = cut()
@@ -83,12 +80,19 @@ class CallMeter:
     def _whole(self) -> None:
         try:
             body = orjson.loads(b"".join(self._body))
-        except orjson.JSONDecodeError:
-            self.failure = Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream's answer is not JSON")
-            return
-        self._usage.update(body.get("usage") or {})
-        self.stop_reason = body.get("stop_reason")
-        self.complete = True
+            self._usage.update(body.get("usage") or {})
+            self.stop_reason = body.get("stop_reason")
+            self.complete = True
+        except UNREADABLE:
+            self.failure = malformed()
+
+
+# What reading JSON of any shape as an event of the API raises (orjson's own error is a ValueError).
+UNREADABLE: Final = (ValueError, KeyError, TypeError, AttributeError)
+
+
+def malformed() -> Failure:
+    return Failure(code=Code.UPSTREAM_MALFORMED, message="the upstream's answer cannot be read")
 
 
 def cut() -> Failure:
@@ -97,7 +101,8 @@ def cut() -> Failure:
 
 def failure_of_event(event: Mapping[str, Any]) -> Failure:
     """The failure that an ``error`` event inside a stream tells."""
-    error = event.get("error") or {}
+    error = event.get("error")
+    error = error if isinstance(error, Mapping) else {}
     status = _STATUS_OF_TYPE.get(str(error.get("type")), 500)
     return failure_of_upstream_status(status, str(error.get("message") or "the upstream failed")[:_MAX_MESSAGE_CHARS])
 
@@ -105,17 +110,16 @@ def failure_of_event(event: Mapping[str, Any]) -> Failure:
 def failure_of_response(status: int, body: bytes, retry_after: str | None) -> Failure:
     """The failure that an error response tells: its own message where it has one, its ``Retry-After`` in seconds."""
     message = f"the upstream answered with status {status}"
-    try:
+    with contextlib.suppress(*UNREADABLE):
         error = orjson.loads(body).get("error") or {}
         message = str(error.get("message") or message)[:_MAX_MESSAGE_CHARS]
-    except (orjson.JSONDecodeError, AttributeError):
-        pass
     return failure_of_upstream_status(status, message, _seconds(retry_after))
 
 
 def _seconds(retry_after: str | None) -> float | None:
     """``Retry-After`` in seconds; its date form, which the API does not use, counts as absent."""
     try:
-        return max(0.0, float(retry_after)) if retry_after is not None else None
+        seconds = float(retry_after) if retry_after is not None else None
     except ValueError:
         return None
+    return max(0.0, seconds) if seconds is not None and math.isfinite(seconds) else None

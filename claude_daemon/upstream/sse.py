@@ -13,7 +13,7 @@ class EventTooLong(Exception):
 
 
 class SSEDecoder:
-    """Cuts chunks into events, wherever the chunks are split.
+    """Cuts chunks into events, wherever the chunks are split; each byte is looked at once.
 
     :meth:`feed` gives ``(event type, data)`` pairs; lines of ``data`` are joined with a newline, comments and unknown
     fields are dropped. Line ends are LF or CRLF.
@@ -21,30 +21,44 @@ class SSEDecoder:
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max = max_event_bytes
-        self._rest = b""
+        self._pieces: list[bytes] = []  # of a line whose end has not come
         self._type = b""
         self._data: list[bytes] = []
+        self._held = 0  # bytes of the event so far
 
     def feed(self, chunk: bytes) -> list[tuple[str, bytes]]:
-        lines = (self._rest + chunk if self._rest else chunk).split(b"\n")
-        self._rest = lines.pop()
-        if len(self._rest) > self._max:
-            raise EventTooLong(f"an event of the upstream is longer than {self._max} bytes")
+        """The events that ``chunk`` completes. Raises :class:`EventTooLong`."""
+        *lines, rest = chunk.split(b"\n")
         events = []
         for line in lines:
+            self._hold(len(line))
+            if self._pieces:
+                line = b"".join((*self._pieces, line))
+                self._pieces = []
             if line.endswith(b"\r"):
                 line = line[:-1]
-            if not line:
-                if self._data:
-                    events.append((self._type.decode(errors="replace") or "message", b"\n".join(self._data)))
-                self._type, self._data = b"", []
-            elif line.startswith(b"data:"):
-                self._data.append(line[6:] if line[5:6] == b" " else line[5:])
-            elif line.startswith(b"event:"):
-                self._type = line[6:].strip()
+            if line:
+                self._field(line)
+            elif (event := self._dispatched()) is not None:
+                events.append(event)
+        if rest:
+            self._hold(len(rest))
+            self._pieces.append(rest)
         return events
 
-    @property
-    def pending(self) -> bool:
-        """Whether an event has begun and is not complete."""
-        return bool(self._rest or self._data or self._type)
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._held > self._max:
+            raise EventTooLong(f"an event of the upstream is longer than {self._max} bytes")
+
+    def _field(self, line: bytes) -> None:
+        if line.startswith(b"data:"):
+            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+        elif line.startswith(b"event:"):
+            self._type = line[6:].strip()
+
+    def _dispatched(self) -> tuple[str, bytes] | None:
+        """An empty line ends the event; without data it is none."""
+        event = (self._type.decode(errors="replace") or "message", b"\n".join(self._data)) if self._data else None
+        self._type, self._data, self._held = b"", [], 0
+        return event

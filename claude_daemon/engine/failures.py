@@ -1,0 +1,48 @@
+"""Processes that cannot be started, or die as soon as they are: when to try again, and what to say until then."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from claude_daemon.core.retry import Backoff
+
+# A CLI that cannot start is tried again after 0.5 to 30 s: soon enough for a mended installation, never a spin.
+_BACKOFF: Final = Backoff(first_seconds=0.5, limit_seconds=30.0)
+# Whoever has served a turn, or lived as long, was started well: its death is an accident and no reason to wait.
+_PROVEN_S: Final = 10.0
+# One failed start may be an accident too; who waits is sent away from the second on.
+_GIVE_UP_AFTER: Final = 2
+
+
+class Failures:
+    """Starts that failed in a row. Times are monotonic seconds, told by the caller; ``random`` is in [0, 1)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.last_error = ""
+        self.last_crash_at = float("-inf")
+        self.retry_at = float("-inf")
+
+    def failed(self, error: str, now: float, random: float) -> float:
+        """A process could not be started, or died unproven; the seconds until the next try."""
+        self.count += 1
+        self.last_error, self.last_crash_at = error, now
+        delay = _BACKOFF.delay(self.count - 1, random) if self.count > 1 else 0.0
+        self.retry_at = now + delay
+        return delay
+
+    def crashed(self, error: str, now: float, random: float, *, lived_seconds: float, turns: int) -> float:
+        """A process that was ready has died."""
+        if turns == 0 and lived_seconds < _PROVEN_S:
+            return self.failed(error, now, random)
+        self.proven()
+        self.last_error, self.last_crash_at = error, now
+        return 0.0
+
+    def proven(self) -> None:
+        """A process has served a turn: starting works."""
+        self.count, self.retry_at = 0, float("-inf")
+
+    @property
+    def hopeless(self) -> bool:
+        return self.count >= _GIVE_UP_AFTER

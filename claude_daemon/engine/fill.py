@@ -1,0 +1,73 @@
+"""How many processes there should be, pure: what to start and whom to retire for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from claude_daemon.core.worker import WorkerState
+from claude_daemon.engine.plan import Shape
+from claude_daemon.engine.worker import Worker
+
+_ENDED = frozenset({WorkerState.RETIRING, WorkerState.GONE})
+_TO_COME_OR_IDLE = frozenset({WorkerState.STARTING, WorkerState.IDLE})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """``workers`` turns at once, ``spares`` unbound processes beside them, ``starting`` starts at once."""
+
+    workers: int
+    spares: int
+    starting: int
+
+    @property
+    def limit(self) -> int:
+        return self.workers + self.spares
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What to do, in this order."""
+
+    retire: Sequence[Worker] = ()
+    start: Sequence[Shape] = ()
+
+
+def spares_now(configured: int, workers: int, recent_late_bindings: int) -> int:
+    """Spares to keep: the configured number, more while new system prompts keep coming; none where none are wanted."""
+    return max(configured, min(recent_late_bindings, workers)) if configured else 0
+
+
+def fill(workers: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape | None = None) -> Change:
+    """What brings the pool to its size. ``asked``: somebody waits for a process of this shape, and none is there."""
+    live = [worker for worker in workers if worker.state not in _ENDED]
+    if asked is not None and asked != usual:
+        return _special(live, sizes, asked)
+    starting = sum(worker.state is WorkerState.STARTING for worker in live)
+    unbound = sum(w.binding is None and w.state in _TO_COME_OR_IDLE and w.wanted == usual for w in live)
+    wanted = max(sizes.spares, 1 if asked is not None else 0) - unbound
+    free = sizes.limit - len(live)
+    count = max(min(max(wanted, free), sizes.starting - starting), 0)
+    retire = _least_used(live, count - free)
+    if asked is None:
+        count = min(count, max(free, 0) + len(retire))  # beyond the limit only for somebody who waits
+    return Change(retire=retire, start=[usual] * count)
+
+
+def _special(live: Sequence[Worker], sizes: Sizes, asked: Shape) -> Change:
+    """A process that no other could stand in for; one at a time of each shape."""
+    if any(worker.state is WorkerState.STARTING and worker.wanted == asked for worker in live):
+        return Change()
+    return Change(retire=_least_used(live, len(live) + 1 - sizes.limit), start=[asked])
+
+
+def surplus(workers: Sequence[Worker], sizes: Sizes) -> Sequence[Worker]:
+    """Whom to retire because a burst is over."""
+    live = [worker for worker in workers if worker.state not in _ENDED]
+    return _least_used(live, len(live) - sizes.limit)
+
+
+def _least_used(live: Sequence[Worker], count: int) -> Sequence[Worker]:
+    idle = [worker for worker in live if worker.state is WorkerState.IDLE and worker.binding is not None]
+    return sorted(idle, key=lambda worker: worker.last_used)[: max(count, 0)]

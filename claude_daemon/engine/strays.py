@@ -1,0 +1,71 @@
+"""What workers leave behind: orphans that became the daemon's own children, because it is a subreaper (Linux).
+
+A child that nobody here started is a stray. One that carries a worker's nonce is known at once for what it is; one
+that wiped its environment is a stray if it is still unknown a while later, because a child that is just being started
+is unknown for a moment too. Elsewhere than on Linux there is nothing to see, and nothing is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from claude_daemon.engine.ledger import nonce_of, start_time
+
+
+class Strays:
+    """``known`` tells the pids of all children that are somebody's, ``nonces`` those of the living workers.
+
+    Only for a process that is the daemon and nothing else: whoever starts children of their own must be ``known``.
+    """
+
+    def __init__(self, known: Callable[[], set[int]], nonces: Callable[[], set[str]]) -> None:
+        self._known = known
+        self._nonces = nonces
+        self._suspects: dict[int, str | None] = {}
+
+    def sweep(self, *, last: bool = False) -> list[int]:
+        """Kills strays and reaps what is left of them; tells the pids killed. ``last``: nothing is started any more."""
+        unknown = {pid: start_time(pid) for pid in children() - self._known()}
+        killed = [pid for pid, started in unknown.items() if self._is_stray(pid, started, last) and _kill(pid)]
+        for pid, started in unknown.items():
+            if started is None or pid in killed:
+                _reap(pid, suspected=pid in self._suspects or pid in killed)
+        self._suspects = unknown
+        return killed
+
+    def _is_stray(self, pid: int, started: str | None, last: bool) -> bool:
+        if started is None:
+            return False  # a zombie: only to be reaped
+        if last or (pid in self._suspects and self._suspects[pid] == started):
+            return True
+        nonce = nonce_of(pid)
+        return nonce is not None and nonce not in self._nonces()
+
+
+def children() -> set[int]:
+    """The pids of this process's children, zombies among them (Linux; elsewhere none)."""
+    found: set[int] = set()
+    if sys.platform == "linux":
+        for tasks in Path("/proc/self/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                found.update(int(word) for word in tasks.read_text().split())
+    return found
+
+
+def _kill(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, signal.SIGKILL)
+        return True
+    return False
+
+
+def _reap(pid: int, *, suspected: bool) -> None:
+    """A zombie whose parent may just be about to reap it itself is left alone the first time."""
+    if suspected:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
