@@ -1,0 +1,150 @@
+"""``python -m tests.bench.load``: closed loops in a process of their own, so that a client costs others no time.
+
+stdin: one JSON line says what each loop does (:class:`Http` or :class:`Raw`), then one line with seconds for each block
+of load. stdout: one JSON line a block (:class:`Block`).
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import orjson
+
+from tests.bench.chats import Chat
+from tests.bench.client import Connection
+from tests.bench.raw import RawCli
+
+Loop = Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    """Each loop sends this request over a connection of its own."""
+
+    url: str
+    request: str
+    clients: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raw:
+    """Each loop has a warm CLI, and clears it after every turn. ``launches``: argv, environment, directory."""
+
+    launches: Sequence[tuple[list[str], dict[str, str], str]]
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """``cpu_s``: what the client itself used; ``pids``: the CLIs it drives."""
+
+    requests: int
+    seconds: float
+    first_s: Sequence[float]
+    cpu_s: float
+    pids: Sequence[int]
+
+    @property
+    def per_second(self) -> float:
+        return self.requests / self.seconds
+
+
+class Load:
+    """The process, from its parent's side."""
+
+    def __init__(self, work: Http | Raw, env: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.bench.load"],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self._send({"kind": type(work).__name__, **asdict(work)})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Ends it, and it its CLIs, whatever they are doing."""
+        self._process.terminate()
+        self._process.__exit__(None, None, None)
+
+    def _send(self, line: object) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(orjson.dumps(line) + b"\n")
+        self._process.stdin.flush()
+
+    def block(self, seconds: float) -> Block:
+        """Runs all loops for so long; each ends the request it has begun."""
+        assert self._process.stdout is not None
+        self._send(seconds)
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the load generator ended with status {self._process.wait()}")
+        return Block(**orjson.loads(line))
+
+
+def _http_loops(stack: ExitStack, work: Http) -> tuple[list[Loop], list[int]]:
+    request = work.request.encode("latin-1")
+
+    def loop(connection: Connection) -> Loop:
+        return lambda: connection.first_delta(request)
+
+    return [loop(stack.enter_context(Connection(work.url))) for _ in range(work.clients)], []
+
+
+def _raw_loops(stack: ExitStack, work: Raw) -> tuple[list[Loop], list[int]]:
+    chat = Chat(prompt=work.prompt)
+
+    def loop(cli: RawCli) -> Loop:
+        return lambda: cli.turn_and_clear(chat)
+
+    clis = [stack.enter_context(RawCli(*launch)) for launch in work.launches]
+    return [loop(cli) for cli in clis], [cli.process.pid for cli in clis]
+
+
+def _run(loops: Sequence[Loop], seconds: float, pids: Sequence[int]) -> Block:
+    first: list[float] = []
+    errors: list[BaseException] = []
+    began, cpu = time.perf_counter(), time.process_time()
+
+    def repeat(loop: Loop) -> None:
+        try:
+            while time.perf_counter() - began < seconds and not errors:
+                first.append(loop())
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=repeat, args=(loop,), daemon=True) for loop in loops]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    took = time.perf_counter() - began
+    return Block(requests=len(first), seconds=took, first_s=first, cpu_s=time.process_time() - cpu, pids=pids)
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    work: dict[str, Any] = orjson.loads(sys.stdin.buffer.readline())
+    kind = work.pop("kind")
+    with ExitStack() as stack:
+        loops, pids = _http_loops(stack, Http(**work)) if kind == "Http" else _raw_loops(stack, Raw(**work))
+        for line in sys.stdin.buffer:
+            sys.stdout.buffer.write(orjson.dumps(asdict(_run(loops, float(line), pids))) + b"\n")
+            sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()
