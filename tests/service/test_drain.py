@@ -1,0 +1,248 @@
+"""The drain, over a dispatcher with a fake engine."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from claude_daemon.core.errors import Code, Refusal
+from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.service.drain import MAX_DEADLINE_SECONDS, Drain, Edge
+from claude_daemon.service.health import Health
+from claude_daemon.service.hint import Hint
+from tests.service.doubles import PATIENCE_S, SUCCEEDED, Clock, Desk, FakeEngine, ended
+
+S = DaemonState
+
+
+class Setting:
+    """A drain that runs for as long as the ``async with`` lasts. Its clock stands still unless a test moves it."""
+
+    def __init__(self, state: DaemonState = S.READY, *, grace_seconds: float = 5.0) -> None:
+        self.clock = Clock()
+        self.desk = Desk(FakeEngine(places=1))
+        self.health = Health(version="1", monotonic=self.clock)
+        if state is not S.STARTING:
+            self.health.move(state)
+        self.told: list[str] = []
+        edge = Edge(begin=lambda: self.told.append("begin"), end=lambda: self.told.append("end"), connections=lambda: 7)
+        self.drain = Drain(self.health, self.desk.dispatcher, edge, self.clock, grace_seconds=grace_seconds)
+
+    async def __aenter__(self) -> Setting:
+        await self.desk.__aenter__()
+        self.running = asyncio.ensure_future(self.drain.run())
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *exc: Any) -> None:
+        self.running.cancel()
+        await asyncio.wait({self.running})
+        await self.desk.__aexit__()
+
+    async def reaches(self, state: DaemonState) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while self.health.state is not state:
+                await self.drain.changed(0.05)
+
+    async def stays(self, state: DaemonState) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert self.health.state is state
+
+
+async def test_a_drain_with_nothing_running_is_drained_at_once_and_the_daemon_stays() -> None:
+    async with Setting() as setting:
+        setting.drain.begin(60, stop=False)
+        assert setting.health.state is S.DRAINING
+        await setting.reaches(S.DRAINED)
+        assert setting.told == ["begin"]
+        assert not setting.running.done()
+
+
+async def test_a_drain_waits_for_what_runs_and_for_what_waits() -> None:
+    async with Setting() as setting:
+        first, second = setting.desk.submit("first"), setting.desk.submit("second")
+        setting.drain.begin(60, stop=False)
+        (await setting.desk.lease(0)).say(SUCCEEDED)
+        assert await ended(first) == SUCCEEDED
+        await setting.stays(S.DRAINING)
+        (await setting.desk.lease(1)).say(SUCCEEDED)
+        assert await ended(second) == SUCCEEDED
+        await setting.reaches(S.DRAINED)
+
+
+@pytest.mark.parametrize("deadline", [0.0, 0.02])
+async def test_at_the_deadline_what_runs_is_interrupted(deadline: float) -> None:
+    setting = Setting()
+    setting.drain._monotonic = asyncio.get_running_loop().time
+    async with setting:
+        runs = [setting.desk.submit("running"), setting.desk.submit("waiting")]
+        setting.drain.begin(deadline, stop=False)
+        for run in runs:
+            outcome = await ended(run)
+            assert outcome.failure is not None and outcome.failure.code is Code.INTERRUPTED
+        await setting.reaches(S.DRAINED)
+
+
+async def test_hurry_wakes_a_drain_that_waits_for_its_deadline() -> None:
+    async with Setting() as setting:
+        run = setting.desk.submit()
+        setting.drain.begin(3600, stop=True)
+        await setting.stays(S.DRAINING)
+        setting.drain.hurry()
+        outcome = await ended(run)
+        assert outcome.failure is not None and outcome.failure.code is Code.INTERRUPTED
+        await setting.reaches(S.DRAINED)
+        assert setting.drain.hurried
+
+
+async def test_a_second_drain_can_shorten_the_deadline_and_never_lengthen_it() -> None:
+    async with Setting() as setting:
+        run = setting.desk.submit()
+        setting.drain.begin(100, stop=False)
+        setting.drain.begin(1000, stop=False)
+        assert setting.drain.progress()["remaining_s"] == 100
+        setting.drain.begin(10, stop=False)
+        assert setting.drain.progress()["remaining_s"] == 10
+        assert setting.told == ["begin"]
+        setting.drain.begin(0, stop=False)
+        await ended(run)
+        await setting.reaches(S.DRAINED)
+
+
+async def test_a_second_drain_can_make_it_a_stop_and_never_the_reverse() -> None:
+    async with Setting() as setting:
+        setting.desk.submit()
+        setting.drain.begin(100, stop=True)
+        setting.drain.begin(100, stop=False)
+        assert setting.drain.stopping
+        with pytest.raises(Refusal) as refused:
+            setting.drain.undo()
+        assert refused.value.failure.code is Code.CONFLICT
+
+
+async def test_undo_takes_work_again_and_another_drain_begins_afresh() -> None:
+    async with Setting() as setting:
+        run = setting.desk.submit()
+        setting.drain.begin(1, stop=False)
+        setting.drain.undo()
+        assert setting.health.state is S.READY
+        assert setting.told == ["begin", "end"]
+        setting.clock.now += 100  # the first deadline passes and hurts nobody
+        await setting.stays(S.READY)
+        setting.drain.begin(60, stop=False)
+        assert setting.drain.progress()["remaining_s"] == 60
+        (await setting.desk.lease(0)).say(SUCCEEDED)
+        assert await ended(run) == SUCCEEDED
+        await setting.reaches(S.DRAINED)
+        setting.drain.undo()
+        assert setting.health.state is S.READY
+        setting.drain.begin(60, stop=False)
+        await setting.reaches(S.DRAINED)
+
+
+async def test_undo_without_a_drain_is_a_conflict() -> None:
+    async with Setting() as setting:
+        with pytest.raises(Refusal) as refused:
+            setting.drain.undo()
+        assert refused.value.failure.code is Code.CONFLICT
+        assert setting.told == []
+
+
+async def test_a_drain_after_a_drain_stays_drained_and_a_stop_after_it_ends() -> None:
+    async with Setting() as setting:
+        setting.drain.begin(60, stop=False)
+        await setting.reaches(S.DRAINED)
+        setting.drain.begin(60, stop=False)
+        await setting.stays(S.DRAINED)
+        setting.drain.begin(60, stop=True)
+        async with asyncio.timeout(PATIENCE_S):
+            await setting.running
+        assert setting.health.state is S.DRAINED
+
+
+async def test_run_ends_after_a_drain_that_stops() -> None:
+    async with Setting() as setting:
+        run = setting.desk.submit()
+        setting.drain.begin(60, stop=True)
+        await setting.stays(S.DRAINING)
+        assert not setting.running.done()
+        (await setting.desk.lease(0)).say(SUCCEEDED)
+        async with asyncio.timeout(PATIENCE_S):
+            await setting.running
+        assert await ended(run) == SUCCEEDED
+        assert setting.health.state is S.DRAINED
+
+
+async def test_a_stop_while_starting_stops_at_once() -> None:
+    async with Setting(S.STARTING) as setting:
+        setting.drain.begin(60, stop=True)
+        assert setting.health.state is S.STOPPING
+        async with asyncio.timeout(PATIENCE_S):
+            await setting.running
+
+
+async def test_a_drain_without_a_stop_is_refused_while_starting() -> None:
+    async with Setting(S.STARTING) as setting:
+        with pytest.raises(Refusal) as refused:
+            setting.drain.begin(60, stop=False)
+        assert refused.value.failure.code is Code.NOT_READY
+        assert (setting.health.state, setting.drain.stopping, setting.told) == (S.STARTING, False, [])
+
+
+async def test_what_does_not_end_when_interrupted_is_waited_for_no_longer_than_the_grace() -> None:
+    setting = Setting(grace_seconds=0.05)
+    setting.drain._monotonic = asyncio.get_running_loop().time
+    async with setting:
+        run = setting.desk.submit()
+        lease = await setting.desk.lease(0)
+        lease.may_end.clear()
+        setting.drain.begin(0, stop=False)
+        await setting.reaches(S.DRAINED)
+        assert setting.desk.dispatcher.running == 1
+        lease.may_end.set()
+        await ended(run)
+
+
+async def test_a_deadline_of_a_thousand_years_is_a_day() -> None:
+    async with Setting() as setting:
+        setting.desk.submit()
+        setting.drain.begin(1e300, stop=False)
+        assert setting.drain.progress()["remaining_s"] == MAX_DEADLINE_SECONDS
+        await setting.stays(S.DRAINING)
+
+
+async def test_progress_tells_how_far_it_is() -> None:
+    async with Setting() as setting:
+        setting.desk.submit("first")
+        setting.desk.submit("second")
+        setting.drain.begin(60, stop=False)
+        line = {"state": "draining", "running": 1, "queued": 1, "connections": 7, "remaining_s": 60.0}
+        assert setting.drain.progress() == line
+        setting.drain.begin(0, stop=False)
+        await setting.reaches(S.DRAINED)
+        last = {"state": "drained", "running": 0, "queued": 0, "connections": 7, "remaining_s": 0.0, "saved": True}
+        assert setting.drain.progress() == last
+
+
+async def test_changed_waits_for_a_change_and_does_not_spin() -> None:
+    async with Setting() as setting:
+        setting.desk.submit()
+        setting.drain.begin(60, stop=False)
+        setting.drain.begin(50, stop=False)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        await setting.drain.changed(0.05)
+        assert loop.time() - began >= 0.04
+
+
+async def test_a_hint_wakes_all_who_wait_now_and_nobody_later() -> None:
+    hint = Hint()
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        waits = [group.create_task(hint.wait()) for _ in range(3)]
+        await asyncio.sleep(0)
+        hint.give()
+    assert [wait.result() for wait in waits] == [True] * 3
+    assert await hint.wait(0.01) is False

@@ -1,0 +1,76 @@
+"""Who is next."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import pytest
+
+from claude_daemon.service.queue import ReadyQueue
+
+
+@dataclass
+class Item:
+    name: str
+    queued_at: float = 0.0
+    priority: int = 0
+    key_id: str = "k"
+
+
+def order(*items: Item, running: dict[str, int] | None = None, now: float = 10.0) -> list[str]:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter(running or {}).__getitem__)
+    for item in items:
+        queue.add(item)
+    names = []
+    while queue:
+        names.append(queue.next(now).name)
+        queue.discard(queue.next(now))
+    return names
+
+
+def test_nobody_waits() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    assert not queue
+    with pytest.raises(ValueError, match="empty"):
+        queue.next(0.0)
+
+
+def test_age_decides_among_equals() -> None:
+    assert order(Item("b", 2), Item("a", 1), Item("c", 3)) == ["a", "b", "c"]
+
+
+def test_who_came_first_decides_when_even_the_age_is_the_same() -> None:
+    assert order(Item("a"), Item("b"), Item("c")) == ["a", "b", "c"]
+
+
+def test_priority_goes_before_everything() -> None:
+    assert order(Item("old", 0), Item("urgent", 9, priority=1)) == ["urgent", "old"]
+
+
+def test_the_key_with_the_least_running_goes_before_age() -> None:
+    first = Item("a1", 0, key_id="a")
+    second = Item("b1", 5, key_id="b")
+    assert order(first, second, running={"a": 2, "b": 1}) == ["b1", "a1"]
+
+
+def test_waiting_a_minute_is_worth_one_priority() -> None:
+    old, urgent = Item("old", 0), Item("urgent", 59, priority=1)
+    assert order(old, urgent, now=59.9) == ["urgent", "old"]
+    assert order(old, urgent, now=60.0) == ["old", "urgent"]  # equal now, and older
+    assert order(old, urgent, now=118.9) == ["old", "urgent"]
+    assert order(old, urgent, now=119.0) == ["urgent", "old"]  # which has waited a minute too
+
+
+def test_who_is_put_first_goes_before_its_equals() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    queue.add(Item("a"))
+    queue.add(Item("again"), first=True)
+    assert queue.next(0.0).name == "again"
+    assert [item.name for item in queue] == ["again", "a"]
+
+
+def test_discarding_who_is_not_there_is_nothing() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    queue.discard(Item("a"))
+    assert len(queue) == 0
