@@ -136,7 +136,7 @@ def respond(
         body=body,
         status=status,
         reason=_phrase(status),
-        headers={"Content-Type": content_type, **headers_of(failure), **(headers or {})},
+        headers={"Content-Type": content_type, **_own(dialect, request_id), **headers_of(failure), **(headers or {})},
     )
     if TABLE[failure.code].close:
         response.force_close()
@@ -152,11 +152,17 @@ def raw_answer(failure: Failure, *, dialect: Dialect, request_id: str) -> bytes:
         "X-Request-ID": request_id,
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
+        **_own(dialect, request_id),
         **headers_of(failure),
         "Connection": "close",
     }
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {status} {_phrase(status)}\r\n{head}\r\n".encode("ascii") + body
+
+
+def _own(dialect: Dialect, request_id: str) -> dict[str, str]:
+    """Anthropic's libraries read the id from a header without the ``X-``."""
+    return {"request-id": request_id} if dialect is Dialect.ANTHROPIC else {}
 
 
 def _content(failure: Failure, dialect: Dialect, request_id: str) -> tuple[int, bytes, str]:
