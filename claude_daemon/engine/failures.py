@@ -15,34 +15,48 @@ _GIVE_UP_AFTER: Final = 2
 
 
 class Failures:
-    """Starts that failed in a row. Times are monotonic seconds, told by the caller; ``random`` is in [0, 1)."""
+    """Deaths of unproven processes in a row. Times are monotonic seconds, told by the caller; ``random`` is in [0, 1).
+
+    A process that was ready and dies makes us wait like one that never was, but only the latter is a reason to send
+    callers away.
+    """
 
     def __init__(self) -> None:
         self.count = 0
         self.last_error = ""
         self.last_crash_at = float("-inf")
         self.retry_at = float("-inf")
+        self._starts = 0
 
     def failed(self, error: str, now: float, random: float) -> float:
-        """A process could not be started, or died unproven; the seconds until the next try."""
+        """A process could not be started; the seconds until the next try."""
+        self._starts += 1
+        return self._unproven(error, now, random)
+
+    def crashed(self, error: str, now: float, random: float, *, lived_seconds: float, turns: int) -> float:
+        """A process that was ready has died; the seconds until the next try."""
+        if turns == 0 and lived_seconds < _PROVEN_S:
+            return self._unproven(error, now, random)
+        self.proven()
+        self.last_error, self.last_crash_at = error, now
+        return 0.0
+
+    def _unproven(self, error: str, now: float, random: float) -> float:
         self.count += 1
         self.last_error, self.last_crash_at = error, now
         delay = _BACKOFF.delay(self.count - 1, random) if self.count > 1 else 0.0
         self.retry_at = now + delay
         return delay
 
-    def crashed(self, error: str, now: float, random: float, *, lived_seconds: float, turns: int) -> float:
-        """A process that was ready has died."""
-        if turns == 0 and lived_seconds < _PROVEN_S:
-            return self.failed(error, now, random)
-        self.proven()
-        self.last_error, self.last_crash_at = error, now
-        return 0.0
+    def ready(self) -> None:
+        """A process could be started."""
+        self._starts = 0
 
     def proven(self) -> None:
-        """A process has served a turn: starting works."""
-        self.count, self.retry_at = 0, float("-inf")
+        """A process has served a turn: starting works, and lasts."""
+        self._starts = self.count = 0
+        self.retry_at = float("-inf")
 
     @property
     def hopeless(self) -> bool:
-        return self.count >= _GIVE_UP_AFTER
+        return self._starts >= _GIVE_UP_AFTER

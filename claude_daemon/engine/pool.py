@@ -265,6 +265,7 @@ class Pool:
             await self._end(worker)
             return
         worker.move(WorkerState.IDLE)
+        self._failures.ready()
         self._say("worker.ready", "info", worker, seconds=round(time.monotonic() - worker.born, 3))
         self._filled_once.set()
         self._changed()

@@ -190,6 +190,7 @@ class Broker:
 async def _copy(
     upstream: aiohttp.ClientResponse, response: web.StreamResponse, meter: CallMeter, account: WorkerAccount
 ) -> None:
+    """Only a streamed call can be a turn's last: Claude Code also asks whether a model exists, with one token."""
     async for chunk in upstream.content.iter_any():
         meter.feed(chunk)
         if meter.stop_reason in _LAST_STOP_REASONS:
