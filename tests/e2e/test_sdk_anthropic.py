@@ -64,7 +64,9 @@ async def test_an_answer_is_the_same_streamed_and_not(daemon: DaemonProcess, lan
     assert len(pieces) > 1
     assert whole.stop_reason == streamed.stop_reason == "end_turn"
     assert whole.usage.output_tokens == streamed.usage.output_tokens == 12
-    assert input_tokens(whole.usage) == input_tokens(streamed.usage) > 0
+    assert input_tokens(whole.usage) > 0
+    if lane == "direct":  # a worker that was cleared says so upstream, in a few words more than a fresh one
+        assert input_tokens(streamed.usage) == input_tokens(whole.usage)
     assert whole.model == streamed.model == "claude-sonnet-5-5"
     assert whole.id.startswith("msg_")
 

@@ -353,7 +353,9 @@ async def test_usage_is_told_and_at_the_end_of_a_stream_only_when_asked_for(daem
     assert chunks[-1].choices == []
     assert all(chunk.usage is None for chunk in chunks[:-1])
     assert whole.completion_tokens == told.completion_tokens == 12
-    assert whole.prompt_tokens == told.prompt_tokens > 0
+    assert whole.prompt_tokens > 0
+    if lane == "direct":  # a worker that was cleared says so upstream, in a few words more than a fresh one
+        assert told.prompt_tokens == whole.prompt_tokens
     assert told.total_tokens == told.prompt_tokens + told.completion_tokens
 
 
