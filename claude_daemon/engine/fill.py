@@ -43,31 +43,32 @@ def fill(workers: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape | N
     """What brings the pool to its size. ``asked``: somebody waits for a process of this shape, and none is there."""
     live = [worker for worker in workers if worker.state not in _ENDED]
     if asked is not None and asked != usual:
-        return _special(live, sizes, asked)
+        return _special(live, sizes, usual, asked)
     starting = sum(worker.state is WorkerState.STARTING for worker in live)
     unbound = sum(w.binding is None and w.state in _TO_COME_OR_IDLE and w.wanted == usual for w in live)
     wanted = max(sizes.spares, 1 if asked is not None else 0) - unbound
     free = sizes.limit - len(live)
     count = max(min(max(wanted, free), sizes.starting - starting), 0)
-    retire = _least_used(live, count - free)
+    retire = _least_used(live, usual, min(count, count - free))
     if asked is None:
         count = min(count, max(free, 0) + len(retire))  # beyond the limit only for somebody who waits
     return Change(retire=retire, start=[usual] * count)
 
 
-def _special(live: Sequence[Worker], sizes: Sizes, asked: Shape) -> Change:
+def _special(live: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape) -> Change:
     """A process that no other could stand in for; one at a time of each shape."""
     if any(worker.state is WorkerState.STARTING and worker.wanted == asked for worker in live):
         return Change()
-    return Change(retire=_least_used(live, len(live) + 1 - sizes.limit), start=[asked])
+    return Change(retire=_least_used(live, usual, min(1, len(live) + 1 - sizes.limit)), start=[asked])
 
 
-def surplus(workers: Sequence[Worker], sizes: Sizes) -> Sequence[Worker]:
+def surplus(workers: Sequence[Worker], sizes: Sizes, usual: Shape) -> Sequence[Worker]:
     """Whom to retire because a burst is over."""
     live = [worker for worker in workers if worker.state not in _ENDED]
-    return _least_used(live, len(live) - sizes.limit)
+    return _least_used(live, usual, len(live) - sizes.limit)
 
 
-def _least_used(live: Sequence[Worker], count: int) -> Sequence[Worker]:
-    idle = [worker for worker in live if worker.state is WorkerState.IDLE and worker.binding is not None]
+def _least_used(live: Sequence[Worker], usual: Shape, count: int) -> Sequence[Worker]:
+    """Idle processes that are no spares: bound already, or of a shape that few ask for."""
+    idle = [w for w in live if w.state is WorkerState.IDLE and (w.binding is not None or w.wanted != usual)]
     return sorted(idle, key=lambda worker: worker.last_used)[: max(count, 0)]

@@ -365,7 +365,7 @@ class Pool:
                 reason = self._worn_out(worker)
                 if reason is not None:
                     self._retire(worker, reason)
-            self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes())))
+            self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
             self._fill()
             self._tell_end()
 
@@ -399,8 +399,9 @@ class Pool:
         self._changed()
 
     def _changed(self) -> None:
-        self._fill()
+        """Who waits comes first: filling may retire what nobody has taken."""
         self.tell_room()
+        self._fill()
 
     def tell_room(self) -> None:
         """Tells the dispatcher that a place may be free, or that none will be."""

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from claude_daemon.core.errors import Code, Failure, Fault
+from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 
 MAX_SCHEMA_BYTES: Final = 64 * 1024
 MAX_DEPTH: Final = 32
@@ -125,13 +125,18 @@ class SchemaChecker:
         await self._bury()
 
     async def check(self, schema: object) -> list[Fault]:
-        """What is wrong with `schema`: what :func:`check_schema` finds, else what its metaschema does."""
+        """What is wrong with `schema`: what :func:`check_schema` finds, else what its metaschema does.
+
+        Raises Refusal where it cannot be checked: too many checks wait, or the child cannot be started.
+        """
         faults = check_schema(schema)
         if faults:
             return faults
         failure = await self._ask({"schema": orjson.dumps(schema).decode()})
         if failure is None:
             return []
+        if failure.code is not Code.SCHEMA_MISMATCH:
+            raise Refusal(failure)  # not the schema's fault
         return list(failure.faults) or [Fault(path="", message=failure.message)]
 
     async def validate(self, schema: Mapping[str, Any], text: str) -> Failure | None:

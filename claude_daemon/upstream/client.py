@@ -23,6 +23,7 @@ _READ_BYTES: Final = 256 * 1024
 
 # Of a client's headers only the protocol's own are passed on; everything else is between us and the upstream.
 _PASSED_PREFIX = "anthropic-"
+_PASSED = frozenset({"traceparent", "tracestate"})  # W3C trace context
 _NEVER_PASSED = frozenset({"anthropic-dangerous-direct-browser-access"})
 
 
@@ -56,7 +57,7 @@ def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
     passed = {
         name.lower(): value
         for name, value in headers.items()
-        if name.lower().startswith(_PASSED_PREFIX) and name.lower() not in _NEVER_PASSED
+        if (name.lower().startswith(_PASSED_PREFIX) or name.lower() in _PASSED) and name.lower() not in _NEVER_PASSED
     }
     passed.setdefault("anthropic-version", API_VERSION)
     return passed

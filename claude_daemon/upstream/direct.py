@@ -135,6 +135,8 @@ class _Watch:
 
     async def __aenter__(self) -> None:
         now = asyncio.get_running_loop().time()
+        if now >= self._ends:  # while the caller was busy; what is here already would be read without waiting
+            raise _TooLate(self._failure())
         self._timeout = asyncio.timeout_at(min(self._ends, now + self._stall))
         await self._timeout.__aenter__()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import orjson
 import pytest
 from hypothesis import given
@@ -22,7 +24,7 @@ from claude_daemon.engine.stream import (
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:
     edges = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"x"))), st.lists(st.integers(0, 1000)))
@@ -53,7 +55,8 @@ def test_a_line_of_many_chunks_is_not_copied_again_and_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"note: something", b"{broken", b'["a list"]', b"12", b'{"a":' * 100_000, b'{"a":"\xff"}', b"\xef\xbb"]
+    "line",
+    [b"", b"note: something", b"{broken", b'["a list"]', b"12", b'{"a":' * 100_000, b'{"a":"\xff"}', b"\xef\xbb"],
 )
 def test_what_is_no_json_object_is_no_message(line: bytes) -> None:
     assert decode(line) is None

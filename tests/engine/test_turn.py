@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,13 @@ def event(kind: str, **fields: Any) -> dict[str, Any]:
 
 
 def start(number: int = 1) -> dict[str, Any]:
-    message = {"id": f"msg_{number}", "type": "message", "role": "assistant", "model": "m", "usage": {"input_tokens": 3}}
+    message = {
+        "id": f"msg_{number}",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "usage": {"input_tokens": 3},
+    }
     return event("message_start", message=message)
 
 
@@ -116,7 +123,7 @@ PIECES = st.lists(st.text("abß\n ", min_size=1, max_size=4), min_size=1, max_si
 
 def cut_up(text: str, cuts: Sequence[int]) -> list[str]:
     edges = sorted({0, len(text), *(cut % (len(text) + 1) for cut in cuts)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(st.lists(PIECES, min_size=1, max_size=3), st.lists(st.integers(0, 40), max_size=3), st.lists(st.integers(0, 30)))
@@ -255,7 +262,12 @@ def test_thinking_that_is_repeated_is_signed_once(seen: int) -> None:
 
 
 def test_a_form_is_told_whole_from_the_result() -> None:
-    told = [start(), *block(0, "text", ["I will call the tool"]), *end("tool_use"), {**SUCCESS, "structured_output": {"a": 1}}]
+    told = [
+        start(),
+        *block(0, "text", ["I will call the tool"]),
+        *end("tool_use"),
+        {**SUCCESS, "structured_output": {"a": 1}},
+    ]
     caller = Caller(structured=True, max_tokens=1).hear(told)
     assert (caller.text, caller.stop_reason) == ('{"a":1}', "end_turn")
     assert caller.builder.message["model"] == "m"
@@ -304,11 +316,15 @@ def test_an_answer_that_never_streamed_is_told_from_the_result() -> None:
 
 JUNK = st.recursive(
     st.none() | st.integers(-1, 2) | st.sampled_from(["text", "text_delta", "thinking", "message_start", "result"]),
-    lambda inner: st.lists(inner, max_size=2)
-    | st.dictionaries(
-        st.sampled_from(["type", "index", "delta", "content_block", "message", "content", "text", "usage", "id", "event"]),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "index", "delta", "content_block", "message", "content", "text", "usage", "id", "event"]
+            ),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=6,
 )

@@ -1,0 +1,257 @@
+"""The pure parts of the engine: launch, plan, fill, failures, capabilities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from claude_daemon.core.task import Kind, Lane, TaskSpec
+from claude_daemon.core.worker import WorkerState
+from claude_daemon.engine.capabilities import ROWS, Capabilities
+from claude_daemon.engine.failures import Failures
+from claude_daemon.engine.fill import Sizes, fill, spares_now, surplus
+from claude_daemon.engine.launch import Access, Launch, argv, environment
+from claude_daemon.engine.plan import Binding, Shape, plan, without_commands
+from claude_daemon.engine.worker import Worker
+
+SECRETS = {
+    "ANTHROPIC_API_KEY": "leak-1",
+    "ANTHROPIC_AUTH_TOKEN": "leak-2",
+    "CLAUDE_CODE_OAUTH_TOKEN": "leak-3",
+    "CLAUDE_DAEMON_HTTP__PORT": "leak-4",
+    "CREDENTIALS_DIRECTORY": "leak-5",
+    "NOTIFY_SOCKET": "leak-6",
+    "LISTEN_FDS": "leak-7",
+    "WATCHDOG_USEC": "leak-8",
+    "CLAUDECODE": "leak-9",
+    "CLAUDE_CODE_ENTRYPOINT": "leak-10",
+    "AWS_SECRET_ACCESS_KEY": "leak-11",
+    "LD_PRELOAD": "leak-12",
+    "NODE_OPTIONS": "leak-13",
+    "PATH": "leak-14",
+}
+
+
+def launch(**fields: Any) -> Launch:
+    given_fields: dict[str, Any] = {
+        "cli": Path("/opt/claude"),
+        "model": "sonnet",
+        "access": Access.BROKER,
+        "home": Path("/engine/homes/w"),
+        "config_dir": Path("/engine/config"),
+        "nonce": "n",
+        "max_retries": 2,
+        "request_timeout_s": 600,
+        "base_url": "http://127.0.0.1:1",
+        "token": "cdw_token",
+    }
+    return Launch(**{**given_fields, **fields})
+
+
+def test_every_worker_has_the_launch_profile() -> None:
+    args = argv(launch())
+    assert {"--restricted", "--setting-sources=", "--strict-mcp-config", "--permission-prompts=none"} <= set(args)
+    assert {"--no-session-persistence", "--bare", "--tools=", "--print", "--system-prompt="} <= set(args)
+    assert "cdw_token" not in " ".join(args)
+    assert "cdw_token" not in repr(launch())
+
+
+@pytest.mark.parametrize("access", [Access.OAUTH, Access.LOGIN])
+def test_a_login_is_never_started_bare(access: Access) -> None:
+    assert "--bare" not in argv(launch(access=access))
+
+
+def test_what_cannot_be_bound_later_is_fixed_at_the_spawn_and_no_prompt_is_in_argv() -> None:
+    args = argv(
+        launch(system_prompt_file=Path("/p"), schema="{}", resume="s", restricted=False, permission_prompts=False)
+    )
+    assert {"--system-prompt-file=/p", "--json-schema={}", "--resume=s"} <= set(args)
+    assert not {"--restricted", "--permission-prompts=none", "--system-prompt="} & set(args)
+
+
+@pytest.mark.parametrize("access", list(Access))
+def test_nothing_of_the_daemons_environment_leaks(access: Access) -> None:
+    env = environment(launch(access=access), {**SECRETS, "HTTPS_PROXY": "http://p", "HOME": "/home/u"})
+    assert not any("leak-" in value for value in env.values())
+    assert ("HTTPS_PROXY" in env) is (access is not Access.BROKER)
+    assert env["HOME"] == ("/home/u" if access is Access.LOGIN else "/engine/homes/w")
+    held = {name for name, value in env.items() if value == "cdw_token"}
+    expected = {Access.BROKER: {"ANTHROPIC_API_KEY"}, Access.OAUTH: {"CLAUDE_CODE_OAUTH_TOKEN"}, Access.LOGIN: set()}
+    assert held == expected[access]
+    assert ("CLAUDE_CONFIG_DIR" in env) is (access is not Access.LOGIN)
+
+
+def test_a_logins_own_config_directory_is_used_in_place() -> None:
+    env = environment(launch(access=Access.LOGIN), {"CLAUDE_CONFIG_DIR": "/c"})
+    assert env["CLAUDE_CONFIG_DIR"] == "/c"
+
+
+def spec(**request: Any) -> TaskSpec:
+    return TaskSpec(
+        kind=Kind.CHAT,
+        lane=Lane.TEXT,
+        request={"model": "m", "messages": [{"role": "user", "content": "hi"}], **request},
+        key_id="k",
+        trust_domain="default",
+        request_id="r",
+    )
+
+
+def text(said: str, **more: Any) -> dict[str, Any]:
+    return {"type": "text", "text": said, **more}
+
+
+def test_a_conversation_becomes_exchanges_and_a_last_message() -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "user", "content": [text("b", cache_control={"type": "ephemeral"})]},
+        {"role": "assistant", "content": [{"type": "thinking", "thinking": "x", "signature": "s"}, text("c")]},
+        {"role": "user", "content": "d"},
+    ]
+    made = plan(spec(messages=messages))
+    assert list(made.history) == [([text("a"), text("b")], [text("c")])]
+    assert made.last == "d"
+
+
+def test_an_answer_of_nothing_but_thinking_is_left_out() -> None:
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": [{"type": "redacted_thinking", "data": "x"}]},
+        {"role": "user", "content": "b"},
+    ]
+    made = plan(spec(messages=messages))
+    assert (made.history, made.last) == ([], [text("a"), text("b")])
+
+
+@pytest.mark.parametrize(
+    ("thinking", "shown", "tokens"),
+    [(None, False, 0), ({"type": "disabled"}, False, 0), ({"type": "adaptive"}, True, None),
+     ({"type": "enabled", "budget_tokens": 2048}, True, 2048)],
+)  # fmt: skip
+def test_thinking_is_off_unless_asked_for(thinking: Any, shown: bool, tokens: int | None) -> None:
+    made = plan(spec(thinking=thinking))
+    assert (made.show_thinking, made.thinking_tokens) == (shown, tokens)
+
+
+def test_a_binding_is_the_system_prompt_and_the_schema() -> None:
+    assert plan(spec()).binding.plain
+    assert plan(spec()).binding.label == "plain"
+    one, other = plan(spec(system="S")).binding, plan(spec(system=[text("S")])).binding
+    assert one == other and not one.plain and "S" not in one.label
+
+
+def test_history_can_be_told_in_the_prompt() -> None:
+    messages = [{"role": r, "content": c} for r, c in [("user", "a"), ("assistant", "b"), ("user", "c")]]
+    told = [block["text"] for block in plan(spec(messages=messages)).told_at_once() if not isinstance(block, str)]
+    assert [said for said in told if said in "abc"] == ["a", "b", "c"]
+    assert plan(spec()).told_at_once() == "hi"
+
+
+def test_without_composed_no_text_begins_with_a_command() -> None:
+    assert without_commands("/clear") == "\n/clear"
+    assert without_commands("hi /clear") == "hi /clear"
+    image = {"type": "image", "source": {}}
+    assert without_commands([text("/clear"), image]) == [text("\n/clear"), image]
+
+
+def test_a_capability_can_be_forced_off_and_a_wrong_name_cannot() -> None:
+    assert Capabilities().missing() == []
+    for name in ROWS:
+        assert Capabilities().without([name]).missing() == [name]
+    with pytest.raises(ValueError, match="no such capability: wings"):
+        Capabilities().without(["wings"])
+
+
+USUAL = Shape(model="sonnet")
+BOUND = Binding(trust_domain="default", system="S")
+LIVE = [WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY, WorkerState.RECYCLING, WorkerState.RETIRING]
+
+
+def worker(state: WorkerState, *, bound: bool = False, used: float = 0.0, wanted: Shape = USUAL) -> Worker:
+    made = Worker(f"w{used}", None, "sonnet", Capabilities(), wanted)
+    made.state, made.last_used = state, used
+    made.binding = BOUND if bound else None
+    return made
+
+
+WORKERS = st.lists(st.builds(worker, st.sampled_from(LIVE), bound=st.booleans(), used=st.floats(0, 9)), max_size=10)
+SIZES = st.builds(Sizes, workers=st.integers(1, 4), spares=st.integers(0, 3), starting=st.integers(1, 3))
+
+
+@given(WORKERS, SIZES, st.sampled_from([None, USUAL, Shape(model="opus")]))
+def test_filling_keeps_to_the_limit_and_takes_nobody_who_is_needed(
+    workers: list[Worker], sizes: Sizes, asked: Shape | None
+) -> None:
+    change = fill(workers, sizes, USUAL, asked)
+    live = [w for w in workers if w.state is not WorkerState.RETIRING]
+    assert all(w.state is WorkerState.IDLE for w in change.retire)
+    after = len(live) - len(change.retire) + len(change.start)
+    assert after <= max(sizes.limit, len(live), len(live) + 1 if asked else 0)
+    starting = sum(w.state is WorkerState.STARTING for w in workers)
+    if asked in (None, USUAL):
+        assert len(change.start) + starting <= max(sizes.starting, starting)
+    if change.retire:
+        assert len(change.retire) <= len(change.start)
+
+
+@given(WORKERS, SIZES)
+def test_filling_comes_to_rest(workers: list[Worker], sizes: Sizes) -> None:
+    """Done again and again, with every start succeeding, it ends: nobody is started only to be retired."""
+    for _ in range(20):
+        change = fill(workers, sizes, USUAL)
+        workers = [w for w in workers if w not in change.retire] + [worker(WorkerState.IDLE) for _ in change.start]
+        workers = [worker(WorkerState.IDLE) if w.state is WorkerState.STARTING else w for w in workers]
+    assert not fill(workers, sizes, USUAL).start
+    unbound = sum(w.binding is None and w.state in (WorkerState.IDLE, WorkerState.STARTING) for w in workers)
+    movable = [w for w in workers if w.state is WorkerState.IDLE and w.binding is not None]
+    assert unbound >= sizes.spares or not movable
+
+
+def test_who_waits_gets_a_process_at_the_expense_of_the_least_used() -> None:
+    old, new = worker(WorkerState.IDLE, bound=True, used=1), worker(WorkerState.IDLE, bound=True, used=2)
+    sizes = Sizes(workers=2, spares=0, starting=1)
+    change = fill([old, new], sizes, USUAL, USUAL)
+    assert (list(change.retire), list(change.start)) == ([old], [USUAL])
+    special = Shape(model="opus")
+    assert list(fill([old, new], sizes, USUAL, special).start) == [special]
+    under_way = worker(WorkerState.STARTING, wanted=special)
+    assert list(fill([old, new, under_way], sizes, USUAL, special).start) == []
+
+
+def test_after_a_burst_the_least_used_go() -> None:
+    idle = [worker(WorkerState.IDLE, bound=True, used=float(n)) for n in range(4)]
+    assert surplus(idle, Sizes(workers=2, spares=1, starting=1), USUAL) == [idle[0]]
+
+
+@pytest.mark.parametrize(
+    ("configured", "recent", "spares"), [(1, 0, 1), (1, 2, 2), (1, 99, 4), (3, 1, 3), (0, 99, 0), (6, 99, 6)]
+)
+def test_spares_follow_demand_where_any_are_wanted(configured: int, recent: int, spares: int) -> None:
+    assert spares_now(configured, 4, recent) == spares
+
+
+def test_starts_that_fail_are_tried_later_and_later_and_callers_sent_away() -> None:
+    failures = Failures()
+    delays = [failures.failed("no", 100.0, 0.999) for _ in range(12)]
+    assert delays[0] == 0.0
+    assert delays == sorted(delays)
+    assert 0.4 < delays[1] < 0.6 and 29 < delays[-1] <= 30
+    assert failures.hopeless and failures.retry_at == 100.0 + delays[-1]
+    failures.ready()
+    assert not failures.hopeless and failures.count == 12
+    failures.proven()
+    assert failures.count == 0
+
+
+def test_a_process_that_was_proven_dies_without_consequence() -> None:
+    failures = Failures()
+    for _ in range(5):
+        assert failures.crashed("killed", 0.0, 0.5, lived_seconds=3.0, turns=1) == 0.0
+        assert failures.crashed("killed", 0.0, 0.5, lived_seconds=30.0, turns=0) == 0.0
+    assert failures.count == 0
+    assert [failures.crashed("x", 0.0, 0.0, lived_seconds=1.0, turns=0) for _ in range(3)] == [0.0, 0.25, 0.5]
+    assert not failures.hopeless
