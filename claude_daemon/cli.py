@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -143,8 +144,7 @@ def _announce(daemon: Any) -> None:
     """What a person who started it in a terminal wants to know; nothing where nobody reads it."""
     key = daemon.loaded.paths.local_key
     offline = " (the offline model: no account, no network)" if daemon.source.name == "offline" else ""
-    click.echo(
-        f"""
+    text = f"""
 claude-daemon {__version__} serves at {daemon.url}{offline}
 The key is in {key}. Try it:
 
@@ -155,7 +155,11 @@ The key is in {key}. Try it:
 Add -H 'Claude-Daemon-Lane: text' to be answered by a warm Claude Code process.
 claudectl status shows how it is; Ctrl-C drains and stops it.
 """
-    )
+    try:
+        click.echo(text)
+    except OSError:  # whoever started it has gone: what is still buffered must not fail once more at the end
+        with Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def _say(status: int, error: object) -> int:

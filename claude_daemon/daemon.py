@@ -7,7 +7,6 @@ public listener, dispatcher, workers, broker, control socket, lock.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import secrets
 import signal
@@ -153,8 +152,7 @@ class Daemon:
             if self.health.state is DaemonState.STARTING:
                 self.health.settle()
                 log.info("daemon.ready", url=self.url, state=self.health.state, version=__version__)
-                with contextlib.suppress(OSError):  # whoever started it may have gone
-                    announce(self)
+                announce(self)
             await stopped
             probed.cancel()
             await draining

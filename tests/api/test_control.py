@@ -247,7 +247,8 @@ def test_descent_is_read_from_proc() -> None:
 # A worker's child tries: as itself, double-forked into a session of its own, and by handing its connection on.
 INTRUDER = """#!{python}
 import os, socket, sys, time
-REQUEST = b"POST /control/v1/drain HTTP/1.0\\r\\nClaude-Daemon-Control: 1\\r\\n\\r\\n"
+HEAD = b"Host: d\\r\\nClaude-Daemon-Control: 1\\r\\nConnection: close\\r\\n\\r\\n"
+REQUEST = b"POST /control/v1/drain HTTP/1.1\\r\\n" + HEAD
 def connect():
     sock = socket.socket(socket.AF_UNIX)
     sock.connect({socket!r})
