@@ -87,7 +87,7 @@ class Schemas(Protocol):
     """JSON schemas that clients send: judged where they can be stopped, within a bound of time."""
 
     async def check(self, schema: object) -> Sequence[Fault]:
-        """What is wrong with a schema itself; empty if it can be used."""
+        """What is wrong with a schema itself; empty if it can be used. Raises Refusal if nobody can tell now."""
 
     async def validate(self, schema: Mapping[str, Any], text: str) -> Failure | None:
         """Why a text is not the JSON that the schema asks for; None if it is."""

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol, cast
 from aiohttp import web
 
 from claude_daemon.api.errors import Dialect, respond
-from claude_daemon.api.middleware import KEY, REQUEST_ID, read_body
+from claude_daemon.api.middleware import KEY, REQUEST_ID, TRACEPARENT, read_body
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
@@ -121,12 +121,14 @@ def caller(request: web.Request) -> Key:
 
 
 def passed_headers(request: web.Request) -> dict[str, str]:
-    """A client's ``anthropic-*`` headers, in lower case; one that came several times is one list, as HTTP has it."""
+    """A client's ``anthropic-*`` and trace headers, in lower case; one that came several times is one list, as HTTP has it."""
     kept: dict[str, str] = {}
     for name, value in request.headers.items():
         name = name.lower()
         if name.startswith(_PASSED_HEADERS):
             kept[name] = f"{kept[name]}, {value}" if name in kept else value
+    if TRACEPARENT in request:
+        kept["traceparent"] = request[TRACEPARENT]
     return kept
 
 

@@ -30,6 +30,8 @@ MAX_LINE_BYTES: Final = 8190
 MAX_HEADERS: Final = 100
 MAX_HEAD_BYTES: Final = 64 * 1024
 """Of all headers together. A browser with every cookie it may keep for us stays below."""
+UNREAD_SECONDS: Final = 60.0
+"""How long a peer may take nothing of what is written for it, before it is cut: it holds a turn, perhaps a worker."""
 LINGER_SECONDS: Final = 1.0
 """How long a connection that we end still swallows what is under way. Closed at once, the kernel would
 answer the peer's late bytes with a reset, and the peer lose the answer that tells it why."""
@@ -68,6 +70,7 @@ class Connection(RequestHandler):
         "_head_timer",
         "_payload",
         "_server",
+        "_unread_timer",
         "peer",
         "peer_address",
     )
@@ -89,6 +92,7 @@ class Connection(RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         self._payload: Any = None  # the body of the request that was parsed last
         self._broken = False  # unusable after the answer under way
+        self._unread_timer: asyncio.TimerHandle | None = None  # runs while the peer takes nothing
         self.peer: Peer | None = None
         self.peer_address: str | None = None
 
@@ -142,7 +146,22 @@ class Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._head_is_in()
+        self._reads_again()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread_timer is None and self.transport is not None:
+            self._unread_timer = self._loop.call_later(UNREAD_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._reads_again()
+        super().resume_writing()
+
+    def _reads_again(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
 
     def data_received(self, data: bytes) -> None:
         if self._broken:

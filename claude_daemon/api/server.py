@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web_protocol import ERROR
-from structlog.contextvars import bind_contextvars
+from structlog.contextvars import bind_contextvars, bound_contextvars
 from yarl import URL
 
 from claude_daemon.api import errors
@@ -306,10 +306,11 @@ class HttpServer(web.Server):
 
     def answer_broken(self, request: web.BaseRequest, failure: Failure) -> web.StreamResponse:
         """The answer to what never became a request; the connection ends with it."""
-        dialect = errors.dialect_of(request.path)
-        response = errors.respond(failure, dialect=dialect, request_id=cast(Request, request)[REQUEST_ID])
+        dialect, request_id = errors.dialect_of(request.path), cast(Request, request)[REQUEST_ID]
+        response = errors.respond(failure, dialect=dialect, request_id=request_id)
         response.force_close()
-        self._on_access(request, response.status, 0.0, 0)
+        with bound_contextvars(request_id=request_id):
+            self._on_access(request, response.status, 0.0, 0)
         return response
 
 

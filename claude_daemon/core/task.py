@@ -7,7 +7,7 @@ changed only by :func:`advance` and :func:`evolve`, which return a new one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -83,7 +83,7 @@ class TaskSpec:
 
     kind: Kind
     lane: Lane
-    request: Mapping[str, Any]
+    request: Mapping[str, Any] = field(repr=False)
     key_id: str
     trust_domain: str
     request_id: str

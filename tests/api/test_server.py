@@ -741,19 +741,32 @@ async def test_close_cancels_what_still_runs_and_refuses_new_connections() -> No
         await client.close()
 
 
-async def test_close_waits_for_no_peer_that_reads_nothing() -> None:
+def flooding(served: list[Served], limits: Limits) -> web.Application:
+    """An answer without end."""
+
     async def flood(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         while True:
             await response.write(b"x" * 1_000_000)
 
-    def app(served: list[Served], limits: Limits) -> web.Application:
-        application = web.Application()
-        application.router.add_get("/flood", flood)
-        return application
+    application = web.Application()
+    application.router.add_get("/flood", flood)
+    return application
 
-    async with serving(app) as served:
+
+async def test_a_peer_that_takes_nothing_of_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("claude_daemon.api.connection.UNREAD_SECONDS", 0.2)
+    async with serving(flooding) as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as client:
+            client.sendall(b"GET /flood" + HEAD + b"\r\n")
+            async with asyncio.timeout(PATIENCE):
+                await served.logged.wait()
+            assert served.server.in_flight == 0
+
+
+async def test_close_waits_for_no_peer_that_reads_nothing() -> None:
+    async with serving(flooding) as served:
         with socket.create_connection(("127.0.0.1", served.port)) as client:
             client.sendall(b"GET /flood" + HEAD + b"\r\n")
             await asyncio.get_running_loop().run_in_executor(None, client.recv, 1)
