@@ -50,8 +50,8 @@ def fill(workers: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape | N
     free = sizes.limit - len(live)
     count = max(min(max(wanted, free), sizes.starting - starting), 0)
     retire = _least_used(live, usual, min(count, count - free))
-    if asked is None:
-        count = min(count, max(free, 0) + len(retire))  # beyond the limit only for somebody who waits
+    beyond = 1 if asked is not None else 0  # over the limit only for somebody who waits
+    count = min(count, max(max(free, 0) + len(retire), beyond))
     return Change(retire=retire, start=[usual] * count)
 
 
