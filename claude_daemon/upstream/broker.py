@@ -174,7 +174,9 @@ class Broker:
         except UpstreamFailed as failed:
             failure = failed.failure
             if failure.code is Code.UPSTREAM_CREDENTIAL:
-                # the credential is ours: a repeat would be the same call, and the CLI repeats a 401 with a pause
+                # The credential is ours: a repeat would be the same call, and the CLI repeats a 401 with a pause.
+                # A 400 or 404 does not bar: the CLI's next tries leave out what an older or foreign gateway may not
+                # know (beta features, streaming), which mends the turn there; a refused call costs no tokens.
                 account.last_call(failure.message)
             if not response.prepared:
                 return _as_upstream_said(failed)

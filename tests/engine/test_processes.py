@@ -102,7 +102,7 @@ async def fake(tmp_path: Path) -> AsyncIterator[Make]:
 
 
 async def run(worker: Worker, **fields: Any) -> tuple[str, Any]:
-    said = []
+    said: list[str] = []
     async for batch in worker.turn(plan(**fields), fields.get("model", "sonnet"), LIMITS):
         for item in batch:
             if isinstance(item, Ended):

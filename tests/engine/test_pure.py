@@ -240,9 +240,9 @@ def test_starts_that_fail_are_tried_later_and_later_and_callers_sent_away() -> N
     assert delays[0] == 0.0
     assert delays == sorted(delays)
     assert 0.4 < delays[1] < 0.6 and 29 < delays[-1] <= 30
-    assert failures.hopeless and failures.retry_at == 100.0 + delays[-1]
+    assert (failures.hopeless, failures.retry_at) == (True, 100.0 + delays[-1])
     failures.ready()
-    assert not failures.hopeless and failures.count == 12
+    assert (failures.hopeless, failures.count) == (False, 12)
     failures.proven()
     assert failures.count == 0
 
