@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import ssl
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -24,6 +25,10 @@ from claude_daemon.sources import Source
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.direct import DirectEngine, DirectSettings
 from claude_daemon.wire.text_lane import text_lane_unsupported
+
+
+class BadCertificate(ValueError):
+    """``http.tls_cert`` and ``http.tls_key`` cannot be used."""
 
 
 def ids(prefix: str) -> str:
@@ -138,3 +143,16 @@ def counter(client: MessagesClient) -> CountTokens:
             raise Refusal(failed.failure) from failed
 
     return count
+
+
+def tls(settings: Settings) -> ssl.SSLContext | None:
+    """What the public port speaks TLS with, None if it does not. Raises BadCertificate."""
+    cert, key = settings.http.tls_cert, settings.http.tls_key
+    if cert is None or key is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key, password="")  # one that needs a password fails here and asks nobody
+    except OSError as error:
+        raise BadCertificate(f"http.tls_cert {cert}, http.tls_key {key}: {error.strerror or error}") from error
+    return context

@@ -104,6 +104,7 @@ def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
 
 
 def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
+    from claude_daemon.assembly import BadCertificate
     from claude_daemon.daemon import Daemon
     from claude_daemon.home import BadKeyFile
     from claude_daemon.supervise.pidfile import AlreadyRunning
@@ -114,7 +115,7 @@ def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
 
     try:
         return _run_loop(main())
-    except BadKeyFile as error:
+    except (BadKeyFile, BadCertificate) as error:
         return _say(EX_CONFIG, error)
     except (AlreadyRunning, SocketInUse, PathTooLong) as error:
         return _say(EX_CANTCREAT, error)

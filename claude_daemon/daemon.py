@@ -7,7 +7,6 @@ public listener, dispatcher, workers, broker, control socket, lock.
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
 import signal
 import time
@@ -27,12 +26,13 @@ from claude_daemon.api.probes import ProbeRoutes
 from claude_daemon.api.server import HttpServer
 from claude_daemon.config import Loaded
 from claude_daemon.core.key import Key, Keyring, digest
-from claude_daemon.core.lifecycle import Check, DaemonState
+from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.engine.lane import bundled_cli
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.schema import SchemaChecker
 from claude_daemon.home import local_secret
-from claude_daemon.ports import Engine, HealthReport
+from claude_daemon.ports import Engine
+from claude_daemon.report import Report
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
@@ -69,7 +69,7 @@ class Daemon:
     async def run(self, *, announce: Callable[[Daemon], None] = lambda daemon: None) -> int:
         """Serves until told to stop; the exit status.
 
-        Raises OSError, AlreadyRunning, SocketInUse, PathTooLong, BadKeyFile before it serves.
+        Raises OSError, AlreadyRunning, SocketInUse, PathTooLong, BadKeyFile, BadCertificate before it serves.
         """
         async with AsyncExitStack() as stack:
             self._handle_signals(stack)
@@ -131,13 +131,16 @@ class Daemon:
         """From here on the kernel holds the connections of those who come before we can answer."""
         http, control = self.loaded.settings.http, self.loaded.settings.control
         path = self.loaded.paths.control_socket
+        self._tls = assembly.tls(self.loaded.settings)
         self._control_sock = control_socket(path, control.mode)
         stack.callback(self._control_sock.close)
         stack.callback(unlink_own, path, inode_of(path))
         self._public_socks = tcp_sockets(http.host, http.port)
         for sock in self._public_socks:
             stack.callback(sock.close)
-        self.url = f"http://{http.host}:{self._public_socks[0].getsockname()[1]}"
+        scheme, host = "https" if self._tls else "http", http.host.strip("[]")
+        authority = f"[{host}]" if ":" in host else host
+        self.url = f"{scheme}://{authority}:{self._public_socks[0].getsockname()[1]}"
         AcceptErrors(journal.accept_failed).install(asyncio.get_running_loop())
 
     async def _serve(self, announce: Callable[[Daemon], None]) -> None:
@@ -222,7 +225,16 @@ class Daemon:
             default_model=settings.engine.default_model,
             login=source.kind,
         )
-        self.health.sources += [self._engine_checks, self._source_check]
+        self.report = Report(
+            loaded=self.loaded,
+            source=source,
+            text=self.text,
+            direct=self.direct,
+            dispatcher=self.dispatcher,
+            health=self.health,
+            url=self.url,
+        )
+        self.health.sources += [self.report.engine_checks, self.report.source_check]
         await self._build_edge(stack, client)
 
     async def _build_edge(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
@@ -263,7 +275,7 @@ class Daemon:
         stack.push_async_callback(self.control.close)
         stack.push_async_callback(self.control.wait_idle, _CONTROL_FLUSH_S)
         stack.push_async_callback(self.public.close)
-        await self.public.listen(self._public_socks)
+        await self.public.listen(self._public_socks, ssl=self._tls)
         await self.control.listen_unix(self._control_sock)
 
     def _control_routes(self, chats: chat.Chats) -> ControlRoutes:
@@ -278,56 +290,8 @@ class Daemon:
             self.drain,
             chats,
             self.local,
-            status=self.status,
-            workers=self.workers,
+            status=self.report.status,
+            workers=self.report.workers,
             begin_drain=self.begin_drain,
             refused=journal.control_refused,
         )
-
-    # what it tells
-
-    def _engine_checks(self) -> Mapping[str, HealthReport]:
-        """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
-        checks = dict(self.text.health())
-        engine = checks["engine"]
-        if engine.status is Check.FAIL and self.direct is not None:
-            reason = f"{engine.reason}; the direct lane works"
-            checks["engine"] = HealthReport(status=Check.WARN, reason=reason, details=engine.details)
-        return checks
-
-    def _source_check(self) -> Mapping[str, HealthReport]:
-        source = self.source
-        details = {"kind": source.kind, "origin": source.origin, "upstream": source.name}
-        if source.kind == "none":
-            reason = "no credential: set ANTHROPIC_API_KEY (or _FILE), or log in with claude"
-            return {"engine": HealthReport(status=Check.FAIL, reason=reason, details=details)}
-        reason = "the offline model answers" if source.name == "offline" else ""
-        return {"auth": HealthReport(status=Check.PASS, reason=reason, details=details)}
-
-    def status(self) -> dict[str, Any]:
-        """Everything ``claudectl status`` shows."""
-        paths, can, pool = self.loaded.paths, self.text.pool.capabilities, self.text.pool
-        document = self.health.document(details=True)
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": document["state"],
-            "uptime_seconds": document["uptime_seconds"],
-            "profile": self.loaded.profile,
-            "url": self.url,
-            "home": str(paths.home),
-            "key_file": str(paths.local_key),
-            "upstream": self.source.name,
-            "base_url": self.source.base_url,
-            "credential": {"kind": self.source.kind, "origin": self.source.origin},
-            "cli": {"path": str(self.text.cli), "version": can.version, "missing": can.missing()},
-            "lanes": ["direct", "text"] if self.direct is not None else ["text"],
-            "workers": pool.counts(),
-            "queue": {"waiting": self.dispatcher.waiting, "running": self.dispatcher.running},
-            "starts": {start: pool.starts[start] for start in ("warm", "spare", "cold")},
-            "checks": document["checks"],
-        }
-
-    def workers(self) -> list[dict[str, Any]]:
-        """Every worker, for ``claudectl workers list``."""
-        return self.text.pool.listing()

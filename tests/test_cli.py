@@ -155,3 +155,13 @@ def test_a_local_key_that_is_none_is_78_and_says_what_to_do(tmp_path: Path) -> N
     assert result.returncode == 78
     assert "local.key is empty: delete it" in result.stderr
     assert names_in(home / "run") == []
+
+
+def test_a_certificate_that_cannot_be_used_is_78_and_nothing_is_served_in_plain(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("not a certificate")
+    pem = str(tmp_path / "cert.pem")
+    environ = {"CLAUDE_DAEMON_HTTP__TLS_CERT": pem, "CLAUDE_DAEMON_HTTP__TLS_KEY": pem}
+    result = claude_daemon(tmp_path, "run", "--offline", "--port", "0", **environ)
+    assert result.returncode == 78
+    assert f"http.tls_cert {pem}" in result.stderr
+    assert names_in(tmp_path / ".claude-daemon" / "run") == []

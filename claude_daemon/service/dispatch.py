@@ -162,14 +162,16 @@ class Dispatcher:
         queue = self._queues[lane]
         while queue and self._group is not None and not self._closing.is_set():
             run = queue.next(self._monotonic())
+            engine = self._engines[lane]
             try:
-                lease = self._engines[lane].lease(run.task.spec)
+                lease = engine.lease(run.task.spec)
+                why = engine.unavailable() if lease is None else None
             except Exception as error:  # an attempt begins here: one that cannot must not hold up those behind it
                 self._broken(run, error)
                 self._settle(run, ended_with(INTERNAL))
                 continue
             if lease is None:
-                self._fail_all(lane, self._engines[lane].unavailable())
+                self._fail_all(lane, why)
                 return
             self._start(run, lease)
 
@@ -267,7 +269,10 @@ class Dispatcher:
         self._running_per_key[run.key_id] -= 1
         if not self._running_per_key[run.key_id]:
             del self._running_per_key[run.key_id]
-        lease.release()
+        try:
+            lease.release()
+        except Exception as error:  # its end is told even so
+            self._broken(run, error)
         if self._may_rerun(run, outcome):
             run.task = advance(run.task, State.QUEUED)
             self._queues[run.task.spec.lane].add(run, first=True)

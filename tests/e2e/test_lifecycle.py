@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -164,6 +165,33 @@ async def test_a_reader_of_the_announcement_that_has_left_does_no_harm(launch: L
     await daemon.logged("daemon.ready", PATIENCE_S)
     assert (await daemon.control("ready"))["status"] == "pass"
     assert await daemon.stop() == 0
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate: apt-get install openssl")
+async def test_with_a_certificate_it_speaks_tls_and_nothing_else(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout {key} -out {cert}"
+    maker = await asyncio.create_subprocess_exec(*command.split(), stderr=asyncio.subprocess.DEVNULL)
+    assert await maker.wait() == 0
+    daemon = await start_daemon({"http.tls_cert": str(cert), "http.tls_key": str(key)})
+    assert daemon.url.startswith("https://127.0.0.1:")
+    trust = ssl.create_default_context(cafile=str(cert))
+    trust.check_hostname = False
+    async with aiohttp.ClientSession() as session:
+        async with session.get(daemon.url + "/ready", ssl=trust) as response:
+            assert response.status == 200
+        with pytest.raises(aiohttp.ClientError):
+            await session.get(daemon.url.replace("https", "http") + "/ready")
+
+
+async def test_an_ipv6_address_is_a_good_url(start_daemon: StartDaemon) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6 loopback")
+    daemon = await start_daemon({"http.host": "::1"})
+    assert daemon.url.startswith("http://[::1]:")
+    assert (await fresh(daemon, "/ready")).status == 200
 
 
 async def test_the_home_is_for_us_alone(start_daemon: StartDaemon) -> None:

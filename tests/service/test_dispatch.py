@@ -295,6 +295,20 @@ async def test_a_lease_that_raises_fails_who_asked_and_does_not_hold_up_those_be
         assert await ended(other) == SUCCEEDED
 
 
+async def test_a_lease_that_cannot_be_given_back_is_told_and_its_task_ends_all_the_same() -> None:
+    async with Desk() as desk:
+        error = KeyError("a bug")
+
+        def broken() -> None:
+            raise error
+
+        desk.engine.give_back = broken  # type: ignore[method-assign]
+        run = desk.submit()
+        desk.dispatcher.cancel(run)  # before its run has begun: only the dispatcher gives it back
+        assert code_of(await ended(run)) is Code.CANCELLED
+        assert desk.broken == [error]
+
+
 async def test_nobody_waits_for_an_engine_that_cannot_come_up() -> None:
     async with Desk(FakeEngine(places=0)) as desk:
         waiting = desk.submit()

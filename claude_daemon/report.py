@@ -1,0 +1,82 @@
+"""How the whole is: the checks that concern more than one part, and the document of ``claudectl status``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from claude_daemon import __version__
+from claude_daemon.config import Loaded
+from claude_daemon.core.lifecycle import Check
+from claude_daemon.engine.lane import TextLane
+from claude_daemon.ports import HealthReport
+from claude_daemon.service.dispatch import Dispatcher
+from claude_daemon.service.health import Health
+from claude_daemon.sources import Source
+from claude_daemon.upstream.direct import DirectEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Reads the parts when it is asked; keeps nothing."""
+
+    loaded: Loaded
+    source: Source
+    text: TextLane
+    direct: DirectEngine | None
+    dispatcher: Dispatcher
+    health: Health
+    url: str
+
+    def engine_checks(self) -> Mapping[str, HealthReport]:
+        """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
+        checks = dict(self.text.health())
+        engine = checks["engine"]
+        if engine.status is Check.FAIL and self.direct is not None:
+            reason = f"{engine.reason}; the direct lane works"
+            checks["engine"] = HealthReport(status=Check.WARN, reason=reason, details=engine.details)
+        return checks
+
+    def source_check(self) -> Mapping[str, HealthReport]:
+        """Whether there is a credential at all; without one no engine is any good."""
+        source = self.source
+        details = {"kind": source.kind, "origin": source.origin, "upstream": source.name}
+        if source.kind == "none":
+            reason = "no credential: set ANTHROPIC_API_KEY (or _FILE), or log in with claude"
+            return {"engine": HealthReport(status=Check.FAIL, reason=reason, details=details)}
+        reason = "the offline model answers" if source.name == "offline" else ""
+        return {"auth": HealthReport(status=Check.PASS, reason=reason, details=details)}
+
+    def status(self) -> dict[str, Any]:
+        """Everything ``claudectl status`` shows."""
+        paths, pool = self.loaded.paths, self.text.pool
+        document = self.health.document(details=True)
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": document["state"],
+            "uptime_seconds": document["uptime_seconds"],
+            "profile": self.loaded.profile,
+            "url": self.url,
+            "home": str(paths.home),
+            "key_file": str(paths.local_key),
+            "upstream": self.source.name,
+            "base_url": self.source.base_url,
+            "credential": {"kind": self.source.kind, "origin": self.source.origin},
+            "cli": {
+                "path": str(self.text.cli),
+                "version": pool.capabilities.version,
+                "missing": pool.capabilities.missing(),
+            },
+            "lanes": ["direct", "text"] if self.direct is not None else ["text"],
+            "workers": pool.counts(),
+            "queue": {"waiting": self.dispatcher.waiting, "running": self.dispatcher.running},
+            "starts": {start: pool.starts[start] for start in ("warm", "spare", "cold")},
+            "checks": document["checks"],
+        }
+
+    def workers(self) -> list[dict[str, Any]]:
+        """Every worker, for ``claudectl workers list``."""
+        return self.text.pool.listing()
