@@ -56,6 +56,7 @@ class Watch:
         self._ends = time.monotonic() + limits.turn_seconds
         self._grace = 0.0  # the CLI announced a pause before its next try
         self._stall = limits.stall_seconds
+        self._last = False  # this wait ends with the turn
         self._timeout: asyncio.Timeout | None = None
 
     def seen(self, message: Mapping[str, Any]) -> None:
@@ -66,8 +67,9 @@ class Watch:
         self._stall = min(self._stall, seconds)
 
     async def __aenter__(self) -> None:
-        wait = min(self._stall + self._grace, self._ends - time.monotonic())
-        self._timeout = asyncio.timeout(wait)
+        stall, left = self._stall + self._grace, self._ends - time.monotonic()
+        self._last = left <= stall
+        self._timeout = asyncio.timeout(min(stall, left))
         await self._timeout.__aenter__()
 
     async def __aexit__(self, *exc: Any) -> None:
@@ -78,7 +80,7 @@ class Watch:
             raise TurnTimeout(self._failure()) from None
 
     def _failure(self) -> Failure:
-        if time.monotonic() >= self._ends:
+        if self._last:
             why = f"the turn took longer than {self._limits.turn_seconds:g} s"
             return Failure(code=Code.DEADLINE, message=why)
         why = f"nothing came from the model for {self._limits.stall_seconds:g} s"

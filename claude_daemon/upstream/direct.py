@@ -131,10 +131,12 @@ class _Watch:
         self._stall = stall_seconds if streaming else turn_seconds
         self._turn = turn_seconds
         self._ends = asyncio.get_running_loop().time() + turn_seconds
+        self._last = False  # this wait ends with the call
         self._timeout: asyncio.Timeout | None = None
 
     async def __aenter__(self) -> None:
         now = asyncio.get_running_loop().time()
+        self._last = self._ends <= now + self._stall
         if now >= self._ends:  # while the caller was busy; what is here already would be read without waiting
             raise _TooLate(self._failure())
         self._timeout = asyncio.timeout_at(min(self._ends, now + self._stall))
@@ -148,7 +150,7 @@ class _Watch:
             raise _TooLate(self._failure()) from None
 
     def _failure(self) -> Failure:
-        if asyncio.get_running_loop().time() >= self._ends:
+        if self._last:
             return Failure(code=Code.DEADLINE, message=f"the turn took longer than {self._turn:g} s")
         return Failure(code=Code.STALLED, message=f"nothing came from the upstream for {self._stall:g} s")
 

@@ -175,7 +175,7 @@ async def test_a_process_that_dies_in_its_turn_is_a_crash(fake: Make) -> None:
 
 
 async def test_what_comes_while_nobody_asks_is_no_answer_to_the_next(fake: Make) -> None:
-    worker = await fake(clear=[{"type": "conversation_reset"}, RESULT, RESULT])
+    worker = await fake(clear=[{"type": "conversation_reset"}, RESULT])
     assert await worker.clear()
     worker.move(WorkerState.RECYCLING)
     worker.move(WorkerState.IDLE)
