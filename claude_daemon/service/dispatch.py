@@ -307,9 +307,7 @@ class Dispatcher:
             run.expiry = None
 
     def _settle(self, run: Run, outcome: Outcome) -> None:
-        """The task has ended: state, last event, whoever waits. A task that has ended is left as it is."""
-        if run.task.state.terminal:
-            return
+        """The task has ended: state, last event, whoever waits."""
         self._unqueue(run)
         run.task = advance(run.task, outcome.state, outcome=outcome, finished_at=self._now())
         run.tail.append([last_event(outcome)])

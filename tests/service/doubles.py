@@ -72,6 +72,10 @@ class FakeLease:
     def throw(self, error: BaseException) -> None:
         self._said.put_nowait(error)
 
+    def stop(self) -> None:
+        """Ends its run without a word."""
+        self._said.put_nowait([])
+
     async def run(self) -> AsyncIterator[Batch]:
         self.began.set()
         try:
@@ -79,6 +83,8 @@ class FakeLease:
                 said = await self._said.get()
                 if isinstance(said, BaseException):
                     raise said
+                if not said:
+                    return
                 yield said
                 if isinstance(said[-1], Ended):
                     return

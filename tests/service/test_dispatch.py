@@ -278,7 +278,7 @@ async def test_an_engine_that_raises_fails_its_task_alone(before: list[Emission]
 async def test_an_engine_that_never_says_how_it_ended_fails_its_task_alone() -> None:
     async with Desk() as desk:
         run = desk.submit()
-        (await desk.lease(0)).throw(StopAsyncIteration())
+        (await desk.lease(0)).stop()
         assert code_of(await ended(run)) is Code.INTERNAL
         assert len(desk.broken) == 1
 
