@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from claude_daemon.config import Loaded
@@ -24,7 +24,7 @@ class Source:
     kind: str
     origin: str
     credential: UpstreamCredential | None = None
-    oauth_token: str | None = None
+    oauth_token: str | None = field(default=None, repr=False)
 
 
 async def find_source(loaded: Loaded, cli: Path, environ: Mapping[str, str], stack: AsyncExitStack) -> Source:

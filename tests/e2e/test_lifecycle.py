@@ -494,7 +494,7 @@ async def test_a_storm_of_signals_is_no_crash(start_daemon: StartDaemon) -> None
 async def test_a_client_that_reads_nothing_does_not_hold_up_the_end(start_daemon: StartDaemon) -> None:
     daemon = await start_daemon({"drain.deadline_s": 0.5, "drain.kill_grace_s": 0.5, "engine.stall_timeout_s": 60})
     host, port = daemon.url.removeprefix("http://").split(":")
-    body = orjson.dumps({**CHAT, "stream": True, "messages": [{"role": "user", "content": "[[bytes=10000000]]"}]})
+    body = orjson.dumps({**CHAT, "stream": True, "messages": [{"role": "user", "content": "[[bytes=30000000]]"}]})
     with socket.create_connection((host, int(port))) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         head = (
