@@ -19,6 +19,7 @@ from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
 from claude_daemon.engine.spawner import EngineSite, Spawner
+from claude_daemon.layers import Layer
 from claude_daemon.ports import Engine, Gateway, Schemas
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings
 from claude_daemon.sources import Source
@@ -37,9 +38,20 @@ def ids(prefix: str) -> str:
 
 
 def text_lane(
-    loaded: Loaded, cli: Path, source: Source, gateway: Gateway, environ: Mapping[str, str], changed: Callable[[], None]
+    loaded: Loaded,
+    cli: Path,
+    source: Source,
+    gateway: Gateway,
+    environ: Mapping[str, str],
+    *,
+    changed: Callable[[], None],
+    owns_process: bool,
+    known: Callable[[], set[int]],
 ) -> TextLane:
-    """The text lane, not yet running. Ends what workers an earlier daemon has left behind."""
+    """The text lane, not yet running. Ends what workers an earlier daemon has left behind.
+
+    ``owns_process`` and ``known``: see :class:`~claude_daemon.engine.lane.TextLane`.
+    """
     engine, directory = loaded.settings.engine, loaded.paths.engine_dir
     site = EngineSite(
         cli=cli,
@@ -84,7 +96,17 @@ def text_lane(
         without=engine.without,
         default_model=pool.default_model,
         changed=changed,
+        owns_process=owns_process,
+        known=known,
     )
+
+
+def models(loaded: Loaded, told: Mapping[str, str]) -> dict[str, str]:
+    """Alias → model id: the shipped table as the CLI corrects it (``told``: id → alias), and what somebody set."""
+    configured = loaded.settings.engine.models
+    own = {name for name in configured if loaded.origins[f"engine.models.{name}"].layer is not Layer.DEFAULT}
+    corrected = {alias: model for model, alias in told.items() if alias not in own}
+    return {**configured, **corrected}
 
 
 def _text_unsupported(spec: TaskSpec) -> Failure | None:

@@ -66,9 +66,15 @@ def check_config(config: str | None, profile: str | None) -> None:
 def _load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
     """The configuration, or all that is wrong with it on stderr and exit 78."""
     from claude_daemon.config import ConfigError, load
+    from claude_daemon.config.in_force import idle, refused
 
     try:
-        return load(flags, environ)
+        loaded = load(flags, environ)
+        if faults := refused(loaded):
+            raise ConfigError(faults)
+        for key in idle(loaded):
+            click.echo(f"claude-daemon: {key} does nothing yet in this version", err=True)
+        return loaded
     except ConfigError as error:
         for fault in error.faults:
             click.echo(f"claude-daemon: {fault}", err=True)

@@ -40,7 +40,7 @@ from claude_daemon.sources import find_source
 from claude_daemon.supervise.pidfile import PidFile
 from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_of, tcp_sockets, unlink_own
 from claude_daemon.upstream.broker import Broker
-from claude_daemon.upstream.client import MessagesClient
+from claude_daemon.upstream.client import MessagesClient, proxy_for
 
 log = journal.log
 
@@ -197,14 +197,15 @@ class Daemon:
 
     async def _build(self, stack: AsyncExitStack) -> None:
         settings = self.loaded.settings
-        become_subreaper()
+        subreaper = become_subreaper()
         cli = settings.engine.cli_path or bundled_cli() or Path("claude")
         self.source = source = await find_source(self.loaded, cli, self._environ, stack)
         if source.name == "offline":
             log.warning("engine.offline", reason="the offline model answers: no account, no network")
         client = None
         if (credential := source.credential) is not None:
-            client = MessagesClient(source.base_url, lambda: credential)
+            proxy = proxy_for(source.base_url, self._environ)
+            client = MessagesClient(source.base_url, lambda: credential, proxy=proxy)
             stack.push_async_callback(client.close)
             await client.start()
         broker = Broker(client, told=journal.model_call)
@@ -213,7 +214,16 @@ class Daemon:
         self.schemas = SchemaChecker()
         stack.push_async_callback(self.schemas.stop)
         await self.schemas.start()
-        self.text = assembly.text_lane(self.loaded, cli, source, broker, self._environ, self.health.note)
+        self.text = assembly.text_lane(
+            self.loaded,
+            cli,
+            source,
+            broker,
+            self._environ,
+            changed=self._engine_changed,
+            owns_process=subreaper,
+            known=lambda: self.schemas.pids,
+        )
         self.direct = assembly.direct_lane(settings, client) if client is not None else None
         engines: list[Engine] = [self.text] if self.direct is None else [self.direct, self.text]
         self.dispatcher = assembly.dispatcher(settings, engines, self.schemas)
@@ -236,6 +246,12 @@ class Daemon:
         )
         self.health.sources += [self.report.engine_checks, self.report.source_check]
         await self._build_edge(stack, client)
+
+    def _engine_changed(self) -> None:
+        """Workers have come or gone, or the CLI has been probed: then it has the last word on its own aliases."""
+        self.admission.models = assembly.models(self.loaded, self.text.pool.capabilities.aliases)
+        self.text.pool.default_model = self.admission.model(None)
+        self.health.note()
 
     async def _build_edge(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
         settings, limits = self.loaded.settings, assembly.limits(self.loaded.settings)

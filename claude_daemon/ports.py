@@ -43,7 +43,7 @@ class Lease(Protocol):
 
     @property
     def start(self) -> str:
-        """How the task found its process (``warm``, ``spare``, ``cold``), or ``direct``."""
+        """How the task found its process (``warm``, ``lent``, ``spare``, ``cold``), or ``direct``."""
 
     @property
     def worker_id(self) -> str | None: ...
@@ -93,14 +93,25 @@ class Schemas(Protocol):
         """Why a text is not the JSON that the schema asks for; None if it is."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemSwap:
+    """A worker's ``own`` system prompt, and the one that is ``asked`` for in its place; either may be empty."""
+
+    own: str
+    asked: str
+
+
 class Account(Protocol):
     """One worker's standing with the gateway: its token, its meter, and the error it saw last."""
 
     base_url: str
     token: str
 
-    def begin(self, request_id: str = "") -> None:
-        """A new turn, on behalf of this request: the meter is at zero, model calls are allowed."""
+    def begin(self, request_id: str = "", swap: SystemSwap | None = None) -> None:
+        """A new turn, on behalf of this request: the meter is at zero, model calls are allowed.
+
+        ``swap``: every call of the turn is sent with another system prompt than the worker's own.
+        """
 
     def bar(self, reason: str) -> None:
         """No further model call until :meth:`begin`; calls under way are cut."""

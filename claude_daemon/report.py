@@ -10,6 +10,7 @@ from typing import Any
 from claude_daemon import __version__
 from claude_daemon.config import Loaded
 from claude_daemon.core.lifecycle import Check
+from claude_daemon.core.worker import Start
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.ports import HealthReport
 from claude_daemon.service.dispatch import Dispatcher
@@ -73,7 +74,7 @@ class Report:
             "lanes": ["direct", "text"] if self.direct is not None else ["text"],
             "workers": pool.counts(),
             "queue": {"waiting": self.dispatcher.waiting, "running": self.dispatcher.running},
-            "starts": {start: pool.starts[start] for start in ("warm", "spare", "cold")},
+            "starts": {start.value: pool.starts[start.value] for start in Start},
             "checks": document["checks"],
         }
 

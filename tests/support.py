@@ -1,4 +1,4 @@
-"""The real daemon as a subprocess, for tests: its own home, a scrubbed environment, the offline model as its upstream."""
+"""The real daemon as a subprocess, for tests: a home of its own, a scrubbed environment, the offline model behind."""
 
 from __future__ import annotations
 
@@ -134,9 +134,9 @@ class DaemonProcess:
     async def control(self, path: str, method: str = "GET", body: object = None) -> Any:
         """One request to the control API; its JSON."""
         if self._control is None:
-            self._control = aiohttp.ClientSession(
-                "http://daemon", connector=aiohttp.UnixConnector(str(self.socket)), headers={"Claude-Daemon-Control": "1"}
-            )
+            connector = aiohttp.UnixConnector(str(self.socket))
+            headers = {"Claude-Daemon-Control": "1"}
+            self._control = aiohttp.ClientSession("http://daemon", connector=connector, headers=headers)
         async with self._control.request(method, f"/control/v1/{path}", json=body) as response:
             return orjson.loads(await response.read())
 

@@ -121,7 +121,7 @@ def caller(request: web.Request) -> Key:
 
 
 def passed_headers(request: web.Request) -> dict[str, str]:
-    """A client's ``anthropic-*`` and trace headers, in lower case; one that came several times is one list, as HTTP has it."""
+    """A client's ``anthropic-*`` and trace headers, in lower case; one that came several times is one list."""
     kept: dict[str, str] = {}
     for name, value in request.headers.items():
         name = name.lower()

@@ -110,6 +110,7 @@ Capability = Literal[
     "history",
     "interrupt",
     "composed",
+    "system_block",
 ]
 """The rows of ``engine/capabilities.py``, which is not imported to keep the settings quick to load."""
 

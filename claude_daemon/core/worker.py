@@ -31,9 +31,13 @@ LIVE = frozenset({_W.IDLE, _W.BUSY, _W.RECYCLING})
 
 
 class Start(StrEnum):
-    """How a turn found its process: told in ``task.started`` and counted."""
+    """How a turn found its process: told in ``task.started`` and counted.
+
+    ``lent``: a warm process with another system prompt, in whose place the broker sends this turn's.
+    """
 
     WARM = "warm"
+    LENT = "lent"
     SPARE = "spare"
     COLD = "cold"
 

@@ -21,6 +21,10 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "set_model": ("set_model changes the model of a live process", "a process spawned for each model"),
     "history": ("shouldQuery: false adds to the conversation", "earlier turns are told in the prompt"),
     "interrupt": ("interrupt ends a turn, the process stays", "the process is stopped and replaced"),
+    "system_block": (
+        "the system prompt is a block of its own in the request",
+        "a process lends itself to no other system prompt: with no spare at hand that waits for a spawn",
+    ),
     "composed": (
         "client_composed: commands in a prompt mean nothing",
         "a prompt is never sent with its first column",
@@ -41,6 +45,7 @@ class Capabilities:
     history: bool = True
     interrupt: bool = True
     composed: bool = True
+    system_block: bool = True
     version: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
 

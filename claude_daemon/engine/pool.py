@@ -3,7 +3,8 @@
 :meth:`Pool.lease` is synchronous and decides only; spawning, binding ahead, recycling and burying are tasks of the
 pool's own. A process is unbound until its first request, which binds it to that request's system prompt and schema;
 it is kept for them, least recently used first out. ``spares`` unbound processes are always being made ready, so that
-the next new system prompt need not wait for a spawn.
+the next new system prompt need not wait for a spawn. When spares run short, a warm process with another system prompt
+is lent, and the broker puts the asked one in its place; so nobody waits for a spawn while workers are idle.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Pool:
         )
 
     def _choose(self, turn_plan: TurnPlan) -> tuple[Worker | None, Start]:
-        """A worker and how it starts. No worker and WARM: one with this binding is about to be ready again."""
+        """A worker and how it starts. No worker and WARM: one that will do is about to be ready again."""
         shape = self._shape(turn_plan)
         same = [w for w in self.workers.values() if w.binding == turn_plan.binding and self._fits(w, shape)]
         idle = [w for w in same if w.state is WorkerState.IDLE]
@@ -161,10 +162,30 @@ class Pool:
         if any(w.state is WorkerState.RECYCLING and w.last_used > soon for w in same):
             return None, Start.WARM
         if shape.binding is None:
+            lenders = self._lenders(turn_plan, shape)
+            idle = [w for w in lenders if w.state is WorkerState.IDLE]
             unbound = [w for w in self._in(WorkerState.IDLE) if w.binding is None and self._fits(w, shape)]
-            if unbound:
+            # the last spare is kept for those whom nobody can lend a process to
+            if len(unbound) > 1 or (unbound and not idle):
                 return min(unbound, key=lambda w: w.born), Start.SPARE
+            if idle:
+                return min(idle, key=lambda w: w.last_used), Start.LENT
+            if any(w.state is WorkerState.RECYCLING and w.last_used > soon for w in lenders):
+                return None, Start.WARM
         return None, Start.COLD
+
+    @property
+    def _lends(self) -> bool:
+        """Whether a worker can serve another system prompt than its own; then few spares are enough."""
+        return self.capabilities.system_block and self.capabilities.late_bind and self._spawner.brokered
+
+    def _lenders(self, turn_plan: TurnPlan, shape: Shape) -> list[Worker]:
+        """Workers with another system prompt that could serve this one, whatever they are doing now."""
+        if not self._lends:
+            return []
+        model, known = self.cli_model(turn_plan.model), self.capabilities.aliases.values()
+        fitting = [w for w in self.workers.values() if self._fits(w, shape)]
+        return [w for w in fitting if w.may_lend(turn_plan.binding, model, known)]
 
     def _shape(self, turn_plan: TurnPlan) -> Shape:
         """What a process must have had at its spawn to serve the plan: only what cannot be set later."""
@@ -244,7 +265,7 @@ class Pool:
     def _sizes(self) -> Sizes:
         since = time.monotonic() - _DEMAND_WINDOW_S
         recent = sum(1 for at in self._late_bindings if at > since)
-        spares = spares_now(self.settings.spares, self.settings.workers, recent)
+        spares = spares_now(self.settings.spares, self.settings.workers, 0 if self._lends else recent)
         return Sizes(workers=self.settings.workers, spares=spares, starting=_MAX_STARTING)
 
     async def _bring_up(self, worker: Worker, shape: Shape) -> None:

@@ -27,7 +27,7 @@ from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 
 # Raised when a probe asks for more: then older results are no longer complete.
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _BRIEF_TIMEOUT_S: Final = 30.0
 _LIMITS: Final = TurnLimits(stall_seconds=10.0, turn_seconds=20.0)
 _HANG_S: Final = 0.3  # long enough for the turn to be under way, which the canned answer never ends
@@ -101,10 +101,12 @@ class _Prober:
         self._spawner = spawner
         self._shape = Shape(model=default_model)
         self._worker: Worker | None = None
+        self._system_block = False
 
     async def run(self) -> dict[str, bool]:
         worker = await self._fresh()
         found = {"late_bind": await self._late_bind(worker)}
+        found["system_block"] = self._system_block
         found["history"] = await self._attempt(self._history)
         found["clear"] = await self._attempt(self._clear)
         found["composed"] = await self._attempt(self._composed)
@@ -153,6 +155,7 @@ class _Prober:
         except (WorkerLost, KeyError, TypeError, ValueError):
             await self._fresh()
             return False
+        self._system_block = sent["system"].count(_SYSTEM) == 1
         return any(_SYSTEM in text for text in sent["system"])
 
     async def _history(self, worker: Worker) -> bool:

@@ -113,6 +113,11 @@ class SchemaChecker:
         self._child: Process | None = None
         self._killed: list[Process] = []
 
+    @property
+    def pids(self) -> set[int]:
+        """The processes that are its own."""
+        return {child.pid for child in (self._child, *self._killed) if child is not None}
+
     async def start(self) -> None:
         """Warms the child. Raises OSError where none can be started; each check tries again."""
         async with self._turn:

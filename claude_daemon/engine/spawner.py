@@ -50,6 +50,11 @@ class Spawner:
         self._homes = site.directory / "homes"
         self._config = site.directory / "config" / "default"
 
+    @property
+    def brokered(self) -> bool:
+        """Whether workers reach the model through the gateway, and not with a login of their own."""
+        return self._site.access is Access.BROKER
+
     def end_old_workers(self) -> list[int]:
         """Before the first spawn: ends what an earlier daemon left, and empties its directories."""
         ended = self._ledger.end_old_workers()

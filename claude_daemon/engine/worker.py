@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from claude_daemon.engine.stream import (
     user_line,
 )
 from claude_daemon.engine.turn import TurnReader
-from claude_daemon.ports import Account, Ended
+from claude_daemon.ports import Account, Ended, SystemSwap
 
 # Messages that wait for a slow reader before the CLI's stdout is read no further: a few thousand deltas.
 INBOX_MESSAGES = 4096
@@ -181,7 +181,7 @@ class Worker:
         """Runs one turn; the last batch ends in :class:`Ended`. Closing it early leaves the turn to :meth:`settle`."""
         self._turn_open, self.request_id = True, request_id
         if self.account is not None:
-            self.account.begin(request_id)
+            self.account.begin(request_id, self._swap(plan))
         reader = TurnReader(
             show_thinking=plan.show_thinking,
             structured=plan.binding.schema is not None,
@@ -237,6 +237,28 @@ class Worker:
         told = reader.give_up()
         outcome = reader.outcome or Outcome(state=State.FAILED, failure=failure)
         return [*told, Ended(outcome=self._metered(outcome))]
+
+    def _swap(self, plan: TurnPlan) -> SystemSwap | None:
+        """What the gateway must put in the place of this worker's own system prompt, if the turn is only lent."""
+        if self.binding is None or self.binding.system == plan.binding.system:
+            return None
+        return SystemSwap(own=self.binding.system, asked=plan.binding.system)
+
+    def may_lend(self, binding: Binding, cli_model: str, known_models: Collection[str]) -> bool:
+        """Whether it can serve a request that is bound otherwise, the gateway putting the system prompt in place.
+
+        Not with a schema, which is a tool of the process; and not where the CLI would ask the upstream whether it knows
+        the model: that call has no place for a system prompt.
+        """
+        own = self.binding
+        return (
+            own is not None
+            and self.account is not None
+            and own.trust_domain == binding.trust_domain
+            and own.schema is None
+            and binding.schema is None
+            and (cli_model == self.model or cli_model in known_models)
+        )
 
     def _prepare(self, plan: TurnPlan, cli_model: str) -> None:
         """Model and thinking, written with the message and not awaited."""

@@ -5,5 +5,6 @@
 - ``credential``  the headers that a credential becomes
 - ``client``      one HTTP client for both, its errors translated where they enter
 - ``direct``      the direct lane
+- ``rewrite``     another system prompt in the place of a worker's own (pure)
 - ``broker``      the loopback door for workers
 """

@@ -18,9 +18,11 @@ from aiohttp import web
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Usage
+from claude_daemon.ports import SystemSwap
 from claude_daemon.upstream import canned
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.meter import CallMeter
+from claude_daemon.upstream.rewrite import NoSystemBlock, with_system
 
 # A worker's request holds a whole conversation with its images; the edge has bounded those already.
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -44,6 +46,7 @@ class WorkerAccount:
         self.base_url = broker.base_url
         self.barred: str | None = None
         self.request_id = ""
+        self.swap: SystemSwap | None = None
         self.calls = 0
         self._broker = broker
         self._settled = Usage()
@@ -53,8 +56,8 @@ class WorkerAccount:
     def __repr__(self) -> str:
         return f"<WorkerAccount {self.worker_id} calls={self.calls} barred={self.barred!r}>"
 
-    def begin(self, request_id: str = "") -> None:
-        self.barred, self.request_id, self.calls = None, request_id, 0
+    def begin(self, request_id: str = "", swap: SystemSwap | None = None) -> None:
+        self.barred, self.request_id, self.swap, self.calls = None, request_id, swap, 0
         self._settled, self._under_way, self._failure = Usage(), {}, None
 
     def bar(self, reason: str) -> None:
@@ -152,6 +155,12 @@ class Broker:
             return await canned.answer(request, body)
         if self._client is None:
             return _refusal(_BARRED_STATUS, "permission_error", "the daemon has no credential for the upstream")
+        if account.swap is not None:
+            try:
+                body = with_system(body, account.swap)
+            except (NoSystemBlock, ValueError):
+                account.last_call("the system prompt of this turn could not be put in place")
+                return _refusal(_BARRED_STATUS, "permission_error", str(account.barred))
         return await self._pass_on(request, account, body)
 
     async def _pass_on(self, request: web.BaseRequest, account: WorkerAccount, body: bytes) -> web.StreamResponse:

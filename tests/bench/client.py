@@ -6,6 +6,7 @@ A client library would add its own milliseconds to one side of a comparison with
 from __future__ import annotations
 
 import re
+import select
 import socket
 import time
 from collections.abc import Mapping
@@ -78,6 +79,8 @@ class Connection:
 
     def ask(self, request: bytes) -> Answer:
         """Sends a request (its ``Host`` is added) and reads its whole answer. Raises OSError, :class:`Unexpected`."""
+        if self._sock is not None and select.select([self._sock], [], [], 0)[0]:
+            self.close()  # the server has ended a connection that was idle for long
         if self._sock is None:
             self._sock = self._open()
         request = request.replace(b"\r\n", b"\r\nHost: %b\r\n" % self._host, 1)

@@ -23,7 +23,7 @@ CLIENTS = 4
 _SEED = 2
 _HISTORY_SHARE, _SCHEMA_SHARE = 0.3, 0.1
 _SAMPLE_S = 0.05
-_KINDS = ("warm", "spare", "cold")
+_KINDS = ("warm", "lent", "spare", "cold")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,42 @@
+"""Another system prompt in the place of a worker's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from claude_daemon.ports import SystemSwap
+from claude_daemon.upstream.rewrite import NoSystemBlock, with_system
+
+FIRST: list[dict[str, Any]] = [
+    {"type": "text", "text": "billing"},
+    {"type": "text", "text": "You are a Claude agent.", "cache_control": {"type": "ephemeral"}},
+]
+OWN = {"type": "text", "text": "Own.", "cache_control": {"type": "ephemeral"}}
+
+
+def rewritten(system: object, own: str, asked: str) -> Any:
+    body = orjson.dumps({"model": "m", "system": system, "messages": [{"role": "user", "content": "Own."}]})
+    request = orjson.loads(with_system(body, SystemSwap(own=own, asked=asked)))
+    assert request["messages"] == [{"role": "user", "content": "Own."}]
+    return request["system"]
+
+
+def test_the_own_prompt_is_replaced_and_its_cache_mark_stays() -> None:
+    assert rewritten([*FIRST, OWN], "Own.", "Asked.") == [*FIRST, {**OWN, "text": "Asked."}]
+
+
+def test_a_worker_without_a_prompt_gets_one_at_the_end() -> None:
+    assert rewritten(FIRST, "", "Asked.") == [*FIRST, {**OWN, "text": "Asked."}]
+
+
+def test_a_request_without_a_prompt_loses_the_workers_own() -> None:
+    assert rewritten([*FIRST, OWN], "Own.", "") == FIRST
+
+
+@pytest.mark.parametrize("system", [FIRST, [OWN, OWN], [], None, "Something else."])
+def test_nothing_is_sent_where_the_own_prompt_is_not_found_exactly_once(system: object) -> None:
+    with pytest.raises(NoSystemBlock):
+        rewritten(system, "Own.", "Asked.")
