@@ -26,7 +26,7 @@ _WORKER_OOM_SCORE: Final = 500
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
-Received = Callable[[list[dict[str, Any]]], None]
+Received = Callable[[list[dict[str, Any]], int], None]
 
 
 class SpawnFailed(Exception):
@@ -34,7 +34,7 @@ class SpawnFailed(Exception):
 
 
 class Process(asyncio.SubprocessProtocol):
-    """A running CLI. ``received`` gets the decoded messages of each chunk, synchronously, in order."""
+    """A running CLI. ``received`` gets the decoded messages of each chunk with its size in bytes, in order."""
 
     def __init__(self, received: Received, exited: Callable[[], None]) -> None:
         self._received = received
@@ -91,7 +91,7 @@ class Process(asyncio.SubprocessProtocol):
         messages = [message for line in lines if line and (message := decode(line)) is not None]
         self.lines_not_json += len([line for line in lines if line.strip()]) - len(messages)
         if messages:
-            self._received(messages)
+            self._received(messages, len(data))
 
     def process_exited(self) -> None:
         # stdout may still hold lines: those are delivered before connection_lost, which is what ends us; but it

@@ -35,8 +35,9 @@ from claude_daemon.engine.stream import (
 from claude_daemon.engine.turn import TurnReader
 from claude_daemon.ports import Account, Ended, SystemSwap
 
-# Messages that wait for a slow reader before the CLI's stdout is read no further: a few thousand deltas.
+# What waits for a slow reader before the CLI's stdout is read no further: a few thousand deltas, or some large ones.
 INBOX_MESSAGES = 4096
+INBOX_BYTES = 2 * 1024 * 1024
 START_TIMEOUT_S = 30.0  # a cold disk cache makes 365 MB of executable slow
 CONTROL_TIMEOUT_S = 10.0
 INTERRUPT_GRACE_S = 3.0  # measured: 6-19 ms
@@ -64,6 +65,7 @@ class Worker:
         self.request_id = ""  # of the turn under way, or the last one
         self.thinking: int | None = None
         self._inbox: list[dict[str, Any]] = []
+        self._inbox_bytes = 0
         self._arrived: asyncio.Future[None] | None = None
         self._held = False
         self._request_number = 0
@@ -81,12 +83,15 @@ class Worker:
         self.state = advance(self.state, to)
         if to is WorkerState.IDLE:
             self._inbox.clear()
+            self._inbox_bytes = 0
 
-    def received(self, messages: list[dict[str, Any]]) -> None:
+    def received(self, messages: list[dict[str, Any]], size_bytes: int) -> None:
         if self.state is WorkerState.IDLE:
             return  # nobody has asked anything, and the next turn is not to take it for its own
         self._inbox.extend(messages)
-        if len(self._inbox) > INBOX_MESSAGES and not self._held and self.process is not None:
+        self._inbox_bytes += size_bytes
+        full = len(self._inbox) > INBOX_MESSAGES or self._inbox_bytes > INBOX_BYTES
+        if full and not self._held and self.process is not None:
             self._held = True
             self.process.hold(True)
         self.wake()
@@ -105,7 +110,7 @@ class Worker:
                 await self._arrived
             finally:
                 self._arrived = None
-        messages, self._inbox = self._inbox, []
+        messages, self._inbox, self._inbox_bytes = self._inbox, [], 0
         if self._held and self.process is not None:
             self._held = False
             self.process.hold(False)

@@ -281,12 +281,7 @@ async def test_a_client_that_leaves_the_queue_is_never_served(start_daemon: Star
     # Claude Code tells its answer once more in one line, which may be 32 MiB
     [
         ("direct", "/v1/chat/completions", 48_000_000),
-        pytest.param(
-            *("text", "/v1/messages", 20_000_000),
-            marks=pytest.mark.xfail(
-                reason="engine/worker.py: its inbox is bounded in messages, and not in bytes", strict=False
-            ),
-        ),
+        ("text", "/v1/messages", 20_000_000),
     ],
 )
 async def test_a_long_answer_that_is_read_slowly_is_not_hoarded(

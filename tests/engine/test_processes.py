@@ -179,7 +179,7 @@ async def test_what_comes_while_nobody_asks_is_no_answer_to_the_next(fake: Make)
     assert await worker.clear()
     worker.move(WorkerState.RECYCLING)
     worker.move(WorkerState.IDLE)
-    worker.received([RESULT])
+    worker.received([RESULT], 100)
     worker.move(WorkerState.BUSY)
     assert (await run(worker))[0] == "Hi"
 
@@ -225,7 +225,7 @@ async def test_a_line_over_the_cap_ends_the_process_and_says_so(
     monkeypatch.setattr(stream.LineFramer.__init__, "__defaults__", (1000,))
     gone = asyncio.Event()
     code = "import sys; sys.stdout.write('{' * 5000); sys.stdout.flush(); sys.stdin.read()"
-    process = await Process.spawn([sys.executable, "-c", code], {}, tmp_path, lambda messages: None, gone.set)
+    process = await Process.spawn([sys.executable, "-c", code], {}, tmp_path, lambda messages, size: None, gone.set)
     async with asyncio.timeout(10):
         await gone.wait()
     assert process.broken is not None and "longer than 1000 bytes" in process.broken
@@ -234,7 +234,7 @@ async def test_a_line_over_the_cap_ends_the_process_and_says_so(
 async def test_the_last_of_stderr_is_kept(tmp_path: Path) -> None:
     gone = asyncio.Event()
     code = "import sys; [sys.stderr.write(f'{n:07}\\n') for n in range(20000)]"
-    process = await Process.spawn([sys.executable, "-c", code], {}, tmp_path, lambda messages: None, gone.set)
+    process = await Process.spawn([sys.executable, "-c", code], {}, tmp_path, lambda messages, size: None, gone.set)
     async with asyncio.timeout(10):
         await gone.wait()
     assert len(process.stderr_tail()) == STDERR_RING_BYTES
@@ -246,7 +246,7 @@ async def test_a_process_whose_child_holds_the_pipes_is_gone_all_the_same(tmp_pa
     gone = asyncio.Event()
     argv = ["/bin/sh", "-c", "sleep 60 & echo '{\"pid\":'$!'}'"]
     heard: list[dict[str, Any]] = []
-    await Process.spawn(argv, {"PATH": os.defpath}, tmp_path, heard.extend, gone.set)
+    await Process.spawn(argv, {"PATH": os.defpath}, tmp_path, lambda messages, size: heard.extend(messages), gone.set)
     async with asyncio.timeout(5):
         await gone.wait()
     async with asyncio.timeout(5):  # it was killed, and dies in its own time
@@ -257,7 +257,7 @@ async def test_a_process_whose_child_holds_the_pipes_is_gone_all_the_same(tmp_pa
 @pytest.mark.parametrize("argv", [["/nowhere/claude"], ["/etc/hostname"]])
 async def test_what_cannot_be_started_says_why(tmp_path: Path, argv: list[str]) -> None:
     with pytest.raises(SpawnFailed, match=argv[0]):
-        await Process.spawn(argv, {}, tmp_path, lambda messages: None, lambda: None)
+        await Process.spawn(argv, {}, tmp_path, lambda messages, size: None, lambda: None)
     with pytest.raises(SpawnFailed, match=argv[0]):
         await run_briefly(argv, {}, tmp_path, 5)
 
