@@ -178,7 +178,9 @@ async def test_text_streams_as_it_comes(daemon: DaemonProcess, model: OfflineMod
     assert sum(kind == "content_block_delta" for kind, _ in rest) > 10
 
 
-async def test_two_system_prompts_each_keep_a_worker(daemon: DaemonProcess) -> None:
+async def test_two_system_prompts_each_keep_a_worker(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon({"engine.workers": 2, "engine.spares": 1, "engine.without": "system_block"})
+
     async def ask(system: str) -> tuple[str, str]:
         response = await daemon.chat("Who are you? [[system]]", system=system)
         assert system in text_of(await response.json())
