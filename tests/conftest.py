@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from claude_daemon.offline import OfflineModel
-from tests.support import DaemonProcess, spawned_clis
+from tests.support import DaemonProcess, share_probe, spawned_clis
 
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
 
@@ -34,13 +34,14 @@ async def daemon(model: OfflineModel, tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.fixture
-async def start_daemon(model: OfflineModel, tmp_path: Path) -> AsyncIterator[StartDaemon]:
+async def start_daemon(daemon: DaemonProcess, model: OfflineModel, tmp_path: Path) -> AsyncIterator[StartDaemon]:
     """Starts further daemons, for tests that end or starve them: ``await start_daemon({"engine.workers": 1})``."""
     started: list[DaemonProcess] = []
 
     async def start(settings: dict[str, Any] | None = None, **fields: Any) -> DaemonProcess:
         defaults = {"engine.workers": 1, "engine.spares": 0, "engine.stall_timeout_s": STALL_TIMEOUT_S}
         home = fields.pop("home", tmp_path)
+        share_probe(daemon, home)
         process = DaemonProcess(home, fields.pop("model", model), {**defaults, **(settings or {})}, **fields)
         started.append(process)
         return await process.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Mapping
@@ -168,6 +169,16 @@ class DaemonProcess:
         response = await self.http.post("/v1/messages", json=request, headers={"Claude-Daemon-Lane": lane})
         await response.read()
         return response
+
+
+def share_probe(warm: DaemonProcess, home: Path) -> None:
+    """Spares a fresh home the probe of the CLI, by the warm daemon's result; for another CLI it does not count."""
+    probed = warm.home / ".claude-daemon" / "engine" / "capabilities.json"
+    engine = home / ".claude-daemon" / "engine"
+    if probed.exists() and not engine.exists():
+        engine.mkdir(parents=True, mode=0o700)
+        engine.parent.chmod(0o700)
+        shutil.copy(probed, engine)
 
 
 async def sse(response: aiohttp.ClientResponse) -> list[tuple[str, Any]]:

@@ -22,7 +22,7 @@ import pytest
 from claude_daemon.engine.lane import bundled_cli
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
-from tests.support import DaemonProcess, alive, sse, text_of
+from tests.support import DaemonProcess, alive, share_probe, sse, text_of
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 PATIENCE_S = 20.0
@@ -33,14 +33,7 @@ Launch = Callable[..., Awaitable[DaemonProcess]]
 @pytest.fixture(autouse=True)
 async def probed_before(daemon: DaemonProcess, tmp_path: Path) -> None:
     """Spares each fresh home the probe of the CLI: its result is the warm daemon's. A test with another CLI probes."""
-    _share_probe(daemon, tmp_path)
-
-
-def _share_probe(daemon: DaemonProcess, home: Path) -> None:
-    engine = home / ".claude-daemon" / "engine"
-    engine.mkdir(parents=True, mode=0o700)
-    engine.parent.chmod(0o700)
-    shutil.copy(daemon.home / ".claude-daemon" / "engine" / "capabilities.json", engine)
+    share_probe(daemon, tmp_path)
 
 
 @pytest.fixture
