@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from claude_daemon.offline import OfflineModel
 from tests.support import DaemonProcess, share_probe, spawned_clis
 
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
+
+# A shell ignores SIGINT for what it runs in the background, and programs hand that on: tests that interrupt one need it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Short enough for a test to wait for, long enough for a busy machine's slowest turn.
 STALL_TIMEOUT_S = 3.0
