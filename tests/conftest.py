@@ -14,7 +14,7 @@ from tests.support import DaemonProcess, share_probe, spawned_clis
 
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
 
-# A shell ignores SIGINT for what it runs in the background, and programs hand that on: tests that interrupt one need it.
+# A shell ignores SIGINT for what it runs in the background, and programs hand that on: tests that interrupt need it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -44,13 +44,12 @@ class Raw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """``cpu_s``: what the client itself used; ``pids``: the CLIs it drives."""
+    """``cpu_s``: what the client itself used."""
 
     requests: int
     seconds: float
     first_s: Sequence[float]
     cpu_s: float
-    pids: Sequence[int]
 
     @property
     def per_second(self) -> float:
@@ -68,6 +67,7 @@ class Load:
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
+        self.pid = self._process.pid
         self._send({"kind": type(work).__name__, **asdict(work)})
 
     def __enter__(self) -> Self:
@@ -93,26 +93,25 @@ class Load:
         return Block(**orjson.loads(line))
 
 
-def _http_loops(stack: ExitStack, work: Http) -> tuple[list[Loop], list[int]]:
+def _http_loops(stack: ExitStack, work: Http) -> list[Loop]:
     request = work.request.encode("latin-1")
 
     def loop(connection: Connection) -> Loop:
         return lambda: connection.first_delta(request)
 
-    return [loop(stack.enter_context(Connection(work.url))) for _ in range(work.clients)], []
+    return [loop(stack.enter_context(Connection(work.url))) for _ in range(work.clients)]
 
 
-def _raw_loops(stack: ExitStack, work: Raw) -> tuple[list[Loop], list[int]]:
+def _raw_loops(stack: ExitStack, work: Raw) -> list[Loop]:
     chat = Chat(prompt=work.prompt)
 
     def loop(cli: RawCli) -> Loop:
         return lambda: cli.turn_and_clear(chat)
 
-    clis = [stack.enter_context(RawCli(*launch)) for launch in work.launches]
-    return [loop(cli) for cli in clis], [cli.process.pid for cli in clis]
+    return [loop(stack.enter_context(RawCli(*launch))) for launch in work.launches]
 
 
-def _run(loops: Sequence[Loop], seconds: float, pids: Sequence[int]) -> Block:
+def _run(loops: Sequence[Loop], seconds: float) -> Block:
     first: list[float] = []
     errors: list[BaseException] = []
     began, cpu = time.perf_counter(), time.process_time()
@@ -132,7 +131,7 @@ def _run(loops: Sequence[Loop], seconds: float, pids: Sequence[int]) -> Block:
     if errors:
         raise errors[0]
     took = time.perf_counter() - began
-    return Block(requests=len(first), seconds=took, first_s=first, cpu_s=time.process_time() - cpu, pids=pids)
+    return Block(requests=len(first), seconds=took, first_s=first, cpu_s=time.process_time() - cpu)
 
 
 def main() -> None:
@@ -140,9 +139,9 @@ def main() -> None:
     work: dict[str, Any] = orjson.loads(sys.stdin.buffer.readline())
     kind = work.pop("kind")
     with ExitStack() as stack:
-        loops, pids = _http_loops(stack, Http(**work)) if kind == "Http" else _raw_loops(stack, Raw(**work))
+        loops = _http_loops(stack, Http(**work)) if kind == "Http" else _raw_loops(stack, Raw(**work))
         for line in sys.stdin.buffer:
-            sys.stdout.buffer.write(orjson.dumps(asdict(_run(loops, float(line), pids))) + b"\n")
+            sys.stdout.buffer.write(orjson.dumps(asdict(_run(loops, float(line)))) + b"\n")
             sys.stdout.buffer.flush()
 
 

@@ -18,6 +18,12 @@ def cpu_seconds(pid: int, *, reaped_children: bool = False) -> float:
     return sum(map(int, fields[11 : 15 if reaped_children else 13])) / _TICKS_PER_S
 
 
+def children_cpu_seconds(pid: int) -> float:
+    """Of all that a process has ever started: its children that live, and those it has seen end."""
+    living = sum(cpu_seconds(child, reaped_children=True) for child in descendants(pid)[1:])
+    return cpu_seconds(pid, reaped_children=True) - cpu_seconds(pid) + living
+
+
 def rss_mb(pid: int) -> float:
     """Resident memory, in MB of 2**20 bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():

@@ -61,9 +61,6 @@ class Daemon:
             raise Unexpected(f"control API: {answer.body!r}")
         return dict(answer.json)
 
-    def worker_pids(self) -> list[int]:
-        return [worker["pid"] for worker in self.control("workers")["workers"] if worker["pid"]]
-
     def calm(self, *, spare: bool = False) -> None:
         """Waits until every worker is idle, and with ``spare`` one of them unbound."""
         deadline = time.monotonic() + _CALM_TIMEOUT_S

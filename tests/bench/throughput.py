@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from statistics import median
 
 from tests.bench.chats import PROMPT, Chat
 from tests.bench.load import Block, Http, Load, Raw
-from tests.bench.machine import cpu_seconds
+from tests.bench.machine import children_cpu_seconds, cpu_seconds
 from tests.bench.measure import Row, Scale, Summary
 from tests.bench.stage import Stage
 
@@ -16,27 +17,27 @@ _TEXT_AT_LEAST = 0.8
 _DIRECT_AT_LEAST_PER_S = 300.0
 _WARM_UP_S = 0.5
 
-Pids = Callable[[Block], dict[str, Sequence[int]]]
+Cpu = Mapping[str, Callable[[], float]]
+"""CPU seconds so far of each who works for a load, by name."""
 
 
 class _Side:
-    """One load and the processes that work for it; blocks and CPU add up."""
+    """One load and those who work for it; blocks and CPU add up."""
 
-    def __init__(self, load: Load, pids: Pids) -> None:
+    def __init__(self, load: Load, cpu: Cpu) -> None:
         self._load = load
-        self._pids = pids
+        self._cpu = cpu
         self.blocks: list[Block] = []
-        self.cpu_s: dict[str, float] = {}
-        self._counted = pids(load.block(_WARM_UP_S))
+        self.cpu_s = dict.fromkeys([*cpu, "client"], 0.0)
+        load.block(_WARM_UP_S)
 
     def block(self, seconds: float, calm: Callable[[], None]) -> None:
         calm()
-        self._counted |= self._pids(self.blocks[-1]) if self.blocks else {}
-        before = {name: sum(map(cpu_seconds, pids)) for name, pids in self._counted.items()}
+        before = {name: used() for name, used in self._cpu.items()}
         block = self._load.block(seconds)
-        for name, pids in self._counted.items():
-            self.cpu_s[name] = self.cpu_s.get(name, 0.0) + sum(map(cpu_seconds, pids)) - before[name]
-        self.cpu_s["client"] = self.cpu_s.get("client", 0.0) + block.cpu_s
+        for name, used in self._cpu.items():
+            self.cpu_s[name] += used() - before[name]
+        self.cpu_s["client"] += block.cpu_s
         self.blocks.append(block)
 
     @property
@@ -90,13 +91,14 @@ def text(stage: Stage, scale: Scale) -> Iterator[Row]:
     daemon = stage.daemon
     request = Chat().request("openai", "text", daemon.key).decode("latin-1")
     launches = [stage.raw_launch() for _ in range(CLIENTS)]
-    env, upstream = stage.environment(), [stage.model_process.pid]
+    env, upstream = stage.environment(), partial(cpu_seconds, stage.model_process.pid)
     with (
         Load(Http(url=daemon.url, request=request, clients=CLIENTS), env) as served,
         Load(Raw(launches=launches, prompt=PROMPT), env) as raw,
     ):
-        ours = _Side(served, lambda _: {"daemon": [daemon.pid], "CLIs": daemon.worker_pids(), "upstream": upstream})
-        reference = _Side(raw, lambda block: {"CLIs": block.pids, "upstream": upstream})
+        clis = partial(children_cpu_seconds, daemon.pid)
+        ours = _Side(served, {"daemon": partial(cpu_seconds, daemon.pid), "CLIs": clis, "upstream": upstream})
+        reference = _Side(raw, {"CLIs": partial(children_cpu_seconds, raw.pid), "upstream": upstream})
         _alternate([ours, reference], scale, daemon.calm)
     yield _row(
         f"text lane, {CLIENTS} clients", ours, f"{CLIENTS} raw warm CLIs", reference, "≥ 0.8 ×", at_least=_TEXT_AT_LEAST
@@ -106,7 +108,7 @@ def text(stage: Stage, scale: Scale) -> Iterator[Row]:
 def direct(stage: Stage, scale: Scale) -> Iterator[Row]:
     """The direct lane in each dialect against the upstream itself."""
     daemon, chat, env = stage.daemon, Chat(), stage.environment()
-    upstream = [stage.model_process.pid]
+    upstream = partial(cpu_seconds, stage.model_process.pid)
     requests = {
         "/v1/messages": chat.request("anthropic", "direct", daemon.key),
         "/v1/chat/completions": chat.request("openai", "direct", daemon.key),
@@ -117,8 +119,8 @@ def direct(stage: Stage, scale: Scale) -> Iterator[Row]:
             Load(Http(url=daemon.url, request=request.decode("latin-1"), clients=CLIENTS), env) as served,
             Load(Http(url=stage.base_url, request=asked, clients=CLIENTS), env) as straight,
         ):
-            ours = _Side(served, lambda _: {"daemon": [daemon.pid], "upstream": upstream})
-            reference = _Side(straight, lambda _: {"upstream": upstream})
+            ours = _Side(served, {"daemon": partial(cpu_seconds, daemon.pid), "upstream": upstream})
+            reference = _Side(straight, {"upstream": upstream})
             _alternate([ours, reference], scale, lambda: None)
         what = f"direct lane, {CLIENTS} clients, {route}"
         yield _row(what, ours, "upstream itself", reference, "≥ 300 /s", at_least=_DIRECT_AT_LEAST_PER_S)
