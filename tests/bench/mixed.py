@@ -6,8 +6,8 @@ import queue
 import random
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self
@@ -23,7 +23,6 @@ CLIENTS = 4
 _SEED = 2
 _HISTORY_SHARE, _SCHEMA_SHARE = 0.3, 0.1
 _SAMPLE_S = 0.05
-_KINDS = ("warm", "lent", "spare", "cold")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +31,11 @@ class _Sent:
 
     request_id: str
     began: float
-    first_at: float
+    first_s: float
+
+    @property
+    def first_at(self) -> float:
+        return self.began + self.first_s
 
 
 class _Watcher(threading.Thread):
@@ -90,8 +93,7 @@ def _system(number: int) -> str:
 def _send(daemon: Daemon, connection: Connection, chat: Chat, request_id: str, dialect: str) -> _Sent:
     request = chat.request(dialect, "text", daemon.key, request_id)
     began = time.monotonic()
-    first = connection.first_delta(request)
-    return _Sent(request_id=request_id, began=began, first_at=began + first)
+    return _Sent(request_id=request_id, began=began, first_s=connection.first_delta(request))
 
 
 class _Errors(list[BaseException]):
@@ -158,68 +160,87 @@ def _closed_loop(daemon: Daemon, asked: Sequence[Chat]) -> list[_Sent]:
 def open_loop(stage: Stage, scale: Scale) -> Iterator[Row]:
     asked = chats(scale.open_requests)
     with stage.fresh_daemon() as daemon:
-        yield _measured(
-            stage,
-            scale,
-            daemon,
-            f"mixed load, open loop at {scale.open_per_s:g}/s",
-            lambda: _open_loop(daemon, asked, scale.open_per_s),
-        )
+        what = f"mixed load, open loop at {scale.open_per_s:g}/s"
+        yield _measured(stage, daemon, what, lambda: _open_loop(daemon, asked, scale.open_per_s), [1] * scale.reference)
 
 
 def closed_loop(stage: Stage, scale: Scale) -> Iterator[Row]:
     asked = chats(scale.closed_requests)
     with stage.fresh_daemon() as daemon:
-        yield _measured(
-            stage, scale, daemon, f"mixed load, closed loop, {CLIENTS} clients", lambda: _closed_loop(daemon, asked)
-        )
+        what = f"mixed load, closed loop, {CLIENTS} clients"
+        yield _measured(stage, daemon, what, lambda: _closed_loop(daemon, asked), [CLIENTS] * (scale.reference // 2))
 
 
-def _measured(stage: Stage, scale: Scale, daemon: Daemon, what: str, run: Callable[[], list[_Sent]]) -> Row:
-    """The load, between two halves of its reference."""
-    per_request = stage.per_request(Chat().prompt)
-    reference = [per_request() for _ in range(scale.reference // 2)]
+def _measured(stage: Stage, daemon: Daemon, what: str, run: Callable[[], list[_Sent]], together: Sequence[int]) -> Row:
+    """The load, between two halves of its reference: rounds of so many ``claude -p`` together."""
+    reference = _Reference(stage.per_request(Chat().prompt))
+    half = len(together) // 2
+    reference.rounds(together[:half])
     with _Watcher(daemon) as watcher:
         began = time.monotonic()
         sent = run()
         took = time.monotonic() - began
     status = daemon.control("status")
     daemon.calm()
-    reference += [per_request() for _ in range(scale.reference // 2)]
+    reference.rounds(together[half:])
 
-    kinds = {line["request_id"]: line["start"] for line in daemon.settled()}
-    by_kind = {kind: [one for one in sent if kinds[one.request_id] == kind] for kind in _KINDS}
-    starts = Counter(status["starts"])
-    idle_colds = [idle for one in by_kind["cold"] if any(idle := watcher.idle_during(one))]
-    unbound_colds = [idle for idle in idle_colds if idle[1]]
-    firsts = {kind: [one.first_at - one.began for one in ones] for kind, ones in by_kind.items() if ones}
-    ours, theirs = Summary.ms([first for some in firsts.values() for first in some]), Summary.ms(reference)
-    shares = " · ".join(f"{starts[kind] / max(starts.total(), 1):.0%} {kind}" for kind in _KINDS)
-    told = [
-        f"{kind}: {summary.median:.0f} ms, p90 {summary.p90:.0f}, p99 {summary.p99:.0f}, n {summary.n}"
-        for kind, summary in ((kind, Summary.ms(some)) for kind, some in firsts.items())
-    ]
-    spawned = status["workers"]["spawned"]
+    by_kind: dict[str, list[_Sent]] = {}
+    kinds = {line["request_id"]: str(line["start"]) for line in daemon.settled()}
+    for one in sent:
+        by_kind.setdefault(kinds[one.request_id], []).append(one)
+    idle_colds = [idle for one in by_kind.get("cold", ()) if any(idle := watcher.idle_during(one))]
+    found = {
+        "starts": {kind: len(by_kind.get(kind, ())) for kind in [*status["starts"], *by_kind]},
+        "cold_while_idle": len(idle_colds),
+        "cold_while_unbound_idle": sum(unbound for _, unbound in idle_colds),
+        "spawned": int(status["workers"]["spawned"]),
+        "chats_per_s": len(sent) / took,
+        "reference_chats_per_s": reference.per_second,
+    }
+    ours, theirs = Summary.ms([one.first_s for one in sent]), Summary.ms(reference.first_s)
     return Row(
         what=what,
         unit="ms",
         ours=ours,
-        reference_is="claude -p per request, alone",
+        reference_is=f"claude -p per request, {max(together)} at a time",
         reference=theirs,
         ratio=ours.median / theirs.median,
         hold="no cold start while idle",
         holds=not idle_colds,
-        notes=[
-            f"starts: {shares}",
-            *told,
-            f"cold while a worker was idle: {len(idle_colds)}, an unbound one: {len(unbound_colds)}",
-            f"{spawned} processes spawned · {len(sent) / took:.1f} chats/s",
-        ],
-        details={
-            "starts": dict(starts),
-            "cold_while_idle": len(idle_colds),
-            "cold_while_unbound_idle": len(unbound_colds),
-            "spawned": spawned,
-            "chats_per_s": len(sent) / took,
-        },
+        notes=_told(found, {kind: Summary.ms([one.first_s for one in ones]) for kind, ones in by_kind.items()}),
+        details=found,
     )
+
+
+def _told(found: Mapping[str, Any], by_kind: Mapping[str, Summary]) -> list[str]:
+    total = sum(found["starts"].values())
+    return [
+        "starts: " + " · ".join(f"{count / total:.0%} {kind}" for kind, count in found["starts"].items()),
+        *(
+            f"{kind}: {summary.median:.0f} ms, p90 {summary.p90:.0f}, p99 {summary.p99:.0f}, n {summary.n}"
+            for kind, summary in by_kind.items()
+        ),
+        f"cold while a worker was idle: {found['cold_while_idle']}, "
+        f"an unbound one: {found['cold_while_unbound_idle']}; {found['spawned']} processes spawned",
+        f"{found['chats_per_s']:.1f} chats/s, reference {found['reference_chats_per_s']:.1f}/s",
+    ]
+
+
+class _Reference:
+    """A process per request, some at a time."""
+
+    def __init__(self, one: Callable[[], float]) -> None:
+        self._one = one
+        self.first_s: list[float] = []
+        self._seconds = 0.0
+
+    def rounds(self, together: Sequence[int]) -> None:
+        for count in together:
+            began = time.monotonic()
+            with ThreadPoolExecutor(count) as threads:
+                self.first_s += threads.map(lambda _: self._one(), range(count))
+            self._seconds += time.monotonic() - began
+
+    @property
+    def per_second(self) -> float:
+        return len(self.first_s) / self._seconds
