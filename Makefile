@@ -41,7 +41,8 @@ test: .venv/.test ## run the tests, offline, with an empty HOME
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m "not system and not capabilities" $(ARGS)
 
 test-system: .venv/.test ## run the tests that need a real systemd or launchd
-	@$(OFFLINE_ENV) $(PY) -m pytest tests -m system $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m pytest tests -m system $(ARGS) || { status=$$?; \
+	    [ $$status -eq 5 ] && echo "there are no such tests yet: they come with the units" || exit $$status; }
 
 test-capabilities: .venv/.test ## run the engine's tests with each capability of the CLI forced off in turn
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m capabilities $(ARGS)

@@ -11,10 +11,12 @@ The map, in the order a request sees it:
 - ``upstream``   the Messages API client (the direct lane) and the broker that workers talk to
 - ``offline``    the offline model: a Messages API server on loopback
 - ``telemetry``  logs
-- ``daemon``     the composition root: builds everything, owns its lifetime
+- ``supervise``  pid file and sockets
+- ``daemon``     the composition root: builds everything, owns its lifetime; ``assembly``, ``sources``, ``home``,
+  ``journal`` and ``report`` are its parts
 - ``config``, ``layers``, ``secret``  settings, where each value came from, and what is never shown
 
-Imports run one way: ``core <- ports <- service <- api``. ``engine``, ``upstream`` and ``store`` see core and
+Imports run one way: ``core <- ports <- service <- api``. ``engine`` and ``upstream`` see core and
 ports only, and not each other. ``daemon`` alone knows all.
 """
 

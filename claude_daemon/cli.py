@@ -84,6 +84,7 @@ def _load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
 def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
     # until the daemon handles it itself there is nothing to drain and nothing to leave behind
     signal.signal(signal.SIGTERM, _leave)
+    signal.signal(signal.SIGHUP, _leave)
     from claude_daemon.home import take
     from claude_daemon.supervise.pidfile import running
     from claude_daemon.telemetry.logging import configure, get_logger
@@ -160,7 +161,7 @@ The key is in {key}. Try it:
     -d '{{"model": "sonnet", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
 
 Add -H 'Claude-Daemon-Lane: text' to be answered by a warm Claude Code process.
-claudectl status shows how it is; Ctrl-C drains and stops it.
+{Path(sys.executable).with_name("claudectl")} status shows how it is; Ctrl-C drains and stops it.
 """
     try:
         click.echo(text)

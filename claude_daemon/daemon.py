@@ -45,7 +45,8 @@ from claude_daemon.upstream.client import MessagesClient, proxy_for
 log = journal.log
 
 EXIT_CRASH: Final = 1
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+# SIGHUP is the terminal that was closed; it drains until it means a reload.
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # The last line of a progress stream is on its way when the control socket goes.
 _CONTROL_FLUSH_S: Final = 1.0
 

@@ -16,18 +16,18 @@ from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.retry import Backoff
 from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.engine.capabilities import ROWS, Capabilities
+from claude_daemon.engine.launch import QUIET
 from claude_daemon.engine.lease import TextLease
 from claude_daemon.engine.pool import Pool, PoolEvent
 from claude_daemon.engine.probe import capabilities_of
 from claude_daemon.engine.process import SpawnFailed, run_briefly
 from claude_daemon.engine.spawner import Spawner
-from claude_daemon.engine.strays import Strays
+from claude_daemon.engine.strays import GRACE_S, Strays
 from claude_daemon.ports import HealthReport
 
 # An installation that was mended is noticed within a minute; until then each try costs one spawn.
 _BACKOFF: Final = Backoff(first_seconds=2.0, limit_seconds=60.0)
 _LOGIN_TIMEOUT_S: Final = 20.0
-_STRAY_GRACE_S: Final = 1.0  # a child that is being started is known long before
 
 
 class TextLane:
@@ -133,7 +133,7 @@ class TextLane:
             self._sweep()
             if self._next_sweep is not None:
                 self._next_sweep.cancel()
-            self._next_sweep = asyncio.get_running_loop().call_later(_STRAY_GRACE_S, self._sweep)
+            self._next_sweep = asyncio.get_running_loop().call_later(GRACE_S, self._sweep)
 
     def _sweep(self, *, last: bool = False) -> None:
         if self._strays is not None and (killed := self._strays.sweep(last=last)):
@@ -191,7 +191,7 @@ def bundled_cli() -> Path | None:
 async def login_present(cli: Path, environ: Mapping[str, str], cwd: Path) -> bool:
     """Whether ``claude`` finds a login of its own in the user's home (``claude auth status``)."""
     kept = {name: environ[name] for name in ("HOME", "CLAUDE_CONFIG_DIR", "USER") if name in environ}
-    env = {"PATH": os.defpath, "DISABLE_AUTOUPDATER": "1", "DISABLE_TELEMETRY": "1", **kept}
+    env = {"PATH": os.defpath, **QUIET, **kept}
     try:
         status, _ = await run_briefly([str(cli), "auth", "status"], env, cwd, _LOGIN_TIMEOUT_S)
     except SpawnFailed:

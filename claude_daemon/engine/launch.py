@@ -23,6 +23,12 @@ _NETWORK_VARIABLES = (
     "NODE_EXTRA_CA_CERTS",
 )
 _PATH = "/usr/local/bin:/usr/bin:/bin"
+# With these a CLI asks nobody for anything but what it was started for.
+QUIET: Mapping[str, str] = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_TELEMETRY": "1",
+    "DISABLE_AUTOUPDATER": "1",
+}
 # Marks a worker, and whatever it leaves behind, as ours: see ledger and strays.
 NONCE_VARIABLE = "CLAUDE_DAEMON_WORKER"
 
@@ -94,12 +100,10 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         "HOME": str(launch.home),
         "TMPDIR": str(launch.home / "tmp"),
         "CLAUDE_CONFIG_DIR": str(launch.config_dir),
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        **QUIET,
         "CLAUDE_CODE_DISABLE_BACKGROUND_TASKS": "1",
         "CLAUDE_CODE_MAX_RETRIES": str(launch.max_retries),
         "API_TIMEOUT_MS": str(int(launch.request_timeout_s * 1000)),
-        "DISABLE_TELEMETRY": "1",
-        "DISABLE_AUTOUPDATER": "1",
         "ENABLE_TOOL_SEARCH": "false",
         NONCE_VARIABLE: launch.nonce,
     }

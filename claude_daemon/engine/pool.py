@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import os
 import random
 import time
@@ -103,7 +104,9 @@ class Pool:
         return self._unsupported(spec)
 
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
-        named = ["max_tokens"] if spec.request.get("max_tokens") is not None else []
+        named = [name for name in ("max_tokens", "metadata") if spec.request.get(name) is not None]
+        if "anthropic-beta" in (spec.headers or {}):
+            named.append("anthropic-beta")
         if not self.capabilities.history and len(spec.request["messages"]) > 1:
             named.append("messages")
         return named
@@ -245,7 +248,8 @@ class Pool:
         if self._tasks is None:
             coroutine.close()
             return
-        self._tasks.create_task(coroutine)
+        # not on behalf of whatever request happens to be the reason: its ids are not these lines'
+        self._tasks.create_task(coroutine, context=contextvars.Context())
 
     def _fill(self, asked: Shape | None = None) -> None:
         """Starts what is missing, and makes room for it. ``asked``: somebody waits for just such a process."""
@@ -302,7 +306,8 @@ class Pool:
 
     async def _start_failed(self, worker: Worker, error: str) -> None:
         delay = self._failures.failed(error, time.monotonic(), _jitter())
-        self._say("worker.start_failed", "error", worker, error=error, retry_seconds=round(delay, 3))
+        told = {"error": error, "stderr": worker.last_words(), "retry_seconds": round(delay, 3)}
+        self._say("worker.start_failed", "error", worker, **told)
         worker.ending = True
         self._bury(worker)
         self._filled_once.set()
@@ -317,7 +322,8 @@ class Pool:
             lived_seconds=now - worker.born,
             turns=worker.turns,
         )
-        self._say("worker.crashed", "error", worker, error=obituary, request_id=worker.request_id)
+        told = {"error": obituary, "stderr": worker.last_words(), "request_id": worker.request_id}
+        self._say("worker.crashed", "error", worker, **told)
         self._spawn_task(self._fill_later(delay))
 
     async def _fill_later(self, delay_seconds: float) -> None:

@@ -20,6 +20,7 @@ import orjson
 from claude_daemon.core.task import State
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
+from claude_daemon.engine.launch import QUIET
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan
 from claude_daemon.engine.process import SpawnFailed, run_briefly
 from claude_daemon.engine.spawner import Spawner
@@ -82,7 +83,7 @@ async def _probe(cli: Path, spawner: Spawner, default_model: str) -> Capabilitie
 async def _flags(cli: Path) -> tuple[dict[str, Any], str]:
     """Which flags ``--help`` names, and the version."""
     with tempfile.TemporaryDirectory(prefix="claude-daemon-") as home:
-        env = {"HOME": home, "PATH": "/usr/bin:/bin", "DISABLE_AUTOUPDATER": "1", "DISABLE_TELEMETRY": "1"}
+        env = {"HOME": home, "PATH": "/usr/bin:/bin", **QUIET}
         (status, version), (_, told) = await asyncio.gather(
             run_briefly([str(cli), "--version"], env, Path(home), _BRIEF_TIMEOUT_S),
             run_briefly([str(cli), "--help"], env, Path(home), _BRIEF_TIMEOUT_S),

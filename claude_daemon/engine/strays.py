@@ -11,10 +11,15 @@ import contextlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from claude_daemon.engine.ledger import nonce_of, start_time
+
+# A child that is being started is known after some passes of the loop; on a machine at its limit that takes a while.
+GRACE_S: Final = 5.0
 
 
 class Strays:
@@ -23,25 +28,37 @@ class Strays:
     Only for a process that is the daemon and nothing else: whoever starts children of their own must be ``known``.
     """
 
-    def __init__(self, known: Callable[[], set[int]], nonces: Callable[[], set[str]]) -> None:
+    def __init__(
+        self,
+        known: Callable[[], set[int]],
+        nonces: Callable[[], set[str]],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._known = known
         self._nonces = nonces
-        self._suspects: dict[int, str | None] = {}
+        self._monotonic = monotonic
+        self._suspects: dict[int, tuple[str | None, float]] = {}  # start time, and when it was first seen
 
     def sweep(self, *, last: bool = False) -> list[int]:
         """Kills strays and reaps what is left of them; tells the pids killed. ``last``: nothing is started any more."""
-        unknown = {pid: start_time(pid) for pid in children() - self._known()}
-        killed = [pid for pid, started in unknown.items() if self._is_stray(pid, started, last) and _kill(pid)]
-        for pid, started in unknown.items():
+        unknown = {pid: self._since(pid) for pid in children() - self._known()}
+        killed = [pid for pid in unknown if self._is_stray(pid, *unknown[pid], last) and _kill(pid)]
+        for pid, (started, _) in unknown.items():
             if started is None or pid in killed:
                 _reap(pid, suspected=pid in self._suspects or pid in killed)
         self._suspects = unknown
         return killed
 
-    def _is_stray(self, pid: int, started: str | None, last: bool) -> bool:
+    def _since(self, pid: int) -> tuple[str | None, float]:
+        """The start time of a child, and when it was first seen: a pid may have been another's before."""
+        started = start_time(pid)
+        before = self._suspects.get(pid)
+        return before if before is not None and before[0] == started else (started, self._monotonic())
+
+    def _is_stray(self, pid: int, started: str | None, since: float, last: bool) -> bool:
         if started is None:
             return False  # a zombie: only to be reaped
-        if last or (pid in self._suspects and self._suspects[pid] == started):
+        if last or self._monotonic() - since >= GRACE_S:
             return True
         nonce = nonce_of(pid)
         return nonce is not None and nonce not in self._nonces()

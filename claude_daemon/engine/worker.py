@@ -117,13 +117,16 @@ class Worker:
         return messages
 
     def obituary(self) -> str:
-        """What is known of an end nobody asked for."""
+        """What is known of an end nobody asked for; fit for a caller's eyes, unlike :meth:`last_words`."""
         if self.process is None:
             return "the process was never started"
         if self.process.broken:
             return self.process.broken
-        said = self.process.stderr_tail().strip()
-        return f"the Claude Code process ended with status {self.process.returncode}" + (f": {said}" if said else "")
+        return f"the Claude Code process ended with status {self.process.returncode}"
+
+    def last_words(self) -> str:
+        """The end of its stderr, for the log alone: nobody knows what the CLI writes there."""
+        return self.process.stderr_tail().strip() if self.process is not None else ""
 
     def _write(self, data: bytes) -> None:
         assert self.process is not None

@@ -206,7 +206,7 @@ class Dispatcher:
         run.start, run.worker_id = lease.start, lease.worker_id
         self._running.add(run)
         self._running_per_key[run.key_id] += 1
-        attempt = run.attempt = self._group.create_task(self._attempt(run, lease))
+        attempt = run.attempt = self._group.create_task(self._attempt(run, lease), context=run.context)
         # one that is cancelled before its first step never runs a line of its own, its `finally` included
         attempt.add_done_callback(lambda _: self._end(run, attempt, lease, cut_short(run)))
 

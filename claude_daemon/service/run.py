@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict
 from typing import Any, Final
@@ -33,6 +34,8 @@ class Run:
     def __init__(self, task: Task, monotonic: float) -> None:
         self.task = task
         self.tail = Tail()
+        self.context = contextvars.copy_context()
+        """The submitter's, so that the attempt's log lines carry its ids whoever frees the place."""
         self.queued_at = monotonic
         self.start: str | None = None
         self.worker_id: str | None = None

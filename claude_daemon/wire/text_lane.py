@@ -1,7 +1,8 @@
 """What a Messages API request may ask of the text lane: a warm Claude Code process without tools.
 
 It takes text, images and documents, a system prompt, thinking and an answer's schema. All else is refused by
-name; nothing is ignored but ``cache_control``, because the CLI places its own.
+name; nothing is ignored but ``cache_control``, because the CLI places its own, and ``metadata``, which the CLI has no
+place for: an answer's ``Claude-Daemon-Approximated`` then names it.
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def _unreachable(failures: Sequence[tuple[str, OSError]]) -> Denied | NotRunning
     if any(isinstance(error, PermissionError) for _, error in failures):
         return Denied(f"permission denied on the control socket; tried:{tried}\nUse the daemon's user, or root.")
     return NotRunning(
-        f"claude-daemon is not running: no control socket answers; tried:{tried}\nStart it with: claude-daemon start"
+        f"claude-daemon is not running: no control socket answers; tried:{tried}\nStart it with: claude-daemon run"
     )
 
 

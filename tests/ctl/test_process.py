@@ -60,7 +60,7 @@ def test_without_a_daemon_every_place_that_was_tried_is_named(ctl: Ctl, environ:
         f"  {home}/.claude-daemon/run/ctl.sock  (no such socket)\n"
         "  /nowhere/run/claude-daemon/ctl.sock  (no such socket)\n"
         "  /run/claude-daemon/ctl.sock  (no such socket)\n"
-        "Start it with: claude-daemon start\n"
+        "Start it with: claude-daemon run\n"
     )
 
 

@@ -85,7 +85,7 @@ def test_when_none_answers_every_try_is_named_with_its_reason(short_dir: Path) -
     assert f"{short_dir}/stale  (left behind, nobody listens)" in said
     assert f"{short_dir}/file/x  (not below a directory)" in said
     assert "path too long" in said
-    assert "claude-daemon start" in said
+    assert "claude-daemon run" in said
 
 
 def test_a_socket_closed_to_this_user_is_a_matter_of_permission(monkeypatch: pytest.MonkeyPatch) -> None:

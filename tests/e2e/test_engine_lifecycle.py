@@ -186,11 +186,13 @@ async def test_a_cli_that_dies_as_soon_as_it_starts_is_not_started_again_and_aga
     for worker in await daemon.workers():
         with contextlib.suppress(ProcessLookupError):  # one that was starting has died of it already
             os.kill(worker["pid"], signal.SIGKILL)
-    await daemon.logged("worker.start_failed")
+    assert "out of luck" in (await daemon.logged("worker.start_failed", stderr="out of luck"))["stderr"]
     async with asyncio.timeout(20):
         response = await daemon.chat("Hello")
     assert response.status in (503, 529)
-    assert "out of luck" in (await response.json())["error"]["message"]
+    said = (await response.json())["error"]["message"]
+    assert "ended with status 9" in said
+    assert "out of luck" not in said  # nobody knows what a CLI writes to stderr
     assert (await daemon.control("health"))["checks"]["worker_pool"]["status"] in ("warn", "fail")
     await until(lambda: time.monotonic() - began > 5)
     assert len(starts.read_text().split()) <= 8

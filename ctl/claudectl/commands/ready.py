@@ -28,7 +28,7 @@ def command(options: Options, wait: float | None) -> None:
     \b
     Examples:
       claudectl ready
-      claude-daemon start && claudectl ready --wait 30
+      claude-daemon run & claudectl ready --wait 30
     """
     client = options.client()
     status, document = _ask(client, 0) if wait is None else _wait(client, wait)
