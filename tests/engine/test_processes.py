@@ -26,7 +26,7 @@ from claude_daemon.engine.launch import NONCE_VARIABLE
 from claude_daemon.engine.ledger import Entry, Ledger, is_alive, start_time
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan
 from claude_daemon.engine.process import STDERR_RING_BYTES, Process, SpawnFailed, run_briefly
-from claude_daemon.engine.strays import GRACE_S, Strays, children
+from claude_daemon.engine.strays import Strays, children
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 from tests.support import alive
