@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
+from typing import Any
 
 from tests.bench.chats import PROMPT, Chat
 from tests.bench.load import Block, Http, Load, Raw
 from tests.bench.machine import children_cpu_seconds, cpu_seconds
 from tests.bench.measure import Row, Scale, Summary
-from tests.bench.stage import Stage
+from tests.bench.stage import Daemon, Stage
 
 CLIENTS = 4
 _TEXT_AT_LEAST = 0.8
@@ -60,15 +61,30 @@ def _alternate(sides: Sequence[_Side], scale: Scale, calm: Callable[[], None]) -
             side.block(scale.block_s, calm)
 
 
-def _row(what: str, ours: _Side, reference_is: str, reference: _Side, hold: str, *, at_least: float) -> Row:
+def _row(
+    what: str,
+    ours: _Side,
+    reference_is: str,
+    reference: _Side,
+    hold: str,
+    *,
+    at_least: float,
+    notes: Sequence[str] = (),
+    details: Mapping[str, Any] | None = None,
+) -> Row:
     """``at_least``: a part of the reference if below 1, else requests a second."""
     mine, theirs = median(ours.rates), median(reference.rates)
     costs = {"ours": ours.cpu_ms_per_request, "reference": reference.cpu_ms_per_request}
-    notes = [
+    told = [
+        f"blocks: {', '.join(f'{rate:.0f}' for rate in ours.rates)} /s, "
+        f"reference {', '.join(f'{rate:.0f}' for rate in reference.rates)}",
+        *notes,
+    ]
+    told += [
         f"CPU ms a request, {side}: " + ", ".join(f"{name} {ms:.2f}" for name, ms in cost.items())
         for side, cost in costs.items()
     ]
-    notes.append(
+    told.append(
         f"first delta under this load: {ours.first_ms.median:.1f} ms (p90 {ours.first_ms.p90:.1f}), "
         f"reference {reference.first_ms.median:.1f} ms (p90 {reference.first_ms.p90:.1f})"
     )
@@ -81,8 +97,12 @@ def _row(what: str, ours: _Side, reference_is: str, reference: _Side, hold: str,
         ratio=mine / theirs,
         hold=hold,
         holds=(mine / theirs if at_least < 1 else mine) >= at_least,
-        notes=notes,
-        details={"cpu_ms_per_request": costs, "requests": sum(block.requests for block in ours.blocks)},
+        notes=told,
+        details={
+            "cpu_ms_per_request": costs,
+            "requests": sum(block.requests for block in ours.blocks),
+            **(details or {}),
+        },
     )
 
 
@@ -99,10 +119,23 @@ def text(stage: Stage, scale: Scale) -> Iterator[Row]:
         clis = partial(children_cpu_seconds, daemon.pid)
         ours = _Side(served, {"daemon": partial(cpu_seconds, daemon.pid), "CLIs": clis, "upstream": upstream})
         reference = _Side(raw, {"CLIs": partial(children_cpu_seconds, raw.pid), "upstream": upstream})
+        before = _spawned(daemon)
         _alternate([ours, reference], scale, daemon.calm)
+        replaced = _spawned(daemon) - before
     yield _row(
-        f"text lane, {CLIENTS} clients", ours, f"{CLIENTS} raw warm CLIs", reference, "≥ 0.8 ×", at_least=_TEXT_AT_LEAST
+        f"text lane, {CLIENTS} clients",
+        ours,
+        f"{CLIENTS} raw warm CLIs",
+        reference,
+        "≥ 0.8 ×",
+        at_least=_TEXT_AT_LEAST,
+        notes=[f"processes started meanwhile: {replaced} by the daemon, none by the reference"],
+        details={"spawned": replaced},
     )
+
+
+def _spawned(daemon: Daemon) -> int:
+    return int(daemon.control("status")["workers"]["spawned"])
 
 
 def direct(stage: Stage, scale: Scale) -> Iterator[Row]:
