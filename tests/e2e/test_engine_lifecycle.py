@@ -191,7 +191,7 @@ async def test_a_cli_that_dies_as_soon_as_it_starts_is_not_started_again_and_aga
         response = await daemon.chat("Hello")
     assert response.status in (503, 529)
     said = (await response.json())["error"]["message"]
-    assert "ended with status 9" in said
+    assert "ended with status" in said  # 9, or -9 of those that we killed
     assert "out of luck" not in said  # nobody knows what a CLI writes to stderr
     assert (await daemon.control("health"))["checks"]["worker_pool"]["status"] in ("warn", "fail")
     await until(lambda: time.monotonic() - began > 5)
