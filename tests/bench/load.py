@@ -135,7 +135,7 @@ def _run(loops: Sequence[Loop], seconds: float) -> Block:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit())
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     work: dict[str, Any] = orjson.loads(sys.stdin.buffer.readline())
     kind = work.pop("kind")
     with ExitStack() as stack:
