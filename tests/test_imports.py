@@ -20,6 +20,7 @@ MAY: dict[str, set[str]] = {
     "engine": {"core", "ports"},
     "upstream": {"core", "ports"},
     "offline": set(),
+    "store": {"core", "ports"},
     "supervise": {"ports"},
     "telemetry": {"config", "layers", "secret"},
     "api": {"core", "ports", "service", "wire"},

@@ -37,11 +37,14 @@ class Code(StrEnum):
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
     CONTROL_VERSION = "control_version"
     CONFLICT = "conflict"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
+    QUEUE_FULL = "queue_full"
     # our own state
     DRAINING = "draining"
     OVERLOADED = "overloaded"
     QUEUE_TIMEOUT = "queue_timeout"
     NOT_READY = "not_ready"
+    STORE_UNAVAILABLE = "store_unavailable"
     INTERNAL = "internal"
     # the upstream Messages API
     UPSTREAM_INVALID_REQUEST = "upstream_invalid_request"

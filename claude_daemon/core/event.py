@@ -13,7 +13,10 @@ from typing import Any
 
 MESSAGE_EVENT = "message.event"
 MESSAGE = "message"
+TASK_QUEUED = "task.queued"
 TASK_STARTED = "task.started"
+TASK_REQUEUED = "task.requeued"
+TEXT_RESET = "text.reset"
 RETRY = "retry"
 TASK_SUCCEEDED = "task.succeeded"
 TASK_FAILED = "task.failed"
@@ -23,6 +26,11 @@ TERMINAL = frozenset({TASK_SUCCEEDED, TASK_FAILED, TASK_CANCELLED})
 
 # seq = fence << FENCE_SHIFT | n: an attempt of more than 16 million events is not a stream but a leak
 FENCE_SHIFT = 24
+
+
+def first_seq(fence: int) -> int:
+    """The number of the first event that is told under this fence."""
+    return (fence << FENCE_SHIFT) + 1
 
 
 @dataclass(frozen=True, slots=True)

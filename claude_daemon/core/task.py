@@ -48,6 +48,13 @@ MOVES: Mapping[State, frozenset[State]] = {
 }
 
 
+class Effects(StrEnum):
+    """Whether an attempt may have changed something outside of the daemon: only one that has not may be rerun."""
+
+    NONE = "none"
+    POSSIBLE = "possible"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """Tokens of one or more model calls, as the Messages API counts them.
@@ -78,7 +85,8 @@ class TaskSpec:
     ``request`` is a Messages API request body (the inner form every dialect is translated to), with ``model``
     already resolved from aliases. ``headers`` are the client's ``anthropic-*`` headers, passed on by the direct
     lane. ``stream`` tells whether the caller wants events as they come or one ``message``. ``output_schema`` is the
-    JSON schema that the answer's text must satisfy, or None.
+    JSON schema that the answer's text must satisfy, or None. ``timeout_seconds`` counts from the submission.
+    ``webhook`` is the URL that is told the end. ``metadata`` is the client's own, kept and given back as it is.
     """
 
     kind: Kind
@@ -92,6 +100,8 @@ class TaskSpec:
     output_schema: Mapping[str, Any] | None = None
     timeout_seconds: float | None = None
     priority: int = 0
+    webhook: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def model(self) -> str:
@@ -100,12 +110,19 @@ class TaskSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a task ended. ``failure`` is set if and only if the state is failed or cancelled; else ValueError."""
+    """How a task ended. ``failure`` is set if and only if the state is failed or cancelled; else ValueError.
+
+    ``text`` is the whole answer of a task (a chat keeps none), ``structured`` the same as the JSON value that its
+    schema asked for. ``cost_micro_usd`` None: the model's price is not known.
+    """
 
     state: State
     usage: Usage = Usage()
     stop_reason: str | None = None
     failure: Failure | None = None
+    text: str | None = field(default=None, repr=False)
+    structured: Any = field(default=None, repr=False)
+    cost_micro_usd: int | None = None
 
     def __post_init__(self) -> None:
         if not self.state.terminal:
@@ -116,16 +133,26 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task at one moment. Times are seconds since the epoch (for people, never for durations)."""
+    """A task at one moment. Times are seconds since the epoch (for people, never for durations).
+
+    ``attempt`` counts claims. ``fence`` grows with each claim and with each end that comes from outside of an attempt;
+    whoever holds an older one can change nothing. ``effects`` is the current attempt's. ``last_seq`` is the number of
+    the last event that the store has.
+    """
 
     id: str
     spec: TaskSpec
     state: State = State.QUEUED
     attempt: int = 0
+    fence: int = 0
+    effects: Effects = Effects.NONE
     created_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    cancel_requested_at: float | None = None
     outcome: Outcome | None = None
+    last_seq: int = 0
+    batch_id: str | None = None
 
 
 def evolve(task: Task, **changes: Any) -> Task:

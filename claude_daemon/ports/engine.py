@@ -1,4 +1,4 @@
-"""What the service needs from the outside, as protocols.
+"""What the service needs to have a task run.
 
 ``engine`` and ``upstream`` implement :class:`Engine`; ``upstream.broker`` implements :class:`Gateway`, which the
 engine's workers talk to. Clock and ids are plain callables.

@@ -1,0 +1,331 @@
+"""What the service needs kept: the store, composed of one protocol for each noun.
+
+Rules that every store keeps, and ``tests/store/contract.py`` holds it to:
+
+- A verb is atomic, and durable when it returns. :meth:`Tasks.append` alone returns at once and tells later.
+- Verbs are applied in the order in which they were called.
+- A *fence* decides who may change a running task: a verb that names an older one changes nothing and says so.
+- A verb that cannot be made durable raises :class:`StoreUnavailable`, and then nothing of it has happened. Exempt is
+  what has happened outside already (:meth:`append`, :meth:`settle`, :meth:`requeue`, :meth:`set_effects`,
+  :meth:`record_chat`): it is kept in order and tried again until the store recovers or is closed.
+- No clock, no ids: times are seconds since the epoch, given by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from claude_daemon.core.errors import Failure
+from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
+
+
+class StoreUnavailable(Exception):
+    """Nothing can be made durable now (the disk is full, the file is gone); ``str()`` says why."""
+
+
+class StoreBroken(Exception):
+    """The store cannot be opened: corrupt, newer than this code, or not ours. For people; no secrets in it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEvent:
+    """One event as its followers are told it. ``encoded`` is the whole of it as JSON, task, seq and time included."""
+
+    seq: int
+    type: str
+    encoded: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditRecord:
+    """One security-relevant act. ``details`` are JSON values: never a secret, never a prompt.
+
+    ``peer_uid`` is set for what came over the control socket.
+    """
+
+    at: float
+    act: str
+    key_id: str | None = None
+    task_id: str | None = None
+    request_id: str | None = None
+    peer_uid: int | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerEntry:
+    """What one attempt used. ``cost_micro_usd`` None: the model's price is not known."""
+
+    task_id: str
+    attempt: int
+    at: float
+    key_id: str
+    trust_domain: str
+    model: str
+    lane: Lane
+    usage: Usage
+    cost_micro_usd: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idempotency:
+    """A client's ``Idempotency-Key`` and the digest of what it was sent with. Keys of two API keys never meet."""
+
+    key: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A task to be queued (state ``queued``, fence 0) and its first event, which becomes its ``last_seq``."""
+
+    task: Task
+    event: StoredEvent
+    idempotency: Idempotency | None = None
+    audit: AuditRecord | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimits:
+    """How many tasks may be queued, in all and of one key."""
+
+    max_queued: int
+    max_queued_per_key: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Tasks that were submitted together. ``refused``: what was turned away, by its position in the submission."""
+
+    id: str
+    key_id: str
+    created_at: float
+    size: int
+    refused: Mapping[int, Failure] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchState:
+    """A batch now: its tasks by their position, without those that were refused or are purged."""
+
+    batch: Batch
+    tasks: Mapping[int, Task]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    """The end of a task.
+
+    An attempt ends its own task with ``new_fence`` None. Whoever ends a task from outside (a cancelled one that is
+    queued, one whose daemon is gone) names the fence that it saw and takes the next one, ``fence + 1``.
+    ``webhook_id`` is set where the task has a webhook: its delivery is due from now on.
+    """
+
+    task_id: str
+    fence: int
+    outcome: Outcome
+    finished_at: float
+    event: StoredEvent
+    new_fence: int | None = None
+    ledger: LedgerEntry | None = None
+    audit: AuditRecord | None = None
+    webhook_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requeue:
+    """A running task goes back to the queue, from its attempt (``new_fence`` None) or from outside (``fence + 1``)."""
+
+    task_id: str
+    fence: int
+    event: StoredEvent
+    new_fence: int | None = None
+    ledger: LedgerEntry | None = None
+    audit: AuditRecord | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueuedTask:
+    """What the ready queue holds of a task: enough to decide who is next."""
+
+    id: str
+    lane: Lane
+    key_id: str
+    priority: int
+    created_at: float
+    deadline_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskFilter:
+    """Which tasks a list shows; None means any."""
+
+    key_id: str | None = None
+    kind: Kind | None = None
+    states: frozenset[State] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPage:
+    """Newest first. ``next`` is the cursor of the following page, None at the end."""
+
+    tasks: Sequence[Task]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventPage:
+    """A task and its events after a cursor, read at one moment. ``complete``: there were no more at that moment."""
+
+    task: Task
+    events: Sequence[StoredEvent]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDelivery:
+    """One webhook that is due. ``attempts``: how often it was tried before."""
+
+    id: str
+    task_id: str
+    url: str
+    attempts: int
+    due_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreStatus:
+    """How the store is. ``error``: why nothing can be made durable now. ``backlog``: verbs not yet durable."""
+
+    error: str | None
+    backlog: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Tasks(Protocol):
+    """Tasks, their attempts and their events."""
+
+    async def enqueue(
+        self, submissions: Sequence[Submission], limits: QueueLimits, batch: Batch | None = None
+    ) -> Sequence[Task | Failure]:
+        """Each as it was queued; the first task where its idempotency key was used before with the same digest; or
+        the failure: ``idempotency_conflict``, ``queue_full`` (the key's) or ``overloaded`` (all). With a batch, it is
+        kept with those accepted and those refused. All or nothing is durable; raises StoreUnavailable.
+        """
+
+    async def claim(self, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
+        """The task, running: ``attempt`` and ``fence`` are one more, ``effects`` none, ``started_at`` set once.
+
+        None when it is not queued any more. Raises StoreUnavailable.
+        """
+
+    async def renew(self, node: str, task_ids: Sequence[str], lease_until: float) -> frozenset[str]:
+        """Prolongs this node's leases; the ids that it still holds. Raises StoreUnavailable."""
+
+    def append(self, task_id: str, fence: int, events: Sequence[StoredEvent], told: Callable[[bool], None]) -> None:
+        """Keeps events of a running task. ``told`` is called in the caller's loop once they are durable (True), or when
+        the fence was stale and nothing was kept (False)."""
+
+    async def set_effects(self, task_id: str, fence: int) -> bool:
+        """``effects = possible``, durable; False when the fence is stale."""
+
+    async def settle(self, settlement: Settlement) -> bool:
+        """State, outcome, ledger, audit, webhook and last event, all or nothing; False when the fence is stale or the
+        task has ended already."""
+
+    async def requeue(self, requeue: Requeue) -> bool:
+        """Back to queued; False when the fence is stale or the task is not running."""
+
+    async def request_cancel(self, task_id: str, at: float, audit: AuditRecord | None = None) -> Task | None:
+        """Notes the wish on a task that has not ended (the first time counts); the task as it is now, None if there is
+        none. Raises StoreUnavailable."""
+
+    async def retry(self, task_id: str, event: StoredEvent, audit: AuditRecord | None = None) -> Task | None:
+        """A task that failed or was cancelled is queued again: fence + 1, attempt 0, outcome and cancel request gone.
+        ``event``'s number is the first of ``fence + 1``. None when it is not in such a state or its fence is not the
+        one that the event's number says. Raises StoreUnavailable."""
+
+    async def get(self, task_id: str) -> Task | None: ...
+
+    async def list(self, wanted: TaskFilter, limit: int, cursor: str | None = None) -> TaskPage:
+        """Raises ValueError for a cursor that is none."""
+
+    async def events(self, task_id: str, after: int, max_events: int, max_bytes: int) -> EventPage | None:
+        """Task and events in one read; at least one event where there is any. None if there is no such task."""
+
+    async def queued(self) -> Sequence[QueuedTask]:
+        """Every queued task, oldest first."""
+
+    async def running(self) -> Sequence[tuple[Task, str, float]]:
+        """Every running task with its node and the end of its lease."""
+
+    async def batch(self, batch_id: str) -> BatchState | None: ...
+
+    async def purge(self, before: float, limit: int) -> int:
+        """Deletes up to ``limit`` tasks that ended before then, with all that belongs to them but ledger and audit; how
+        many. Webhooks that are still due keep their task."""
+
+
+class Ledger(Protocol):
+    """What was used, and by whom. Rows are only ever added."""
+
+    async def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
+        """A chat that has ended: who, model, tokens, cost and outcome, never its words."""
+
+    async def ledger(self, task_id: str) -> Sequence[LedgerEntry]: ...
+
+
+class Audit(Protocol):
+    """What was done. Rows are only ever added."""
+
+    async def record(self, audit: AuditRecord) -> None:
+        """Raises StoreUnavailable."""
+
+    async def audit(self, after: int, limit: int) -> Sequence[tuple[int, AuditRecord]]:
+        """Records with their numbers, in order."""
+
+
+class Webhooks(Protocol):
+    """Deliveries that are due: written by :meth:`Tasks.settle`, ended here."""
+
+    async def due(self, now: float, limit: int) -> Sequence[WebhookDelivery]:
+        """Those due by ``now``, the longest due first."""
+
+    async def next_due(self) -> float | None:
+        """When the next one is due; None when none is left."""
+
+    async def delivered(self, webhook_id: str, at: float) -> None: ...
+
+    async def postpone(self, webhook_id: str, due_at: float, error: str) -> None:
+        """One more attempt has failed; the next is due then."""
+
+    async def give_up(self, webhook_id: str, at: float, error: str) -> None:
+        """No attempt is left."""
+
+
+class Administration(Protocol):
+    """The store itself."""
+
+    async def join(self, node: str, at: float) -> None:
+        """This daemon is there. Raises StoreUnavailable."""
+
+    async def paused(self) -> bool:
+        """Whether the queue is paused: a restored backup begins so."""
+
+    async def pause(self, paused: bool) -> None: ...
+
+    async def backup(self, to: Path) -> int:
+        """A copy of the store as it is now, complete, 0600; its size in bytes. Raises FileExistsError, OSError."""
+
+    async def check(self) -> bool:
+        """Tries to write; whether that was durable. Never raises."""
+
+    def status(self) -> StoreStatus:
+        """From RAM, at once."""
+
+
+class Store(Tasks, Ledger, Audit, Webhooks, Administration, Protocol):
+    """All of it."""
