@@ -33,7 +33,7 @@ LIVE = frozenset({_W.IDLE, _W.BUSY, _W.RECYCLING})
 class Start(StrEnum):
     """How a turn found its process: told in ``task.started`` and counted.
 
-    ``lent``: a warm process with another system prompt, in whose place the broker sends this turn's.
+    ``lent``: a warm process that is bound otherwise; the broker puts this turn's system prompt and schema in place.
     """
 
     WARM = "warm"

@@ -23,7 +23,7 @@ ROWS: Mapping[str, tuple[str, str]] = {
     "interrupt": ("interrupt ends a turn, the process stays", "the process is stopped and replaced"),
     "system_block": (
         "the system prompt is a block of its own in the request",
-        "a process lends itself to no other system prompt: with no spare at hand that waits for a spawn",
+        "a process is lent to nobody else: with no spare at hand a new system prompt or schema waits for a spawn",
     ),
     "composed": (
         "client_composed: commands in a prompt mean nothing",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from claude_daemon.core.worker import WorkerState
@@ -66,6 +66,14 @@ def surplus(workers: Sequence[Worker], sizes: Sizes, usual: Shape) -> Sequence[W
     """Whom to retire because a burst is over."""
     live = [worker for worker in workers if worker.state not in _ENDED]
     return _least_used(live, usual, len(live) - sizes.limit)
+
+
+def next_worn(workers: Sequence[Worker], reason: Callable[[Worker], str | None]) -> tuple[Worker, str] | None:
+    """Whom to replace because it is worn, and why: the oldest idle one, and nobody while another is being replaced."""
+    if any(worker.state in (WorkerState.STARTING, WorkerState.RETIRING) for worker in workers):
+        return None
+    idle = sorted((w for w in workers if w.state is WorkerState.IDLE), key=lambda worker: worker.born)
+    return next(((worker, why) for worker in idle if (why := reason(worker)) is not None), None)
 
 
 def _least_used(live: Sequence[Worker], usual: Shape, count: int) -> Sequence[Worker]:

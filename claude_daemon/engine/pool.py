@@ -3,8 +3,9 @@
 :meth:`Pool.lease` is synchronous and decides only; spawning, binding ahead, recycling and burying are tasks of the
 pool's own. A process is unbound until its first request, which binds it to that request's system prompt and schema;
 it is kept for them, least recently used first out. ``spares`` unbound processes are always being made ready, so that
-the next new system prompt need not wait for a spawn. When spares run short, a warm process with another system prompt
-is lent, and the broker puts the asked one in its place; so nobody waits for a spawn while workers are idle.
+the next new system prompt need not wait for a spawn. When spares run short, a warm process that is bound otherwise is
+lent, and the broker puts the asked system prompt and schema in place; so nobody waits for a spawn while workers are
+idle.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from claude_daemon.engine import report
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.failures import Failures
-from claude_daemon.engine.fill import Change, Sizes, fill, spares_now, surplus
+from claude_daemon.engine.fill import Change, Sizes, fill, next_worn, spares_now, surplus
 from claude_daemon.engine.lease import TextLease
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan
 from claude_daemon.engine.process import SpawnFailed
@@ -38,6 +39,8 @@ from claude_daemon.ports import HealthReport
 _UPKEEP_INTERVAL_S: Final = 10.0  # age and memory of idle workers
 # Starting a CLI takes half a second of one core: more at once would only make the first one late.
 _MAX_STARTING: Final = max(1, (os.cpu_count() or 1) // 2)
+# Those that were started together must not grow old together: each lives up to a fifth less than it may.
+_AGE_SPREAD: Final = 0.2
 _DEMAND_WINDOW_S: Final = 3.0  # how long a late binding counts as a sign that more are coming
 # /clear takes 10 to 35 ms, a late binding 100 more than a warm turn: so long a cleared worker is worth waiting for.
 _PATIENCE_S: Final = 0.25
@@ -96,6 +99,7 @@ class Pool:
         self._starved: TaskSpec | None = None
         self._failures = Failures()
         self._late_bindings: deque[float] = deque(maxlen=64)
+        self._lends_forms = True
         self._filled_once = asyncio.Event()
 
     # what the dispatcher asks
@@ -179,14 +183,16 @@ class Pool:
 
     @property
     def _lends(self) -> bool:
-        """Whether a worker can serve another system prompt than its own; then few spares are enough."""
+        """Whether a worker can serve what it is not bound to; then few spares are enough."""
         return self.capabilities.system_block and self.capabilities.late_bind and self._spawner.brokered
 
     def _lenders(self, turn_plan: TurnPlan, shape: Shape) -> list[Worker]:
-        """Workers with another system prompt that could serve this one, whatever they are doing now."""
+        """Workers that are bound otherwise and could serve this one, whatever they are doing now."""
         if not self._lends:
             return []
         model, known = self.cli_model(turn_plan.model), self.capabilities.aliases.values()
+        if turn_plan.binding.schema is not None and not self._lends_forms:
+            return []
         fitting = [w for w in self.workers.values() if self._fits(w, shape)]
         return [w for w in fitting if w.may_lend(turn_plan.binding, model, known)]
 
@@ -211,6 +217,10 @@ class Pool:
         """A turn is over, well or not: the worker is cleared in the background, or replaced."""
         worker.turns += 1
         worker.last_used = time.monotonic()
+        if worker.form_refused and self._lends_forms:
+            self._lends_forms = False
+            why = "the upstream does not know output_config.format: schemas wait for processes of their own"
+            self._say("pool.forms_not_lent", "warning", worker, reason=why)
         if worker.state is not WorkerState.BUSY:
             return
         reason = self._worn_out(worker)
@@ -262,6 +272,7 @@ class Pool:
             self._retire(worker, "room for another binding")
         for shape in change.start:
             worker = self._spawner.prepare(shape)
+            worker.lifetime_s = self.settings.max_worker_age_s * (1 - _AGE_SPREAD * _jitter())
             self.workers[worker.id] = worker
             self.spawned += 1
             self._spawn_task(self._bring_up(worker, shape))
@@ -365,7 +376,7 @@ class Pool:
                 return "did not come back from its turn"
             if not self.capabilities.clear:
                 return "the CLI has no /clear"
-            return None if await worker.clear() else "was not cleared"
+            return worker.unfit if await worker.clear() else "was not cleared"
         except WorkerLost as lost:
             return str(lost)
 
@@ -378,8 +389,8 @@ class Pool:
             return worker.unfit
         if worker.turns >= settings.max_turns_per_worker:
             return f"served {worker.turns} turns"
-        if time.monotonic() - worker.born >= settings.max_worker_age_s:
-            return f"older than {settings.max_worker_age_s:g} s"
+        if time.monotonic() - worker.born >= worker.lifetime_s:
+            return f"older than {worker.lifetime_s:.0f} s"
         rss = worker.process.rss_bytes()
         if rss is not None and rss > settings.max_worker_rss_mb * 2**20 and worker.turns > 0:
             return f"grew to {rss // 2**20} MB"
@@ -388,10 +399,9 @@ class Pool:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_INTERVAL_S)
-            for worker in self._in(WorkerState.IDLE):
-                reason = self._worn_out(worker)
-                if reason is not None:
-                    self._retire(worker, reason)
+            worn = next_worn(list(self.workers.values()), self._worn_out)
+            if worn is not None:
+                self._retire(*worn)
             self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
             self._fill()
             self._tell_end()

@@ -33,7 +33,7 @@ from claude_daemon.engine.stream import (
     user_line,
 )
 from claude_daemon.engine.turn import TurnReader
-from claude_daemon.ports import Account, Ended, SystemSwap
+from claude_daemon.ports import Account, Ended, Loan
 
 # What waits for a slow reader before the CLI's stdout is read no further: a few thousand deltas, or some large ones.
 INBOX_MESSAGES = 4096
@@ -58,6 +58,7 @@ class Worker:
         self.model = model
         self.turns = 0
         self.born = time.monotonic()
+        self.lifetime_s = float("inf")
         self.last_used = self.born
         self.process: Process | None = None
         self.home: Path | None = None
@@ -71,9 +72,12 @@ class Worker:
         self._request_number = 0
         self._turn_open = False
         self._must_succeed: dict[str, tuple[Code, str | None]] = {}  # control requests whose refusal fails the turn
+        self._refused: Failure | None = None
+        self._loan: Loan | None = None
         self._can = capabilities
         self.ending = False  # its end has been asked for, so it is no crash
         self.unfit: str | None = None  # why it should serve no further turn
+        self.form_refused = False  # the upstream does not know the form in which a lent schema is asked for
 
     def __repr__(self) -> str:
         bound = self.binding.label if self.binding else "-"
@@ -114,7 +118,23 @@ class Worker:
         if self._held and self.process is not None:
             self._held = False
             self.process.hold(False)
+        for message in messages:
+            self._notice(message)
         return messages
+
+    def _notice(self, message: Mapping[str, Any]) -> None:
+        """A model or binding that the CLI refuses would leave the turn to the one before: an error, not an answer.
+
+        Noticed whoever reads: a caller that has left must not leave such a process to the next one.
+        """
+        answer = control_answer(message)
+        if answer is None or answer[0] not in self._must_succeed:
+            return
+        code, param = self._must_succeed.pop(answer[0])
+        if answer[1].get("subtype") == "error":
+            said = str(answer[1].get("error") or "Claude Code refused the request")
+            self.unfit = f"it refused {answer[0]}"
+            self._refused = Failure(code=code, message=said, param=param)
 
     def obituary(self) -> str:
         """What is known of an end nobody asked for; fit for a caller's eyes, unlike :meth:`last_words`."""
@@ -187,12 +207,13 @@ class Worker:
         self, plan: TurnPlan, cli_model: str, limits: TurnLimits, request_id: str = ""
     ) -> AsyncIterator[Sequence[Emission | Ended]]:
         """Runs one turn; the last batch ends in :class:`Ended`. Closing it early leaves the turn to :meth:`settle`."""
-        self._turn_open, self.request_id = True, request_id
+        self._turn_open, self.request_id, self._loan = True, request_id, self._loan_for(plan)
         if self.account is not None:
-            self.account.begin(request_id, self._swap(plan))
+            self.account.begin(request_id, self._loan)
+        by_tool = plan.binding.schema is not None and (self._loan is None or self._loan.schema is None)
         reader = TurnReader(
             show_thinking=plan.show_thinking,
-            structured=plan.binding.schema is not None,
+            structured=by_tool,
             max_tokens=plan.max_tokens,
         )
         watch = Watch(limits)
@@ -230,13 +251,14 @@ class Worker:
     def _digest(self, messages: list[dict[str, Any]], reader: TurnReader, watch: Watch) -> list[Emission | Ended]:
         """What the messages mean for the caller; the turn is closed with its :class:`Ended`."""
         batch: list[Emission | Ended] = []
+        if self._refused is not None:
+            reader.fail(self._refused)
         for message in messages:
             watch.seen(message)
-            self._check_control(message, reader)
             batch += reader.feed(message)
             if reader.outcome is not None:
                 self._turn_open = False
-                batch.append(Ended(outcome=self._metered(reader.outcome)))
+                batch.append(self._ended(reader.outcome))
                 break
         return batch
 
@@ -244,19 +266,29 @@ class Worker:
         """The end of a turn whose ``result`` will not be waited for; an answer that was complete stays one."""
         told = reader.give_up()
         outcome = reader.outcome or Outcome(state=State.FAILED, failure=failure)
-        return [*told, Ended(outcome=self._metered(outcome))]
+        return [*told, self._ended(outcome)]
 
-    def _swap(self, plan: TurnPlan) -> SystemSwap | None:
-        """What the gateway must put in the place of this worker's own system prompt, if the turn is only lent."""
-        if self.binding is None or self.binding.system == plan.binding.system:
+    def _ended(self, outcome: Outcome) -> Ended:
+        """How the turn ended. A form that only a loan asked for, and that the upstream refuses, is no fault of the
+        request: it is tried again on a process of its own."""
+        outcome = self._metered(outcome)
+        lent_form = self._loan is not None and self._loan.schema is not None
+        if lent_form and outcome.failure is not None and _names_the_form(outcome.failure):
+            self.form_refused = True
+        return Ended(outcome=outcome, again=self.form_refused)
+
+    def _loan_for(self, plan: TurnPlan) -> Loan | None:
+        """What the gateway must put in the place of this worker's own binding, if the turn is only lent."""
+        own, asked = self.binding, plan.binding
+        if own is None or (own.system, own.schema) == (asked.system, asked.schema):
             return None
-        return SystemSwap(own=self.binding.system, asked=plan.binding.system)
+        return Loan(own=own.system, asked=asked.system, schema=asked.schema)
 
     def may_lend(self, binding: Binding, cli_model: str, known_models: Collection[str]) -> bool:
-        """Whether it can serve a request that is bound otherwise, the gateway putting the system prompt in place.
+        """Whether it can serve a request that is bound otherwise, the gateway putting system prompt and form in place.
 
-        Not with a schema, which is a tool of the process; and not where the CLI would ask the upstream whether it knows
-        the model: that call has no place for a system prompt.
+        Not with a schema of its own, which is a tool of the process; and not where the CLI would ask the upstream
+        whether it knows the model: that call has no place for either.
         """
         own = self.binding
         return (
@@ -264,7 +296,6 @@ class Worker:
             and self.account is not None
             and own.trust_domain == binding.trust_domain
             and own.schema is None
-            and binding.schema is None
             and (cli_model == self.model or cli_model in known_models)
         )
 
@@ -276,17 +307,6 @@ class Worker:
         if cli_model != self.model:
             self.model = cli_model
             self._must_succeed[self._control("set_model", model=cli_model)] = (Code.MODEL_NOT_FOUND, "model")
-
-    def _check_control(self, message: Mapping[str, Any], reader: TurnReader) -> None:
-        """A model or binding that the CLI refuses would leave the turn to the one before: an error, not an answer."""
-        answer = control_answer(message)
-        if answer is None or answer[0] not in self._must_succeed:
-            return
-        code, param = self._must_succeed.pop(answer[0])
-        if answer[1].get("subtype") == "error":
-            said = str(answer[1].get("error") or "Claude Code refused the request")
-            self.unfit = f"it refused {answer[0]}"
-            reader.fail(Failure(code=code, message=said, param=param))
 
     def _user_line(self, content: Content, *, query: bool = True) -> bytes:
         if self._can.composed:
@@ -303,10 +323,11 @@ class Worker:
 
     async def _history_step(self, reader: TurnReader) -> None:
         while True:
-            for message in await self._messages():
-                self._check_control(message, reader)
-                if is_result(message):
-                    return
+            messages = await self._messages()
+            if self._refused is not None:
+                reader.fail(self._refused)
+            if any(map(is_result, messages)):
+                return
 
     def _interrupt(self, reason: str, watch: Watch | None = None) -> None:
         if self.account is not None:
@@ -363,6 +384,11 @@ class Worker:
                 if await process.wait_gone(STOP_STEP_S):
                     break
         process.bury()
+
+
+def _names_the_form(failure: Failure) -> bool:
+    """Whether the upstream refuses ``output_config.format`` itself: it names it, or structured outputs."""
+    return failure.code is Code.UPSTREAM_INVALID_REQUEST and "output" in failure.message.lower()
 
 
 _TOLD_BETTER_BY_THE_GATEWAY = frozenset(

@@ -153,6 +153,7 @@ _MARKERS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "input": ("inputs", _object),
     "repeat": ("repeat", _number),
     "no-structured": ("structured", _flag(False)),
+    "no-format": ("formats", _flag(False)),
     "invalid": ("invalid", _flag(True)),
     "usage": ("usage", _usage),
     "first": ("first_s", _seconds),

@@ -173,6 +173,8 @@ def _json_reply(prompt: Prompt, settings: Settings) -> str | None:
     """The structured output, where the request wants one and no marker asks for other words."""
     if prompt.schema is None or settings.refusal or settings.text is not None:
         return None
+    if not settings.formats:
+        raise ApiError(400, "output_config: Extra inputs are not permitted")
     try:
         value = instance(prompt.schema)
     except SchemaError as error:

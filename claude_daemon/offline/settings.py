@@ -71,6 +71,7 @@ class Settings:
     inputs: tuple[Mapping[str, Any], ...] = ()
     repeat: int = 1
     structured: bool = True
+    formats: bool = True
     invalid: bool = False
     usage: UsageKind = UsageKind.EXACT
     first_s: float = 0.0
@@ -82,7 +83,7 @@ class Settings:
     drift: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("history", "system", "thinking", "refusal", "structured", "invalid", "drift"):
+        for name in ("history", "system", "thinking", "refusal", "structured", "formats", "invalid", "drift"):
             _require(isinstance(getattr(self, name), bool), name, "true or false")
         _check_int("tokens", self.tokens, 1, MAX_TOKENS, optional=True)
         _check_int("reply_bytes", self.reply_bytes, 1, MAX_REPLY_BYTES, optional=True)

@@ -9,8 +9,8 @@ from claude_daemon.ports.engine import (
     HealthReport,
     Ids,
     Lease,
+    Loan,
     Schemas,
-    SystemSwap,
 )
 from claude_daemon.ports.store import (
     Administration,
@@ -57,6 +57,7 @@ __all__ = [
     "Lease",
     "Ledger",
     "LedgerEntry",
+    "Loan",
     "QueueLimits",
     "QueuedTask",
     "Requeue",
@@ -68,7 +69,6 @@ __all__ = [
     "StoreUnavailable",
     "StoredEvent",
     "Submission",
-    "SystemSwap",
     "TaskFilter",
     "TaskPage",
     "Tasks",

@@ -24,9 +24,14 @@ Ids = Callable[[str], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """The last thing an engine's run yields: how it ended."""
+    """The last thing an engine's run yields: how it ended.
+
+    ``again``: it failed for a reason of the engine's own, which the next try will not meet; where nothing has been told
+    yet, nobody need see it.
+    """
 
     outcome: Outcome
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +99,16 @@ class Schemas(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SystemSwap:
-    """A worker's ``own`` system prompt, and the one that is ``asked`` for in its place; either may be empty."""
+class Loan:
+    """What a worker that is lent sends in the place of what it is bound to.
+
+    ``own`` is its own system prompt, ``asked`` the one that is asked for; either may be empty. ``schema`` is the JSON
+    schema of the answer, as JSON, or None.
+    """
 
     own: str
     asked: str
+    schema: bytes | None = None
 
 
 class Account(Protocol):
@@ -107,10 +117,10 @@ class Account(Protocol):
     base_url: str
     token: str
 
-    def begin(self, request_id: str = "", swap: SystemSwap | None = None) -> None:
+    def begin(self, request_id: str = "", loan: Loan | None = None) -> None:
         """A new turn, on behalf of this request: the meter is at zero, model calls are allowed.
 
-        ``swap``: every call of the turn is sent with another system prompt than the worker's own.
+        ``loan``: every call of the turn is sent with another system prompt or schema than the worker's own.
         """
 
     def bar(self, reason: str) -> None:

@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from claude_daemon.core.errors import Code, Failure, Refusal
@@ -208,12 +208,12 @@ class Dispatcher:
         self._running_per_key[run.key_id] += 1
         attempt = run.attempt = self._group.create_task(self._attempt(run, lease), context=run.context)
         # one that is cancelled before its first step never runs a line of its own, its `finally` included
-        attempt.add_done_callback(lambda _: self._end(run, attempt, lease, cut_short(run)))
+        attempt.add_done_callback(lambda _: self._end(run, attempt, lease, Ended(outcome=cut_short(run))))
 
     async def _attempt(self, run: Run, lease: Lease) -> None:
         attempt = asyncio.current_task()
         assert attempt is not None
-        outcome = None
+        ended = None
         try:
             run.tail.begin_attempt(run.task.attempt)
             started = {
@@ -223,16 +223,16 @@ class Dispatcher:
                 "attempt": run.task.attempt,
             }
             run.tail.append([Emission(TASK_STARTED, started)])
-            outcome = await self._outcome(run, lease)
+            ended = await self._ended(run, lease)
         except asyncio.CancelledError:
             pass  # by :meth:`_cut`, which knows why
         except Exception as error:  # the boundary of an attempt
             self._broken(run, error)
-            outcome = ended_with(INTERNAL)
+            ended = Ended(outcome=ended_with(INTERNAL))
         finally:
-            self._end(run, attempt, lease, outcome or cut_short(run))
+            self._end(run, attempt, lease, ended or Ended(outcome=cut_short(run)))
 
-    async def _outcome(self, run: Run, lease: Lease) -> Outcome:
+    async def _ended(self, run: Run, lease: Lease) -> Ended:
         """Runs the lease. With a schema, the end of the answer is told only when the answer has been judged."""
         schema = run.task.spec.output_schema
         judge = Judge(self._schemas, schema) if schema is not None else None
@@ -246,10 +246,10 @@ class Dispatcher:
                 await self._tell(run, emissions)
                 if ended is not None:
                     if judge is None:
-                        return ended.outcome
+                        return ended
                     outcome, held = await judge.judge(ended.outcome)
                     await self._tell(run, held)
-                    return outcome
+                    return replace(ended, outcome=outcome)
         raise AssertionError("an engine's run must end in Ended")
 
     async def _tell(self, run: Run, emissions: Sequence[Emission]) -> None:
@@ -260,7 +260,7 @@ class Dispatcher:
         run.tail.append(emissions)
         await run.tail.room()
 
-    def _end(self, run: Run, attempt: asyncio.Task[None], lease: Lease, outcome: Outcome) -> None:
+    def _end(self, run: Run, attempt: asyncio.Task[None], lease: Lease, ended: Ended) -> None:
         """The attempt is over, and with it the task unless another one tries. Once for each attempt."""
         if run.attempt is not attempt:
             return
@@ -273,17 +273,18 @@ class Dispatcher:
             lease.release()
         except Exception as error:  # its end is told even so
             self._broken(run, error)
-        if self._may_rerun(run, outcome):
+        if self._may_rerun(run, ended):
             run.task = advance(run.task, State.QUEUED)
             self._queues[run.task.spec.lane].add(run, first=True)
             self._expire_later(run)
             self._pump_soon(run.task.spec.lane)
         else:
-            self._settle(run, outcome)
+            self._settle(run, ended.outcome)
 
-    def _may_rerun(self, run: Run, outcome: Outcome) -> bool:
+    def _may_rerun(self, run: Run, ended: Ended) -> bool:
         """A process that died before a word of its answer was told: another one tries, and nobody sees it."""
-        crashed = outcome.failure is not None and outcome.failure.code is Code.ENGINE_CRASHED
+        failure = ended.outcome.failure
+        crashed = failure is not None and (failure.code is Code.ENGINE_CRASHED or ended.again)
         told = run.first_delta_at is not None
         stopped = run.ending is not None or self._closing.is_set()
         return crashed and not told and not stopped and run.task.attempt < self._settings.max_attempts

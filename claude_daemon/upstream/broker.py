@@ -18,11 +18,11 @@ from aiohttp import web
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Usage
-from claude_daemon.ports import SystemSwap
+from claude_daemon.ports import Loan
 from claude_daemon.upstream import canned
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.meter import CallMeter
-from claude_daemon.upstream.rewrite import NoSystemBlock, with_system
+from claude_daemon.upstream.rewrite import NoSystemBlock, on_loan
 
 # A worker's request holds a whole conversation with its images; the edge has bounded those already.
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
@@ -46,7 +46,7 @@ class WorkerAccount:
         self.base_url = broker.base_url
         self.barred: str | None = None
         self.request_id = ""
-        self.swap: SystemSwap | None = None
+        self.loan: Loan | None = None
         self.calls = 0
         self._broker = broker
         self._settled = Usage()
@@ -56,8 +56,8 @@ class WorkerAccount:
     def __repr__(self) -> str:
         return f"<WorkerAccount {self.worker_id} calls={self.calls} barred={self.barred!r}>"
 
-    def begin(self, request_id: str = "", swap: SystemSwap | None = None) -> None:
-        self.barred, self.request_id, self.swap, self.calls = None, request_id, swap, 0
+    def begin(self, request_id: str = "", loan: Loan | None = None) -> None:
+        self.barred, self.request_id, self.loan, self.calls = None, request_id, loan, 0
         self._settled, self._under_way, self._failure = Usage(), {}, None
 
     def bar(self, reason: str) -> None:
@@ -155,9 +155,9 @@ class Broker:
             return await canned.answer(request, body)
         if self._client is None:
             return _refusal(_BARRED_STATUS, "permission_error", "the daemon has no credential for the upstream")
-        if account.swap is not None:
+        if account.loan is not None:
             try:
-                body = with_system(body, account.swap)
+                body = on_loan(body, account.loan)
             except (NoSystemBlock, ValueError):
                 account.last_call("the system prompt of this turn could not be put in place")
                 return _refusal(_BARRED_STATUS, "permission_error", str(account.barred))

@@ -140,6 +140,14 @@ async def test_a_binding_that_is_refused_is_an_error(fake: Make) -> None:
     assert outcome.failure.code is Code.UPSTREAM_INVALID_REQUEST
 
 
+async def test_a_binding_that_is_refused_after_its_caller_left_makes_the_worker_unfit(fake: Make) -> None:
+    worker = await fake(initialize=[REFUSED], clear=[{"type": "conversation_reset"}, RESULT])
+    worker.bind(Binding(trust_domain="default", system="Be brief."))
+    assert await worker.settle()
+    assert await worker.clear()
+    assert worker.unfit is not None
+
+
 async def test_silence_is_a_stall_and_its_worker_comes_back_by_interrupt(fake: Make) -> None:
     worker = await fake(user=[])
     _, outcome = await run(worker)

@@ -13,7 +13,7 @@ from claude_daemon.core.task import Kind, Lane, TaskSpec
 from claude_daemon.core.worker import WorkerState
 from claude_daemon.engine.capabilities import ROWS, Capabilities
 from claude_daemon.engine.failures import Failures
-from claude_daemon.engine.fill import Sizes, fill, spares_now, surplus
+from claude_daemon.engine.fill import Sizes, fill, next_worn, spares_now, surplus
 from claude_daemon.engine.launch import Access, Launch, argv, environment
 from claude_daemon.engine.plan import Binding, Shape, plan, without_commands
 from claude_daemon.engine.worker import Worker
@@ -225,6 +225,15 @@ def test_who_waits_gets_a_process_at_the_expense_of_the_least_used() -> None:
 def test_after_a_burst_the_least_used_go() -> None:
     idle = [worker(WorkerState.IDLE, bound=True, used=float(n)) for n in range(4)]
     assert surplus(idle, Sizes(workers=2, spares=1, starting=1), USUAL) == [idle[0]]
+
+
+def test_workers_that_are_worn_together_are_replaced_one_by_one() -> None:
+    idle = [worker(WorkerState.IDLE, used=float(n)) for n in range(3)]
+    idle[2].born -= 1
+    assert next_worn(idle, lambda w: "old") == (idle[2], "old")
+    assert next_worn(idle, lambda w: None) is None
+    for state in (WorkerState.STARTING, WorkerState.RETIRING):
+        assert next_worn([*idle, worker(state)], lambda w: "old") is None
 
 
 @pytest.mark.parametrize(

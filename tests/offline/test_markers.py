@@ -17,6 +17,7 @@ EVERY_MARKER = {
     '[[input={"a":[[1]]}]]': Settings(inputs=({"a": [[1]]},)),
     "[[repeat=3]]": Settings(repeat=3),
     "[[no-structured]]": Settings(structured=False),
+    "[[no-format]]": Settings(formats=False),
     "[[invalid]]": Settings(invalid=True),
     "[[usage=negative]]": Settings(usage=UsageKind.NEGATIVE),
     "[[first=300ms]]": Settings(first_s=0.3),

@@ -9,6 +9,7 @@ import pytest
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_FAILED, TASK_STARTED, TASK_SUCCEEDED, Emission
 from claude_daemon.core.task import Lane, Outcome, State, Usage
+from claude_daemon.ports import Ended
 from tests.service.doubles import PATIENCE_S, SUCCEEDED, Desk, FakeEngine, all_of, ended, failed, text
 
 SCHEMA = {"type": "object"}
@@ -331,6 +332,15 @@ async def test_a_crash_before_a_word_was_told_is_tried_again_and_nobody_sees_it(
     assert [event.data["attempt"] for event in events[:2]] == [1, 2]
     assert [event.seq for event in events] == sorted({event.seq for event in events})
     assert run.task.attempt == 2
+
+
+async def test_what_failed_for_the_engines_own_reason_is_tried_again() -> None:
+    async with Desk() as desk:
+        run = desk.submit()
+        outcome = failed(Code.UPSTREAM_INVALID_REQUEST)
+        (await desk.lease(0)).say(Ended(outcome=outcome, again=True))
+        (await desk.lease(1)).say(SUCCEEDED)
+        assert await ended(run) == SUCCEEDED
 
 
 async def test_a_task_that_crashes_its_engine_each_time_stops_after_max_attempts() -> None:

@@ -1,4 +1,4 @@
-"""Another system prompt in the place of a worker's own."""
+"""Another system prompt and another form of answer than a worker's own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
-from claude_daemon.ports import SystemSwap
-from claude_daemon.upstream.rewrite import NoSystemBlock, with_system
+from claude_daemon.ports import Loan
+from claude_daemon.upstream.rewrite import NoSystemBlock, on_loan
 
 FIRST: list[dict[str, Any]] = [
     {"type": "text", "text": "billing"},
@@ -19,7 +19,7 @@ OWN = {"type": "text", "text": "Own.", "cache_control": {"type": "ephemeral"}}
 
 def rewritten(system: object, own: str, asked: str) -> Any:
     body = orjson.dumps({"model": "m", "system": system, "messages": [{"role": "user", "content": "Own."}]})
-    request = orjson.loads(with_system(body, SystemSwap(own=own, asked=asked)))
+    request = orjson.loads(on_loan(body, Loan(own=own, asked=asked)))
     assert request["messages"] == [{"role": "user", "content": "Own."}]
     return request["system"]
 
@@ -40,3 +40,12 @@ def test_a_request_without_a_prompt_loses_the_workers_own() -> None:
 def test_nothing_is_sent_where_the_own_prompt_is_not_found_exactly_once(system: object) -> None:
     with pytest.raises(NoSystemBlock):
         rewritten(system, "Own.", "Asked.")
+
+
+@pytest.mark.parametrize(("given", "kept"), [({}, {}), ({"output_config": {"effort": "low"}}, {"effort": "low"})])
+def test_a_schema_is_asked_for_in_the_apis_own_words(given: dict[str, Any], kept: dict[str, Any]) -> None:
+    schema = {"type": "object"}
+    body = orjson.dumps({"system": [*FIRST, OWN], "messages": [], **given})
+    request = orjson.loads(on_loan(body, Loan(own="Own.", asked="Own.", schema=orjson.dumps(schema))))
+    assert request["system"] == [*FIRST, OWN]
+    assert request["output_config"] == {**kept, "format": {"type": "json_schema", "schema": schema}}
