@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.core.task import Task
 from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.service.dispatch import Run
 from claude_daemon.telemetry.logging import get_logger
@@ -62,8 +63,8 @@ def pool_event(event: PoolEvent) -> None:
     getattr(log, event.level)(event.name, **event.fields)
 
 
-def task_broken(run: Run, error: Exception) -> None:
-    log.error("task.broken", **_ids(run), exc_info=error)
+def task_broken(task: Task, error: Exception) -> None:
+    log.error("task.broken", **_ids(task), exc_info=error)
 
 
 def task_settled(run: Run) -> None:
@@ -75,7 +76,8 @@ def task_settled(run: Run) -> None:
     first = run.first_delta_at
     log.info(
         "task.settled",
-        **_ids(run),
+        **_ids(task),
+        worker_id=run.worker_id,
         lane=task.spec.lane,
         start=run.start,
         state=task.state,
@@ -88,12 +90,11 @@ def task_settled(run: Run) -> None:
     )
 
 
-def _ids(run: Run) -> dict[str, Any]:
-    spec = run.task.spec
+def _ids(task: Task) -> dict[str, Any]:
+    spec = task.spec
     return {
-        "task_id": run.task.id,
+        "task_id": task.id,
         "request_id": spec.request_id,
         "key_id": spec.key_id,
         "trust_domain": spec.trust_domain,
-        "worker_id": run.worker_id,
     }

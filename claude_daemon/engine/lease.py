@@ -7,6 +7,7 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from claude_daemon.core.event import Emission
+from claude_daemon.core.task import Usage
 from claude_daemon.core.worker import Start
 from claude_daemon.engine.deadline import TurnLimits
 from claude_daemon.engine.plan import TurnPlan
@@ -36,6 +37,7 @@ class TextLease:
         self._request_id = request_id
         self._given_back = given_back
         self._released = False
+        self._began = False
 
     @property
     def start(self) -> str:
@@ -45,7 +47,13 @@ class TextLease:
     def worker_id(self) -> str | None:
         return self._worker.id
 
+    @property
+    def usage(self) -> Usage:
+        account = self._worker.account
+        return account.usage if account is not None and self._began else Usage()
+
     async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
+        self._began = True
         turn = self._worker.turn(self._plan, self._cli_model, self._limits, self._request_id)
         try:
             async with aclosing(cast(Any, turn)) as batches:

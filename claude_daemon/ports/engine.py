@@ -53,6 +53,10 @@ class Lease(Protocol):
     @property
     def worker_id(self) -> str | None: ...
 
+    @property
+    def usage(self) -> Usage:
+        """What the task has used so far, for one that is cut short: its end tells nothing then."""
+
     def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         """Runs the task. Yields batches of what happened, the last one ending in exactly one :class:`Ended`.
 

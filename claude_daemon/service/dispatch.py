@@ -1,31 +1,36 @@
-"""One ready queue for everything that wants to run, and the life of an attempt.
+"""One ready queue for everything that wants to run, and who gets the next place.
 
 Next is: the highest priority (a waiting task gains one a minute), then the key with the least running, then the one
 that has waited longest. A lane that has no place for the next one of its queue serves nobody behind it: no one
-overtakes.
+overtakes. Chats wait in RAM, and only for a while. Durable tasks wait as tickets, and what they ask is read when their
+turn comes near.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Failure, Refusal
-from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, Emission
-from claude_daemon.core.task import Lane, Outcome, State, Task, TaskSpec, advance
-from claude_daemon.ports import Clock, Ended, Engine, Ids, Lease, Schemas
+from claude_daemon.core.event import Emission
+from claude_daemon.core.task import Effects, Lane, Outcome, State, Task, TaskSpec, advance
+from claude_daemon.ports import Clock, Ended, Engine, Ids, Lease, Schemas, StoreUnavailable
+from claude_daemon.service.attempt import Attempts
+from claude_daemon.service.backlog import Backlog
+from claude_daemon.service.book import Book
 from claude_daemon.service.hint import Hint
-from claude_daemon.service.judge import Judge
 from claude_daemon.service.queue import ReadyQueue
 from claude_daemon.service.run import (
     CANCELLED,
     INTERNAL,
     INTERRUPTED,
+    LATE,
     Run,
+    Ticket,
     cut_short,
     ended_with,
     last_event,
@@ -33,14 +38,21 @@ from claude_daemon.service.run import (
 
 __all__ = ["DispatchSettings", "Dispatcher", "Run"]
 
+# A store that cannot be read or written now is asked again after so long; its own health says how it is.
+_STORE_RETRY_S: Final = 1.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchSettings:
-    """``max_waiting``: requests that wait for a place, per lane; ``wait_timeout_s``: how long each may."""
+    """``max_waiting``: chats that wait for a place, per lane; ``wait_timeout_s``: how long each may.
+
+    ``stall_s``: how long an attempt waits for its events to become durable, and a stop for ends that are not yet.
+    """
 
     max_waiting: int
     wait_timeout_s: float
     max_attempts: int
+    stall_s: float = 10.0
 
 
 class Dispatcher:
@@ -58,64 +70,131 @@ class Dispatcher:
         now: Clock,
         monotonic: Clock,
         ids: Ids,
+        book: Book | None = None,
+        parts: Callable[[Emission], Sequence[Emission]] = lambda emission: [emission],
         settled: Callable[[Run], None] = lambda run: None,
-        broken: Callable[[Run, Exception], None] = lambda run, error: None,
+        broken: Callable[[Task, Exception], None] = lambda task, error: None,
     ) -> None:
         self._engines = {engine.lane: engine for engine in engines}
         self._settings = settings
-        self._schemas = schemas
+        self._book = book
         self._now = now
         self._monotonic = monotonic
         self._ids = ids
         self._settled = settled
         self._broken = broken
+        self._attempts = Attempts(schemas, book, monotonic=monotonic, parts=parts, stall_s=settings.stall_s)
         self._running: set[Run] = set()
+        self._saving: dict[Run, asyncio.Task[None]] = {}
         self._running_per_key: Counter[str] = Counter()
-        self._queues: dict[Lane, ReadyQueue[Run]] = {
+        self._queues: dict[Lane, ReadyQueue[Run | Ticket]] = {
             lane: ReadyQueue(self._running_per_key.__getitem__) for lane in self._engines
         }
+        self._backlog = Backlog(self._queues)
+        self._runs: dict[str, Run] = {}
         self._pumps: set[Lane] = set()
         self._group: asyncio.TaskGroup | None = None
         self._closing = asyncio.Event()
+        self.unsaved = 0
+        """Ends that could not be made durable before the daemon stopped; its next start finds those tasks running."""
         self.idled = Hint()
         """Given each time the last task has ended."""
         for engine in engines:
             engine.on_room(self._pumper(engine.lane))
 
+    # chats
+
     def submit(self, spec: TaskSpec) -> Run:
-        """Queues a task, and starts it at once where there is a place. Raises Refusal when the queue is full."""
+        """Queues a chat, and starts it at once where there is a place. Raises Refusal when the queue is full."""
         if self._closing.is_set():
             raise Refusal(INTERRUPTED)
-        queue = self._queues[spec.lane]
-        if len(queue) >= self._settings.max_waiting:
+        if self._chats(spec.lane) >= self._settings.max_waiting:
             raise Refusal.because(
                 Code.OVERLOADED,
                 "too many requests are waiting already",
                 retry_after_seconds=self._retry_after(spec.lane),
             )
         task = Task(id=self._ids("task"), spec=spec, created_at=self._now())
-        run = Run(task, self._monotonic())
-        queue.add(run)
+        run = self._runs[task.id] = Run(task, self._monotonic())
+        self._queues[spec.lane].add(run)
         self._pump(spec.lane)
         if run.attempt is None and not run.task.state.terminal:
             self._expire_later(run)
         return run
 
     def cancel(self, run: Run) -> None:
-        """Ends a task wherever it is; one that has ended stays as it is."""
-        self._cut(run, CANCELLED)
+        """Ends a run wherever it is; one that has ended stays as it is."""
+        self.cut(run, CANCELLED)
+
+    # durable tasks
+
+    def enqueue(self, ticket: Ticket, *, timeout_s: float | None = None, first: bool = False) -> None:
+        """Queues a task that the store has as queued; once is enough. ``timeout_s``: by then it ends wherever it is."""
+        if self._closing.is_set() or ticket.id in self._runs or not self._backlog.add(ticket, first=first):
+            return
+        if timeout_s is not None and ticket.expiry is None:
+            loop = asyncio.get_running_loop()
+            ticket.expiry = loop.call_later(max(0.0, timeout_s), self._too_late, ticket.id)
+        self._pump_soon(ticket.lane)
+
+    def hold(self) -> None:
+        """From now on no durable task is begun; they wait."""
+        self._backlog.hold()
+        for lane in self._engines:
+            self._pump_soon(lane)  # a chat may have stood behind one
+
+    def unhold(self) -> None:
+        self._backlog.unhold()
+        for lane in self._engines:
+            self._pump_soon(lane)
+
+    def withdraw(self, task_id: str) -> bool:
+        """Takes a durable task out of the queue, for whoever ends it; False when it does not wait here."""
+        ticket = self._backlog.take(task_id)
+        if ticket is not None and ticket.expiry is not None:
+            ticket.expiry.cancel()
+        return ticket is not None
+
+    def waits(self, task_id: str) -> bool:
+        """Whether a durable task waits here."""
+        return task_id in self._backlog
+
+    def find(self, task_id: str) -> Run | None:
+        """A chat that waits or runs, or a durable task from its start until its end is saved."""
+        return self._runs.get(task_id)
+
+    @property
+    def attempts(self) -> Sequence[Run]:
+        """The attempts under way that hold a lease of the store's."""
+        return [run for run in self._running if run.durable and run.claimed]
+
+    # all of them
+
+    def cut(self, run: Run, failure: Failure) -> None:
+        """Ends a run now, for this reason unless it already ends for another."""
+        if run.task.state.terminal or run.ending is not None:
+            return
+        run.ending = failure
+        if run.attempt is not None:
+            if run.claimed:
+                run.attempt.cancel()
+        elif run not in self._saving:
+            self._settle(run, cut_short(run))
 
     def interrupt_all(self) -> None:
-        """Ends everything that waits or runs, as ``interrupted``."""
-        for queue in self._queues.values():
-            for run in queue:
-                self._cut(run, INTERRUPTED)
-        for run in list(self._running):
-            self._cut(run, INTERRUPTED)
+        """Ends every chat and every attempt, as ``interrupted``; tasks that wait go on waiting."""
+        for run in list(self._runs.values()):
+            self.cut(run, INTERRUPTED)
 
     @property
     def waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
+        """Chats that wait for a place."""
+        return sum(map(self._chats, self._queues))
+
+    @property
+    def queued(self) -> int:
+        """Durable tasks that wait."""
+        return len(self._backlog)
 
     @property
     def running(self) -> int:
@@ -123,11 +202,11 @@ class Dispatcher:
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing runs."""
-        return not self._running and not self.waiting
+        """Nothing runs, no chat waits, and every end is saved."""
+        return not self._running and not self._saving and not self.waiting
 
     async def run(self) -> None:
-        """Owns every attempt until :meth:`close`; what runs by then is interrupted."""
+        """Owns every attempt until :meth:`close`; what runs by then is interrupted, and its end saved."""
         async with asyncio.TaskGroup() as self._group:
             try:
                 for lane in self._engines:
@@ -135,13 +214,29 @@ class Dispatcher:
                 await self._closing.wait()
             finally:
                 self._closing.set()
+                self._backlog.hold()
                 self.interrupt_all()
+            await self._saved()
         self._group = None
+
+    async def _saved(self) -> None:
+        """Waits for what is being saved; a store that takes nothing is not waited for longer than an attempt would."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.stall_s) as patience:
+                while not self.idle:
+                    if self._running:  # the clock runs for the store alone
+                        patience.reschedule(asyncio.get_running_loop().time() + self._settings.stall_s)
+                    await self.idled.wait()
+        for saving in self._saving.values():
+            saving.cancel()
 
     def close(self) -> None:
         self._closing.set()
 
     # who is next
+
+    def _chats(self, lane: Lane) -> int:
+        return len(self._queues[lane]) - self._backlog.in_queue(lane)
 
     def _expire_later(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
@@ -159,108 +254,143 @@ class Dispatcher:
     def _pump(self, lane: Lane) -> None:
         """Starts whoever can start, in order, and stops at the first who cannot."""
         self._pumps.discard(lane)
-        queue = self._queues[lane]
+        queue, engine = self._queues[lane], self._engines[lane]
         while queue and self._group is not None and not self._closing.is_set():
-            run = queue.next(self._monotonic())
-            engine = self._engines[lane]
+            waiting = queue.next(self._monotonic())
+            task = waiting.task
+            if task is None:
+                assert isinstance(waiting, Ticket)
+                self._read(waiting)
+                return
             try:
-                lease = engine.lease(run.task.spec)
+                lease = engine.lease(task.spec)
                 why = engine.unavailable() if lease is None else None
             except Exception as error:  # an attempt begins here: one that cannot must not hold up those behind it
-                self._broken(run, error)
-                self._settle(run, ended_with(INTERNAL))
+                self._broken(task, error)
+                self._give_up(waiting, task)
                 continue
             if lease is None:
                 self._fail_all(lane, why)
                 return
-            self._start(run, lease)
+            self._start(waiting if isinstance(waiting, Run) else self._taken(waiting, task), lease)
+
+    def _read(self, ticket: Ticket) -> None:
+        """What the ticket asks comes from the store; then its lane goes on."""
+        if not ticket.reading:
+            ticket.reading = True
+            self._own(self._reading(ticket))
+
+    async def _reading(self, ticket: Ticket) -> None:
+        assert self._book is not None
+        try:
+            task = await self._book.store.get(ticket.id)
+        except StoreUnavailable:
+            await asyncio.sleep(_STORE_RETRY_S)
+            task = None
+        else:
+            if task is None or task.state is not State.QUEUED:
+                self.withdraw(ticket.id)
+        finally:
+            ticket.reading = False
+        if task is not None and ticket.id in self._backlog:
+            self._backlog.has_read(ticket, task)
+        self._pump(ticket.lane)
+
+    def _taken(self, ticket: Ticket, task: Task) -> Run:
+        """A ticket's run. Its timer goes on."""
+        assert self._book is not None
+        self._backlog.take(ticket.id)
+        run = self._runs[task.id] = Run(task, ticket.queued_at, self._book.tails.hold(task.id))
+        run.expiry = ticket.expiry
+        if run.expiry is None and task.spec.timeout_seconds is not None:
+            left = task.created_at + task.spec.timeout_seconds - self._now()
+            run.expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._too_late, task.id)
+        return run
+
+    def _give_up(self, waiting: Run | Ticket, task: Task) -> None:
+        if isinstance(waiting, Run):
+            self._settle(waiting, ended_with(INTERNAL))
+        else:
+            self.withdraw(waiting.id)
+            self._own(self._end_waiting(task, INTERNAL))
 
     def _fail_all(self, lane: Lane, failure: Failure | None) -> None:
-        """Nobody waits for an engine that cannot come up."""
-        for run in self._queues[lane] if failure is not None else ():
-            self._settle(run, Outcome(state=State.FAILED, failure=failure))
+        """No chat waits for an engine that cannot come up; a task does."""
+        for waiting in self._queues[lane] if failure is not None else ():
+            if isinstance(waiting, Run):
+                self._settle(waiting, Outcome(state=State.FAILED, failure=failure))
 
     def _expire(self, run: Run) -> None:
         failure = Failure(
             code=Code.QUEUE_TIMEOUT,
             message=f"no place became free within {self._settings.wait_timeout_s:g} s",
-            retry_after_seconds=self._retry_after(run.task.spec.lane),
+            retry_after_seconds=self._retry_after(run.lane),
         )
         self._settle(run, ended_with(failure))
 
+    def _too_late(self, task_id: str) -> None:
+        """A durable task's time is over, wherever it is."""
+        run = self._runs.get(task_id)
+        if run is not None:
+            self.cut(run, LATE)
+        elif self.withdraw(task_id) and self._group is not None:
+            self._own(self._end_queued(task_id, LATE))
+
+    async def _end_queued(self, task_id: str, failure: Failure) -> None:
+        assert self._book is not None
+        task = await self._book.store.get(task_id)
+        if task is not None and task.state is State.QUEUED:
+            await self._end_waiting(task, failure)
+
+    async def _end_waiting(self, task: Task, failure: Failure) -> None:
+        assert self._book is not None
+        with contextlib.suppress(StoreUnavailable):  # the store closes: the next start finds it queued
+            await self._book.end(task, ended_with(failure))
+
     def _retry_after(self, lane: Lane) -> float:
         """A guess at when waiting again may help: the longer the queue, the later."""
-        return float(min(30, 1 + len(self._queues[lane]) // 16))
+        return float(min(30, 1 + self._chats(lane) // 16))
 
     # the life of an attempt
 
+    def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        assert self._group is not None
+        self._group.create_task(coroutine)
+
     def _start(self, run: Run, lease: Lease) -> None:
         assert self._group is not None
-        self._unqueue(run)
-        run.task = advance(
-            run.task,
-            State.RUNNING,
-            attempt=run.task.attempt + 1,
-            started_at=run.task.started_at or self._now(),
-        )
+        if not run.durable:
+            self._unqueue(run)
+            run.task = advance(
+                run.task,
+                State.RUNNING,
+                attempt=run.task.attempt + 1,
+                started_at=run.task.started_at or self._now(),
+            )
         run.start, run.worker_id = lease.start, lease.worker_id
         self._running.add(run)
         self._running_per_key[run.key_id] += 1
         attempt = run.attempt = self._group.create_task(self._attempt(run, lease), context=run.context)
         # one that is cancelled before its first step never runs a line of its own, its `finally` included
-        attempt.add_done_callback(lambda _: self._end(run, attempt, lease, Ended(outcome=cut_short(run))))
+        attempt.add_done_callback(lambda _: self._end(run, attempt, lease, None))
 
     async def _attempt(self, run: Run, lease: Lease) -> None:
         attempt = asyncio.current_task()
         assert attempt is not None
         ended = None
         try:
-            run.tail.begin_attempt(run.task.attempt)
-            started = {
-                "lane": run.task.spec.lane,
-                "start": lease.start,
-                "worker": lease.worker_id,
-                "attempt": run.task.attempt,
-            }
-            run.tail.append([Emission(TASK_STARTED, started)])
-            ended = await self._ended(run, lease)
+            ended = await self._attempts.make(run, lease)
         except asyncio.CancelledError:
-            pass  # by :meth:`_cut`, which knows why
+            pass  # by :meth:`cut`, which knows why
+        except StoreUnavailable:
+            run.put_off = True
         except Exception as error:  # the boundary of an attempt
-            self._broken(run, error)
+            self._broken(run.task, error)
             ended = Ended(outcome=ended_with(INTERNAL))
         finally:
-            self._end(run, attempt, lease, ended or Ended(outcome=cut_short(run)))
+            self._end(run, attempt, lease, ended)
 
-    async def _ended(self, run: Run, lease: Lease) -> Ended:
-        """Runs the lease. With a schema, the end of the answer is told only when the answer has been judged."""
-        schema = run.task.spec.output_schema
-        judge = Judge(self._schemas, schema) if schema is not None else None
-        # closed at once when we are cancelled, so that the turn is interrupted now and not when memory is collected
-        async with aclosing(cast(Any, lease.run())) as batches:
-            async for batch in batches:
-                ended = batch[-1] if isinstance(batch[-1], Ended) else None
-                emissions = [item for item in batch if isinstance(item, Emission)]
-                if judge is not None:
-                    emissions = judge.hold(emissions)
-                await self._tell(run, emissions)
-                if ended is not None:
-                    if judge is None:
-                        return ended
-                    outcome, held = await judge.judge(ended.outcome)
-                    await self._tell(run, held)
-                    return replace(ended, outcome=outcome)
-        raise AssertionError("an engine's run must end in Ended")
-
-    async def _tell(self, run: Run, emissions: Sequence[Emission]) -> None:
-        if not emissions:
-            return
-        if run.first_delta_at is None and any(e.type in (MESSAGE_EVENT, MESSAGE) for e in emissions):
-            run.first_delta_at = self._monotonic()
-        run.tail.append(emissions)
-        await run.tail.room()
-
-    def _end(self, run: Run, attempt: asyncio.Task[None], lease: Lease, ended: Ended) -> None:
+    def _end(self, run: Run, attempt: asyncio.Task[None], lease: Lease, ended: Ended | None) -> None:
         """The attempt is over, and with it the task unless another one tries. Once for each attempt."""
         if run.attempt is not attempt:
             return
@@ -269,49 +399,99 @@ class Dispatcher:
         self._running_per_key[run.key_id] -= 1
         if not self._running_per_key[run.key_id]:
             del self._running_per_key[run.key_id]
+        ended = ended or Ended(outcome=replace(cut_short(run), usage=lease.usage))
         try:
             lease.release()
         except Exception as error:  # its end is told even so
-            self._broken(run, error)
-        if self._may_rerun(run, ended):
+            self._broken(run.task, error)
+        if run.durable:
+            self._end_durable(run, ended)
+        elif self._may_rerun(run, ended) and run.first_delta_at is None:
             run.task = advance(run.task, State.QUEUED)
-            self._queues[run.task.spec.lane].add(run, first=True)
+            self._queues[run.lane].add(run, first=True)
             self._expire_later(run)
-            self._pump_soon(run.task.spec.lane)
+            self._pump_soon(run.lane)
         else:
             self._settle(run, ended.outcome)
 
     def _may_rerun(self, run: Run, ended: Ended) -> bool:
-        """A process that died before a word of its answer was told: another one tries, and nobody sees it."""
+        """Whether another try may go better: the process died, or the engine says so. Nobody wants it any less."""
         failure = ended.outcome.failure
         crashed = failure is not None and (failure.code is Code.ENGINE_CRASHED or ended.again)
-        told = run.first_delta_at is not None
         stopped = run.ending is not None or self._closing.is_set()
-        return crashed and not told and not stopped and run.task.attempt < self._settings.max_attempts
+        return crashed and not stopped and run.task.attempt < self._settings.max_attempts
 
-    # the end
+    # the end of a durable task's attempt
 
-    def _cut(self, run: Run, failure: Failure) -> None:
-        """Ends a task now, for this reason unless it already ends for another."""
-        if run.task.state.terminal or run.ending is not None:
+    def _end_durable(self, run: Run, ended: Ended) -> None:
+        if run.claimed:
+            assert self._group is not None
+            self._saving[run] = self._group.create_task(self._save(run, ended))
             return
-        run.ending = failure
-        if run.attempt is not None:
-            run.attempt.cancel()
-        else:
-            self._settle(run, cut_short(run))
+        if run.put_off and not self._closing.is_set():  # the store could not tell whether it is ours: later
+            asyncio.get_running_loop().call_later(_STORE_RETRY_S, self.enqueue, _ticket(run))
+        self._forget(run)
+        self._tell_idle()
+
+    async def _save(self, run: Run, ended: Ended) -> None:
+        """Its end becomes durable, and is told then; or it goes back to the queue."""
+        assert self._book is not None
+        again = False
+        try:
+            if run.tail.lost:
+                return  # somebody else's word counts
+            if self._goes_back(run, ended):
+                again = await self._book.requeue(run, ended.outcome)
+            elif await self._book.settle(run, ended.outcome):
+                self._settled(run)
+        except (StoreUnavailable, asyncio.CancelledError):
+            self.unsaved += 1
+        finally:
+            self._saving.pop(run, None)
+            ticket = _ticket(run) if again else None
+            self._forget(run)
+            if ticket is not None:
+                self.enqueue(ticket, first=True)
+            self._tell_idle()
+
+    def _goes_back(self, run: Run, ended: Ended) -> bool:
+        """Whether another attempt is made. One that may have changed something outside is never made twice."""
+        if run.task.effects is not Effects.NONE:
+            return False
+        return self._may_rerun(run, ended) or run.ending is INTERRUPTED
+
+    def _forget(self, run: Run) -> None:
+        self._runs.pop(run.task.id, None)
+        if run.durable:
+            assert self._book is not None
+            self._book.tails.release(run.task.id, run.tail)
+        if run.expiry is not None:
+            run.expiry.cancel()
+
+    # the end of a chat
 
     def _unqueue(self, run: Run) -> None:
-        self._queues[run.task.spec.lane].discard(run)
+        self._queues[run.lane].discard(run)
         if run.expiry is not None:
             run.expiry.cancel()
             run.expiry = None
 
     def _settle(self, run: Run, outcome: Outcome) -> None:
-        """The task has ended: state, last event, whoever waits."""
+        """A chat has ended: state, last event, whoever waits."""
         self._unqueue(run)
         run.task = advance(run.task, outcome.state, outcome=outcome, finished_at=self._now())
         run.tail.append([last_event(outcome)])
+        self._forget(run)
         self._settled(run)
+        self._tell_idle()
+
+    def _tell_idle(self) -> None:
         if self.idle:
             self.idled.give()
+
+
+def _ticket(run: Run) -> Ticket:
+    """The place of a run that goes back to the queue: as old as it was, and its timer goes on."""
+    ticket = Ticket(run.task.id, run.lane, run.key_id, run.priority, run.queued_at)
+    ticket.expiry, run.expiry = run.expiry, None
+    return ticket

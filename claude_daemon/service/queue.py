@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Final, Generic, Protocol, TypeVar
 
 AGEING_SECONDS: Final = 60.0
 """What waits gains one priority in this time."""
 
+_SLACK: Final = 64
+"""Entries of those that are gone, beyond as many as are there, before they are swept out."""
+
 
 class Waiting(Protocol):
-    """What the order looks at. ``queued_at`` is monotonic seconds."""
+    """What the order looks at. ``queued_at`` is monotonic seconds. Told apart by identity."""
 
     queued_at: float
 
@@ -22,35 +27,76 @@ class Waiting(Protocol):
 
 
 W = TypeVar("W", bound=Waiting)
+_Entry = tuple[float, int, W]
 
 
 class ReadyQueue(Generic[W]):
-    """The highest priority first, then the key with the least running, then the one that has waited longest."""
+    """The highest priority first, then the key with the least running, then the one that has waited longest.
+
+    One heap for each key: within a key, the order of any two never changes, since both age alike. So adding costs the
+    logarithm of a key's own queue, and choosing the number of keys, however many wait.
+    """
 
     def __init__(self, running: Callable[[str], int]) -> None:
         self._running = running
-        self._waiting: list[W] = []
+        self._heaps: dict[str, list[_Entry[W]]] = {}
+        self._numbers: dict[W, int] = {}
+        self._gone = 0
+        self._last = count(1)
+        self._first = count(-1, -1)
 
     def add(self, item: W, *, first: bool = False) -> None:
         """``first``: among equals it goes before those that are there."""
-        self._waiting.insert(0 if first else len(self._waiting), item)
+        number = next(self._first if first else self._last)
+        self._numbers[item] = number
+        # two that differ by one priority are as far apart as two that differ by a minute's wait
+        age = item.queued_at - item.priority * AGEING_SECONDS
+        heapq.heappush(self._heaps.setdefault(item.key_id, []), (age, number, item))
 
     def discard(self, item: W) -> None:
-        if item in self._waiting:
-            self._waiting.remove(item)
+        if self._numbers.pop(item, None) is not None:
+            self._gone += 1
+            if self._gone > len(self._numbers) + _SLACK:
+                self._sweep()
 
     def next(self, now: float) -> W:
         """Who is next; it stays in the queue. Raises ValueError when nobody waits."""
-        if len(self._waiting) == 1:
-            return self._waiting[0]
-        return min(self._waiting, key=lambda item: self._rank(item, now))
+        heads = [head for key in tuple(self._heaps) if (head := self._head(key)) is not None]
+        return min(heads, key=lambda entry: self._rank(entry, now))[2]
 
-    def _rank(self, item: W, now: float) -> tuple[float, int, float]:
-        priority = item.priority + (now - item.queued_at) // AGEING_SECONDS
-        return -priority, self._running(item.key_id), item.queued_at
+    def _head(self, key: str) -> _Entry[W] | None:
+        heap = self._heaps[key]
+        while heap and not self._is_here(heap[0]):
+            heapq.heappop(heap)
+            self._gone -= 1
+        if not heap:
+            del self._heaps[key]
+            return None
+        return heap[0]
+
+    def _is_here(self, entry: _Entry[W]) -> bool:
+        return self._numbers.get(entry[2]) == entry[1]
+
+    def _rank(self, entry: _Entry[W], now: float) -> tuple[float, int, float, int]:
+        age, number, item = entry
+        priority = (now - age) // AGEING_SECONDS
+        return -priority, self._running(item.key_id), item.queued_at, number
+
+    def _sweep(self) -> None:
+        for key, heap in list(self._heaps.items()):
+            kept = [entry for entry in heap if self._is_here(entry)]
+            heapq.heapify(kept)
+            if kept:
+                self._heaps[key] = kept
+            else:
+                del self._heaps[key]
+        self._gone = 0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._numbers)
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._numbers
 
     def __iter__(self) -> Iterator[W]:
-        return iter(tuple(self._waiting))
+        return iter(tuple(self._numbers))

@@ -9,8 +9,16 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Failure
-from claude_daemon.core.event import TASK_CANCELLED, TASK_FAILED, TASK_SUCCEEDED, Emission, Event
-from claude_daemon.core.task import Outcome, State, Task
+from claude_daemon.core.event import (
+    MESSAGE,
+    MESSAGE_EVENT,
+    TASK_CANCELLED,
+    TASK_FAILED,
+    TASK_SUCCEEDED,
+    Emission,
+    Event,
+)
+from claude_daemon.core.task import Kind, Lane, Outcome, State, Task
 from claude_daemon.service.tail import Tail
 
 INTERNAL: Final = Failure(code=Code.INTERNAL, message="Something went wrong here. The log has it by task id.")
@@ -20,6 +28,9 @@ INTERRUPTED: Final = Failure(
     message="the daemon stopped before the answer was complete",
     retry_after_seconds=1.0,
 )
+LATE: Final = Failure(code=Code.DEADLINE, message="the task did not end within its timeout_s")
+STALLED: Final = Failure(code=Code.STORE_UNAVAILABLE, message="the task's events could not be made durable")
+LOST: Final = Failure(code=Code.INTERRUPTED, message="the task is held by somebody else now")
 
 _TERMINAL_EVENT: Final[Mapping[State, str]] = {
     State.SUCCEEDED: TASK_SUCCEEDED,
@@ -28,12 +39,31 @@ _TERMINAL_EVENT: Final[Mapping[State, str]] = {
 }
 
 
-class Run:
-    """A task's state now, its events, and how its attempt goes."""
+class Ticket:
+    """A durable task that waits: as little as decides who is next, for there may be ten thousand of them.
 
-    def __init__(self, task: Task, monotonic: float) -> None:
+    ``queued_at`` is monotonic seconds; ``task`` is there while it is among the next.
+    """
+
+    __slots__ = ("expiry", "id", "key_id", "lane", "priority", "queued_at", "reading", "task")
+
+    def __init__(self, task_id: str, lane: Lane, key_id: str, priority: int, queued_at: float) -> None:
+        self.id = task_id
+        self.lane = lane
+        self.key_id = key_id
+        self.priority = priority
+        self.queued_at = queued_at
+        self.task: Task | None = None
+        self.reading = False
+        self.expiry: asyncio.TimerHandle | None = None
+
+
+class Run:
+    """A task's state now, its events, and how its attempt goes. ``tail``: of a durable task, the one that is held."""
+
+    def __init__(self, task: Task, monotonic: float, tail: Tail | None = None) -> None:
         self.task = task
-        self.tail = Tail()
+        self.tail = tail or Tail()
         self.context = contextvars.copy_context()
         """The submitter's, so that the attempt's log lines carry its ids whoever frees the place."""
         self.queued_at = monotonic
@@ -44,6 +74,15 @@ class Run:
         """Why it is being cut short, once somebody asked for that."""
         self.attempt: asyncio.Task[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
+        self.claimed = not self.durable
+        """Whether the attempt is ours: until then nothing of it may be told, and it is not cancelled but waited for."""
+        self.put_off = False
+        """Nobody could tell whether it is ours, so it is to be tried again later."""
+        self._text: list[str] = []
+
+    @property
+    def durable(self) -> bool:
+        return self.task.spec.kind is Kind.TASK
 
     @property
     def priority(self) -> int:
@@ -53,9 +92,27 @@ class Run:
     def key_id(self) -> str:
         return self.task.spec.key_id
 
+    @property
+    def lane(self) -> Lane:
+        return self.task.spec.lane
+
     def follow(self, after: int = 0) -> AsyncIterator[list[Event]]:
-        """The task's events, see :meth:`Tail.follow`."""
+        """A chat's events, see :meth:`Tail.follow`."""
         return self.tail.follow(after)
+
+    def heard(self, emission: Emission) -> None:
+        """Keeps a durable task's text, which is its result; a chat's words are nobody's but its caller's."""
+        if not self.durable:
+            return
+        if emission.type == MESSAGE:
+            blocks = emission.data.get("content", ())
+            self._text += [block["text"] for block in blocks if block.get("type") == "text"]
+        elif emission.type == MESSAGE_EVENT and emission.data.get("type") == "content_block_delta":
+            self._text.append(emission.data["delta"].get("text", ""))
+
+    @property
+    def text(self) -> str:
+        return "".join(self._text)
 
 
 def ended_with(failure: Failure) -> Outcome:
@@ -71,6 +128,8 @@ def cut_short(run: Run) -> Outcome:
 def last_event(outcome: Outcome) -> Emission:
     """What a task's followers are told of its end."""
     told: dict[str, Any] = {"stop_reason": outcome.stop_reason, "usage": asdict(outcome.usage)}
+    if outcome.cost_micro_usd is not None:
+        told["cost_usd"] = outcome.cost_micro_usd / 1_000_000
     if outcome.failure is not None:
         told["error"] = {"code": outcome.failure.code.value, "message": outcome.failure.message}
     return Emission(_TERMINAL_EVENT[outcome.state], told)

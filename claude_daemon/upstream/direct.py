@@ -14,7 +14,7 @@ import orjson
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Emission
-from claude_daemon.core.task import Lane, Outcome, State, TaskSpec
+from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.ports import Ended, HealthReport
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.meter import UNREADABLE, CallMeter, malformed
@@ -41,13 +41,18 @@ class DirectLease:
         self._engine = engine
         self._spec = spec
         self._released = False
+        self._meter = CallMeter(streaming=spec.stream)
+
+    @property
+    def usage(self) -> Usage:
+        return self._meter.usage
 
     def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         return self._run()
 
     async def _run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         settings, spec = self._engine.settings, self._spec
-        meter = CallMeter(streaming=spec.stream)
+        meter = self._meter
         watch = _Watch(
             stall_seconds=settings.stall_timeout_s,
             turn_seconds=min(settings.turn_timeout_s, spec.timeout_seconds or settings.turn_timeout_s),

@@ -9,7 +9,7 @@ from typing import Any
 
 from claude_daemon.core.errors import Code, Failure, Fault
 from claude_daemon.core.event import MESSAGE_EVENT, TERMINAL, Emission, Event
-from claude_daemon.core.task import Kind, Lane, Outcome, State, TaskSpec
+from claude_daemon.core.task import Kind, Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.ports import Ended, HealthReport
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 
@@ -55,6 +55,7 @@ class FakeLease:
 
     start = "warm"
     worker_id = "wrk_1"
+    usage = Usage()
 
     def __init__(self, engine: FakeEngine, spec: TaskSpec) -> None:
         self.spec = spec
@@ -188,7 +189,7 @@ class Desk:
             monotonic=self.clock,
             ids=lambda prefix: f"{prefix}_{next(self._numbers)}",
             settled=self.settled.append,
-            broken=lambda run, error: self.broken.append(error),
+            broken=lambda task, error: self.broken.append(error),
         )
         self._group = asyncio.TaskGroup()
 

@@ -72,9 +72,8 @@ async def test_who_comes_when_a_place_has_just_become_free_does_not_overtake_tho
 async def test_priority_goes_first_and_a_minute_of_waiting_makes_up_for_one() -> None:
     async with Desk() as desk:
         runs = [desk.submit("running"), desk.submit("old")]
-        desk.clock.now += 30
+        desk.clock.now += 61  # "old" has gained one by now, and stays older
         runs += [desk.submit("normal"), desk.submit("urgent", priority=1)]
-        desk.clock.now += 31  # "old" has gained one, and is older
         for number in range(4):
             (await desk.lease(number)).say(SUCCEEDED)
         for run in runs:

@@ -10,7 +10,7 @@ import pytest
 from claude_daemon.service.queue import ReadyQueue
 
 
-@dataclass
+@dataclass(eq=False)
 class Item:
     name: str
     queued_at: float = 0.0
@@ -54,20 +54,32 @@ def test_the_key_with_the_least_running_goes_before_age() -> None:
     assert order(first, second, running={"a": 2, "b": 1}) == ["b1", "a1"]
 
 
-def test_waiting_a_minute_is_worth_one_priority() -> None:
-    old, urgent = Item("old", 0), Item("urgent", 59, priority=1)
-    assert order(old, urgent, now=59.9) == ["urgent", "old"]
-    assert order(old, urgent, now=60.0) == ["old", "urgent"]  # equal now, and older
-    assert order(old, urgent, now=118.9) == ["old", "urgent"]
-    assert order(old, urgent, now=119.0) == ["urgent", "old"]  # which has waited a minute too
+@pytest.mark.parametrize("now", [61.0, 90.0, 600.0])
+@pytest.mark.parametrize("key", ["k", "other"])
+def test_waiting_a_minute_is_worth_one_priority(now: float, key: str) -> None:
+    old = Item("old", 0)
+    assert order(old, Item("urgent", 60.5, priority=1, key_id=key), now=now) == ["old", "urgent"]
+    assert order(old, Item("urgent", 30, priority=1, key_id="k"), now=now) == ["urgent", "old"]
 
 
 def test_who_is_put_first_goes_before_its_equals() -> None:
     queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
     queue.add(Item("a"))
-    queue.add(Item("again"), first=True)
-    assert queue.next(0.0).name == "again"
-    assert [item.name for item in queue] == ["again", "a"]
+    queue.add(again := Item("again"), first=True)
+    assert queue.next(0.0) is again
+    queue.discard(again)
+    assert queue.next(0.0).name == "a"
+
+
+def test_a_long_queue_is_left_in_order_and_forgets_who_has_left() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    items = [Item(str(n), float(n), key_id=f"k{n % 3}") for n in range(1000)]
+    for item in items:
+        queue.add(item)
+    for item in items[1:]:
+        queue.discard(item)
+    assert (len(queue), queue.next(0.0)) == (1, items[0])
+    assert sum(len(heap) for heap in queue._heaps.values()) < 100
 
 
 def test_discarding_who_is_not_there_is_nothing() -> None:

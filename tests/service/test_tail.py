@@ -70,10 +70,10 @@ async def read(follower: AsyncIterator[list[Event]]) -> list[Event]:
 
 async def test_append_numbers_from_the_fence_of_the_attempt() -> None:
     tail = Tail()
-    tail.begin_attempt(1)
+    tail.begin(1)
     tail.append([said(1), said(2)])
     assert tail.last_seq == (1 << FENCE_SHIFT) + 2
-    tail.begin_attempt(2)
+    tail.begin(2)
     tail.append([said(3), END])
     events = await read(tail.follow())
     assert [event.seq >> FENCE_SHIFT for event in events] == [1, 1, 2, 2]
@@ -83,10 +83,10 @@ async def test_append_numbers_from_the_fence_of_the_attempt() -> None:
 @pytest.mark.parametrize("fence", [0, 1, 2])
 def test_a_fence_that_is_not_larger_raises_and_changes_nothing(fence: int) -> None:
     tail = Tail()
-    tail.begin_attempt(2)
+    tail.begin(2)
     tail.append([said(1)])
     with pytest.raises(ValueError, match=f"fence {fence}"):
-        tail.begin_attempt(fence)
+        tail.begin(fence)
     tail.append([said(2)])
     assert tail.last_seq == (2 << FENCE_SHIFT) + 2
 
@@ -239,7 +239,7 @@ async def _play(steps: list[tuple[str, int]], followers: int) -> None:
             count += value
         elif what == "attempt":
             fence += 1
-            tail.begin_attempt(fence)
+            tail.begin(fence)
         elif what == "pass":
             await passes()
         elif value < followers and what == "take" and value not in gone:

@@ -1,0 +1,36 @@
+"""What tokens cost, in whole micro-USD: no floats where money is added up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from claude_daemon.core.task import Usage
+
+_TOKENS: Final = 1_000_000
+"""Prices are told for so many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Micro-USD per million tokens."""
+
+    input: int
+    output: int
+    cache_write: int
+    cache_read: int
+
+
+def cost_micro_usd(usage: Usage, price: Price) -> int:
+    """The cost of this usage, rounded up: what was used is never free.
+
+    >>> cost_micro_usd(Usage(input_tokens=1), Price(input=3_000_000, output=0, cache_write=0, cache_read=0))
+    3
+    """
+    total = (
+        usage.input_tokens * price.input
+        + usage.output_tokens * price.output
+        + usage.cache_creation_input_tokens * price.cache_write
+        + usage.cache_read_input_tokens * price.cache_read
+    )
+    return -(-total // _TOKENS)

@@ -1,0 +1,91 @@
+"""The life of an attempt: claimed, told as it goes, judged, and over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, cast
+
+from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, Emission
+from claude_daemon.ports import Clock, Ended, Lease, Schemas
+from claude_daemon.service.book import Book
+from claude_daemon.service.judge import Judge
+from claude_daemon.service.run import LOST, STALLED, Run, cut_short, ended_with
+
+Parts = Callable[[Emission], Sequence[Emission]]
+"""What an engine said, in pieces that are small enough to be told whole."""
+
+
+class Attempts:
+    """Makes attempts. ``stall_s``: how long one waits for its events to become durable before it fails."""
+
+    def __init__(self, schemas: Schemas, book: Book | None, *, monotonic: Clock, parts: Parts, stall_s: float) -> None:
+        self._schemas = schemas
+        self._book = book
+        self._monotonic = monotonic
+        self._parts = parts
+        self._stall_s = stall_s
+
+    async def make(self, run: Run, lease: Lease) -> Ended | None:
+        """How it ended; None where the task is not ours to run. Raises StoreUnavailable where nobody can tell."""
+        if run.durable:
+            assert self._book is not None
+            if not await self._book.claim(run):
+                return None
+            if run.ending is not None:
+                return Ended(outcome=cut_short(run))
+        else:
+            run.tail.begin(run.task.attempt)
+        started = {
+            "lane": run.lane,
+            "start": lease.start,
+            "worker": lease.worker_id,
+            "attempt": run.task.attempt,
+        }
+        run.tail.append([Emission(TASK_STARTED, started)])
+        if run.durable and run.task.attempt > 1:
+            run.tail.append([Emission(TEXT_RESET, {})])
+        return await self._answer(run, lease)
+
+    async def _answer(self, run: Run, lease: Lease) -> Ended:
+        """Runs the lease. With a schema, the end of the answer is told only when the answer has been judged."""
+        schema = run.task.spec.output_schema
+        judge = Judge(self._schemas, schema) if schema is not None else None
+        # closed at once when we are cancelled, so that the turn is interrupted now and not when memory is collected
+        async with aclosing(cast(Any, lease.run())) as batches:
+            async for batch in batches:
+                ended = batch[-1] if isinstance(batch[-1], Ended) else None
+                emissions = [item for item in batch if isinstance(item, Emission)]
+                if judge is not None:
+                    emissions = judge.hold(emissions)
+                stopped = await self._tell(run, emissions)
+                if stopped is not None:
+                    return stopped
+                if ended is not None:
+                    if judge is None:
+                        return ended
+                    outcome, held = await judge.judge(ended.outcome)
+                    return await self._tell(run, held) or replace(ended, outcome=outcome)
+        raise AssertionError("an engine's run must end in Ended")
+
+    async def _tell(self, run: Run, emissions: Sequence[Emission]) -> Ended | None:
+        """Tells what was said, and waits while nobody can take more; the end, where that ends the attempt."""
+        if not emissions:
+            return None
+        if run.first_delta_at is None and any(e.type in (MESSAGE_EVENT, MESSAGE) for e in emissions):
+            run.first_delta_at = self._monotonic()
+        if not run.durable:
+            run.tail.append(emissions)
+            await run.tail.room()
+            return None
+        for emission in emissions:
+            run.heard(emission)
+        run.tail.append([part for emission in emissions for part in self._parts(emission)])
+        try:
+            async with asyncio.timeout(self._stall_s):
+                await run.tail.room()
+        except TimeoutError:
+            return Ended(outcome=ended_with(STALLED))
+        return Ended(outcome=ended_with(LOST)) if run.tail.lost else None

@@ -1,0 +1,86 @@
+"""Durable tasks that wait: in the store whole, in RAM as tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from claude_daemon.core.task import Lane, Task
+from claude_daemon.service.queue import ReadyQueue
+from claude_daemon.service.run import Run, Ticket
+
+# What waits is read ahead of its turn, so that no place is empty meanwhile; a task may be 16 MiB.
+READ_AHEAD: Final = 4
+
+
+class Backlog:
+    """Keeps the tickets, and puts them into their lane's queue unless they are held back."""
+
+    def __init__(self, queues: Mapping[Lane, ReadyQueue[Run | Ticket]]) -> None:
+        self._queues = queues
+        self._tickets: dict[str, Ticket] = {}
+        self._read: set[Ticket] = set()
+        self._waiting: dict[Lane, int] = dict.fromkeys(queues, 0)
+        self.held = False
+        """No task is begun: the queue is paused, or the daemon drains."""
+
+    def add(self, ticket: Ticket, *, first: bool = False) -> bool:
+        """False for a task that waits already. A ticket's task is kept while few are."""
+        if ticket.id in self._tickets:
+            return False
+        self._tickets[ticket.id] = ticket
+        if ticket.task is not None:
+            self.has_read(ticket, ticket.task)
+        if not self.held:
+            self._put(ticket, first=first)
+        return True
+
+    def has_read(self, ticket: Ticket, task: Task) -> None:
+        """Keeps what the ticket asks, or lets go of it where enough are read already and others come first."""
+        ticket.task = task
+        self._read.add(ticket)
+        if len(self._read) > READ_AHEAD:
+            # the one that came last is read again when its turn comes
+            ticket = max(self._read, key=lambda waiting: waiting.queued_at)
+            ticket.task = None
+            self._read.discard(ticket)
+
+    def take(self, task_id: str) -> Ticket | None:
+        """Takes a ticket out, to run its task or to end it; its timer stays as it is."""
+        ticket = self._tickets.pop(task_id, None)
+        if ticket is not None:
+            self._read.discard(ticket)
+            self._pull(ticket)
+        return ticket
+
+    def hold(self) -> None:
+        if not self.held:
+            self.held = True
+            for ticket in self._tickets.values():
+                self._pull(ticket)
+
+    def unhold(self) -> None:
+        if self.held:
+            self.held = False
+            for ticket in self._tickets.values():
+                self._put(ticket)
+
+    def in_queue(self, lane: Lane) -> int:
+        """Tickets that stand in the lane's queue now."""
+        return self._waiting[lane]
+
+    def _put(self, ticket: Ticket, *, first: bool = False) -> None:
+        self._queues[ticket.lane].add(ticket, first=first)
+        self._waiting[ticket.lane] += 1
+
+    def _pull(self, ticket: Ticket) -> None:
+        queue = self._queues[ticket.lane]
+        if ticket in queue:
+            queue.discard(ticket)
+            self._waiting[ticket.lane] -= 1
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._tickets
+
+    def __len__(self) -> int:
+        return len(self._tickets)

@@ -1,0 +1,202 @@
+"""The durable side of a task: what the store is told of it, and what its followers are told once the store has it.
+
+Who ends a task, from wherever, ends it here: state, outcome, ledger, audit, webhook and last event are one
+settlement, and the last event is told after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+
+from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
+from claude_daemon.core.price import Price, cost_micro_usd
+from claude_daemon.core.task import Outcome, State, Task
+from claude_daemon.ports import (
+    AuditRecord,
+    Clock,
+    Ids,
+    LedgerEntry,
+    Requeue,
+    Settlement,
+    Store,
+    StoredEvent,
+)
+from claude_daemon.service.follow import Encoder, Tails
+from claude_daemon.service.run import Run, last_event
+
+LEASE_S: Final = 60.0
+"""How long a claim holds without being renewed: a daemon that is silent for so long is taken for gone."""
+
+MAX_STRUCTURED_BYTES: Final = 8 * 1024 * 1024
+"""Larger answers are told as text only: as much as a schema is judged on."""
+
+
+class Book:
+    """``node`` is this daemon's name in leases. ``price``: model → its price, None where it is not known."""
+
+    def __init__(
+        self,
+        store: Store,
+        tails: Tails,
+        *,
+        node: str,
+        encode: Encoder,
+        now: Clock,
+        ids: Ids,
+        price: Callable[[str], Price | None] = lambda model: None,
+    ) -> None:
+        self.store = store
+        self.tails = tails
+        self.node = node
+        self.now = now
+        self._encode = encode
+        self._ids = ids
+        self._price = price
+
+    def event(self, task_id: str, seq: int, emission: Emission) -> StoredEvent:
+        """An event of our own, which always has a public form."""
+        told = self._encode(task_id, seq, self.now(), emission)
+        assert told is not None, emission.type
+        return StoredEvent(seq=seq, type=told[0], encoded=told[1])
+
+    def queued_event(self, task_id: str, fence: int = 0) -> StoredEvent:
+        """The first event of a task, or of its next life."""
+        return self.event(task_id, first_seq(fence), Emission(TASK_QUEUED, {}))
+
+    # from the attempt
+
+    async def claim(self, run: Run) -> bool:
+        """Takes the task for an attempt; False when it is not queued any more. Raises StoreUnavailable."""
+        at = self.now()
+        claimed = await self.store.claim(run.task.id, self.node, at + LEASE_S, at)
+        if claimed is None:
+            return False
+        run.task = claimed
+        run.tail.begin(claimed.fence, after=claimed.last_seq)
+        run.claimed = True
+        return True
+
+    async def settle(self, run: Run, outcome: Outcome) -> bool:
+        """The attempt's end is the task's; False when somebody else holds it. Raises StoreUnavailable at shutdown."""
+        outcome = self._priced(self._with_result(run, outcome), run.task)
+        event = self.event(run.task.id, run.tail.next_seq(), last_event(outcome))
+        if not await self.store.settle(self._settlement(run.task, outcome, event)):
+            return False
+        run.task = _ended(run.task, outcome, event, self.now())
+        run.tail.tell(_told(event))
+        return True
+
+    async def requeue(self, run: Run, outcome: Outcome) -> bool:
+        """Another attempt is to be made; ``outcome`` is how this one went. Raises StoreUnavailable at shutdown."""
+        event = self.event(run.task.id, run.tail.next_seq(), _again(outcome))
+        ledger = self._ledger(run.task, self._priced(outcome, run.task))
+        if not await self.store.requeue(Requeue(task_id=run.task.id, fence=run.task.fence, event=event, ledger=ledger)):
+            return False
+        run.task = replace(run.task, state=State.QUEUED, last_seq=event.seq)
+        run.tail.tell(_told(event))
+        return True
+
+    # from outside
+
+    async def end(self, task: Task, outcome: Outcome) -> Task | None:
+        """Ends a task that no attempt of ours has; None when it has moved on meanwhile. Raises StoreUnavailable."""
+        fence = task.fence + 1
+        event = self.event(task.id, first_seq(fence), last_event(outcome))
+        settlement = self._settlement(task, outcome, event)
+        if not await self.store.settle(replace(settlement, new_fence=fence, ledger=None)):
+            return None
+        self.tails.tell(task.id, event, after=task.last_seq)
+        return replace(_ended(task, outcome, event, self.now()), fence=fence)
+
+    async def put_back(self, task: Task, outcome: Outcome) -> Task | None:
+        """Requeues a task whose attempt is gone; None when it has moved on meanwhile. Raises StoreUnavailable."""
+        fence = task.fence + 1
+        event = self.event(task.id, first_seq(fence), _again(outcome))
+        if not await self.store.requeue(Requeue(task_id=task.id, fence=task.fence, event=event, new_fence=fence)):
+            return None
+        self.tails.tell(task.id, event, after=task.last_seq)
+        return replace(task, state=State.QUEUED, fence=fence, last_seq=event.seq)
+
+    async def chat_ended(self, run: Run) -> None:
+        """Who, model, tokens, cost and outcome of a chat; never its words."""
+        assert run.task.outcome is not None
+        outcome = self._priced(run.task.outcome, run.task)
+        task = replace(run.task, outcome=outcome)
+        await self.store.record_chat(task, self._ledger(task, outcome))
+
+    # parts
+
+    def audit(self, act: str, task: Task, peer_uid: int | None = None, **details: Any) -> AuditRecord:
+        return AuditRecord(
+            at=self.now(),
+            act=act,
+            key_id=task.spec.key_id,
+            task_id=task.id,
+            request_id=task.spec.request_id,
+            peer_uid=peer_uid,
+            details=details,
+        )
+
+    def _settlement(self, task: Task, outcome: Outcome, event: StoredEvent) -> Settlement:
+        details: Mapping[str, Any] = {"state": outcome.state.value, "attempt": task.attempt}
+        return Settlement(
+            task_id=task.id,
+            fence=task.fence,
+            outcome=outcome,
+            finished_at=self.now(),
+            event=event,
+            ledger=self._ledger(task, outcome),
+            audit=self.audit("task.ended", task, **details),
+            webhook_id=self._ids("wh") if task.spec.webhook is not None else None,
+        )
+
+    def _ledger(self, task: Task, outcome: Outcome) -> LedgerEntry:
+        return LedgerEntry(
+            task_id=task.id,
+            attempt=task.attempt,
+            at=self.now(),
+            key_id=task.spec.key_id,
+            trust_domain=task.spec.trust_domain,
+            model=task.spec.model,
+            lane=task.spec.lane,
+            usage=outcome.usage,
+            cost_micro_usd=outcome.cost_micro_usd,
+        )
+
+    def _priced(self, outcome: Outcome, task: Task) -> Outcome:
+        price = self._price(task.spec.model)
+        return outcome if price is None else replace(outcome, cost_micro_usd=cost_micro_usd(outcome.usage, price))
+
+    def _with_result(self, run: Run, outcome: Outcome) -> Outcome:
+        if outcome.state is not State.SUCCEEDED:
+            return outcome
+        text = run.text
+        structured = None
+        if run.task.spec.output_schema is not None and len(text) <= MAX_STRUCTURED_BYTES:
+            structured = _value(text)
+        return replace(outcome, text=text, structured=structured)
+
+
+def _again(outcome: Outcome) -> Emission:
+    failure = outcome.failure
+    return Emission(TASK_REQUEUED, {"reason": failure.code.value if failure is not None else None})
+
+
+def _value(text: str) -> Any:
+    """The JSON that the answer is; None for one that was cut short, which its stop reason says."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return None
+
+
+def _ended(task: Task, outcome: Outcome, event: StoredEvent, at: float) -> Task:
+    return replace(task, state=outcome.state, outcome=outcome, finished_at=at, last_seq=event.seq)
+
+
+def _told(event: StoredEvent) -> Event:
+    return Event(event.seq, event.type, {}, event.encoded)

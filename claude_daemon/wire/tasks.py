@@ -1,0 +1,205 @@
+"""Tasks and batches: what is submitted, and what is told of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final
+
+import orjson
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
+
+from claude_daemon.core.errors import Failure
+from claude_daemon.core.task import Outcome, Task, Usage
+from claude_daemon.wire.anthropic import MAX_MESSAGES, InputMessage, System
+from claude_daemon.wire.openai_messages import Only, Strict
+from claude_daemon.wire.parse import ONE_OF_MANY, load, validate, wrong
+
+MAX_TIMEOUT_S: Final = 7 * 24 * 3600.0
+"""A task that has waited for a week is one that nobody waits for."""
+MAX_PRIORITY: Final = 10
+"""Either way: a waiting task gains one a minute, so no priority holds longer than that."""
+MAX_METADATA: Final = 16
+MAX_METADATA_KEY: Final = 64
+MAX_METADATA_VALUE: Final = 512
+"""The three bounds are those of OpenAI's ``metadata``."""
+MAX_BATCH: Final = 1000
+"""Tasks of one submission: as many as are written in one commit without holding up the others."""
+
+_TOOLS: Final = "Tasks have no tools yet."
+_DIRECTORIES: Final = "Tasks have no working directories yet."
+_SESSIONS: Final = "There are no sessions yet."
+_BUDGETS: Final = "There are no budgets yet."
+
+
+def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
+    if len(value) > MAX_METADATA:
+        raise wrong(f"At most {MAX_METADATA} entries.")
+    for key, text in value.items():
+        if len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE:
+            raise wrong(f"A key has at most {MAX_METADATA_KEY} characters, a value {MAX_METADATA_VALUE}.")
+    return value
+
+
+class TaskRequest(Strict):
+    """``POST /v1/tasks``: work that goes on whether anybody waits for it or not."""
+
+    model_config = ConfigDict(populate_by_name=False)
+
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """The whole conversation, where it is one message; else ``messages``."""
+    messages: (
+        Annotated[list[Annotated[InputMessage, ONE_OF_MANY]], Field(min_length=1, max_length=MAX_MESSAGES)] | None
+    ) = None
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    system: System | None = None
+    append_system: str | None = None
+    max_turns: Annotated[int, Field(ge=1)] | None = None
+    """A task without tools has one turn."""
+    timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
+    """From the submission on, waiting included."""
+    output_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
+    webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    metadata: Annotated[dict[str, str], AfterValidator(_metadata)] = Field(default_factory=dict)
+
+    tools: Annotated[Any, Only(({},), _TOOLS)] = None
+    mcp_servers: Annotated[Any, Only(([],), _TOOLS)] = None
+    agents: Annotated[Any, Only(([], {}), _TOOLS)] = None
+    cwd: Annotated[Any, Only((), _DIRECTORIES)] = None
+    add_dirs: Annotated[Any, Only(([],), _DIRECTORIES)] = None
+    project_settings: Annotated[Any, Only(("none",), _DIRECTORIES)] = None
+    session: Annotated[Any, Only((), _SESSIONS)] = None
+    max_cost_usd: Annotated[Any, Only((), _BUDGETS)] = None
+
+    @model_validator(mode="after")
+    def _one_conversation(self) -> TaskRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise wrong("Exactly one of `prompt` and `messages` is needed.")
+        return self
+
+    def inner(self) -> dict[str, Any]:
+        """The Messages API request that the task is, but for its model's real name."""
+        if self.messages is not None:
+            messages = [message.model_dump(exclude_unset=True) for message in self.messages]
+        else:
+            messages = [{"role": "user", "content": self.prompt}]
+        request: dict[str, Any] = {"model": self.model, "messages": messages}
+        if system := self._system():
+            request["system"] = system
+        if self.output_schema is not None:
+            request["output_config"] = {"format": {"type": "json_schema", "schema": self.output_schema}}
+        return request
+
+    def _system(self) -> str | list[dict[str, Any]]:
+        given = self.system or ""
+        blocks = given if isinstance(given, str) else [block.model_dump(exclude_unset=True) for block in given]
+        if not self.append_system:
+            return blocks
+        if isinstance(blocks, str):
+            return f"{blocks}\n\n{self.append_system}" if blocks else self.append_system
+        return [*blocks, {"type": "text", "text": self.append_system}]
+
+
+def parse_task(body: bytes) -> TaskRequest:
+    """Raises Refusal as ``parse.parse`` does."""
+    return validate(TaskRequest, load(body))
+
+
+class BatchRequest(Strict):
+    """``POST /v1/batches``. Its tasks are looked at one by one: a faulty one does not hold up the others."""
+
+    tasks: Annotated[list[Annotated[dict[str, Any], ONE_OF_MANY]], Field(min_length=1, max_length=MAX_BATCH)]
+
+
+def parse_batch(body: bytes) -> Sequence[Mapping[str, Any]]:
+    """The submissions, not yet looked at. Raises Refusal as ``parse.parse`` does."""
+    return validate(BatchRequest, load(body)).tasks
+
+
+def task_of(document: Mapping[str, Any]) -> TaskRequest:
+    """One submission of a batch. Raises Refusal."""
+    return validate(TaskRequest, document)
+
+
+def canonical(document: Mapping[str, Any]) -> bytes:
+    """The same bytes for the same submission, however it was written: what an idempotency key is compared by."""
+    return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
+
+
+def task_document(task: Task) -> dict[str, Any]:
+    """A task as it is told everywhere. Times are seconds since the epoch, costs USD."""
+    outcome = task.outcome or Outcome(state=task.state) if task.state.terminal else None
+    return {
+        "id": task.id,
+        "object": "task",
+        "kind": task.spec.kind.value,
+        "state": task.state.value,
+        "created_at": task.created_at,
+        "started_at": task.started_at,
+        "finished_at": task.finished_at,
+        "cancel_requested_at": task.cancel_requested_at,
+        "model": task.spec.model,
+        "lane": task.spec.lane.value,
+        "session_id": None,
+        "attempt": task.attempt,
+        "result": _result(outcome),
+        "usage": usage_document(outcome.usage) if outcome is not None else None,
+        "cost_usd": _usd(outcome.cost_micro_usd) if outcome is not None else None,
+        "error": error_document(outcome.failure) if outcome is not None else None,
+        "last_seq": task.last_seq,
+        "batch_id": task.batch_id,
+        "priority": task.spec.priority,
+        "metadata": dict(task.spec.metadata),
+    }
+
+
+def _result(outcome: Outcome | None) -> dict[str, Any] | None:
+    if outcome is None or outcome.text is None:
+        return None
+    return {"text": outcome.text, "structured": outcome.structured, "stop_reason": outcome.stop_reason}
+
+
+def _usd(micro_usd: int | None) -> float | None:
+    return None if micro_usd is None else micro_usd / 1_000_000
+
+
+def usage_document(usage: Usage) -> dict[str, int]:
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+        "cache_read_input_tokens": usage.cache_read_input_tokens,
+        "model_calls": usage.model_calls,
+    }
+
+
+def error_document(failure: Failure | None) -> dict[str, Any] | None:
+    """What went wrong, as tasks and WebSocket messages tell it."""
+    if failure is None:
+        return None
+    told: dict[str, Any] = {"code": failure.code.value, "message": failure.message}
+    if failure.faults:
+        told["errors"] = [{"path": fault.path, "message": fault.message} for fault in failure.faults]
+    elif failure.param is not None:
+        told["errors"] = [{"path": failure.param, "message": failure.message}]
+    if failure.retry_after_seconds is not None:
+        told["retry_after_s"] = failure.retry_after_seconds
+    return told
+
+
+def list_document(documents: Sequence[Mapping[str, Any]], following: str | None) -> dict[str, Any]:
+    return {"object": "list", "data": documents, "next": following}
+
+
+__all__ = [
+    "BatchRequest",
+    "TaskRequest",
+    "canonical",
+    "error_document",
+    "list_document",
+    "parse_batch",
+    "parse_task",
+    "task_document",
+    "task_of",
+    "usage_document",
+]
