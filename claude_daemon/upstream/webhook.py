@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from email.utils import parsedate_to_datetime
 from functools import partial
+from io import BytesIO
 from typing import Final
 
 import aiohttp
@@ -136,7 +137,7 @@ class WebhookClient:
             "webhook-signature": signature(self._key, webhook_id, timestamp, body),
         }
         target = receiver(url, allow_private=self._allow_private)
-        return self._session.post(target, data=body, headers=headers, allow_redirects=False)
+        return self._session.post(target, data=BytesIO(body), headers=headers, allow_redirects=False)
 
     async def _look_up(self, host: str) -> Sequence[str]:
         return await asyncio.get_running_loop().run_in_executor(self._lookups, _addresses_of, host)

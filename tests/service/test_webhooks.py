@@ -49,13 +49,17 @@ class Ended:
 @dataclass
 class Shelf:
     """A store's webhooks, in RAM; each verb takes a moment before and after it is durable. ``down``: how many verbs
-    fail from now on."""
+    fail from now on. ``answering`` is cleared to keep what was read from its reader."""
 
     rows: dict[str, WebhookDelivery] = field(default_factory=dict)
     ended: dict[str, Ended] = field(default_factory=dict)
     errors: dict[str, list[str]] = field(default_factory=dict)
     down: int = 0
     looks: int = 0
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answering.set()
 
     def put(self, *deliveries: WebhookDelivery) -> None:
         self.rows.update({delivery.id: delivery for delivery in deliveries})
@@ -64,6 +68,7 @@ class Shelf:
         await self._turn()
         self.looks += 1
         found = sorted((row for row in self.rows.values() if row.due_at <= now), key=lambda row: row.due_at)[:limit]
+        await self.answering.wait()
         await asyncio.sleep(0)
         return found
 
@@ -350,6 +355,21 @@ async def test_what_is_under_way_is_not_sent_twice_however_often_the_loop_is_wok
     assert desk.receivers.ids == ["whk_1"]
 
 
+async def test_what_ends_while_the_store_is_being_read_is_not_sent_for_its_old_row() -> None:
+    desk = Desk(due())
+    desk.receivers.open.clear()
+    async with desk:
+        await passes()
+        desk.shelf.answering.clear()
+        desk.loop.wake()
+        await passes()  # it has been read, still due
+        desk.receivers.open.set()
+        assert (await desk.line())[0] == "webhook.delivered"
+        desk.shelf.answering.set()
+        await passes()
+    assert desk.receivers.ids == ["whk_1"]
+
+
 async def test_what_fails_does_not_hold_up_the_others() -> None:
     failing = [due(number, at=NOW - 100) for number in range(2 * MAX_SENDING)]
     async with Desk(*failing, due(99), answers=[DOWN] * len(failing)) as desk:
@@ -433,35 +453,36 @@ ANSWERS = st.sampled_from([OK, OK, DOWN, WebhookAnswer(status=503, retry_after_s
 @given(
     count=st.integers(1, MAX_SENDING + 3),
     answers=st.lists(ANSWERS, max_size=20),
-    lives=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.floats(0, 20)), max_size=12),
+    lives=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.floats(0, 20), st.booleans()), max_size=12),
 )
 async def test_across_any_crashes_every_webhook_is_delivered_at_least_once(
-    count: int, answers: list[WebhookAnswer], lives: list[tuple[int, int, float]]
+    count: int, answers: list[WebhookAnswer], lives: list[tuple[int, int, float, bool]]
 ) -> None:
     """Each life is cut after some steps of the event loop, so at any await there is; verbs of the store fail in it,
-    and time passes after it. At the end one loop is left alone."""
+    and time passes after it; the next one has a loop of its own or runs the old one again. The last is left alone."""
     shelf, receivers, now = Shelf(), Receivers(list(answers)), NOW
     receivers.open.set()
     shelf.put(*(due(number, at=NOW + number % 3) for number in range(count)))
 
-    def loop() -> WebhookLoop:
+    def made() -> WebhookLoop:
         return WebhookLoop(shelf, receivers, body_of, now=lambda: now, random=lambda: HALF)
 
-    for steps, down, seconds in lives:
+    loop = made()
+    for steps, down, seconds, another in lives:
         shelf.down = down
         async with asyncio.TaskGroup() as group:
-            running = group.create_task(loop().run())
+            running = group.create_task(loop.run())
             for _ in range(steps):
                 await asyncio.sleep(0)
             running.cancel()
         assert all(webhook_id in receivers.ids for webhook_id in shelf.ended)
         now += seconds
-    last = loop()
+        loop = made() if another else loop
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
-        running = group.create_task(last.run())
+        running = group.create_task(loop.run())
         while shelf.rows:
             now += 1000
-            last.wake()
+            loop.wake()
             await passes()
         running.cancel()
     assert {ended.how for ended in shelf.ended.values()} == {"delivered"}

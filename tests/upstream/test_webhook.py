@@ -6,11 +6,14 @@ import asyncio
 import base64
 import hashlib
 import hmac
+import shutil
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 from aiohttp import web
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 
 from claude_daemon import __version__
 from claude_daemon.ports.webhook import WebhookAnswer
+from claude_daemon.upstream.address import ReceiverRefused
 from claude_daemon.upstream.webhook import Resolve, WebhookClient, retry_after_seconds, signature, signing_key
 
 NOW = 1_800_000_000.75
@@ -54,7 +58,7 @@ class Receiver:
         return f"http://{host}:{self.port}{path}"
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        body, headers = await request.read(), {name.lower(): value for name, value in request.headers.items()}
+        body, headers = await request.content.read(), {name.lower(): value for name, value in request.headers.items()}
         self.received.append(Received(request.path_qs, headers, body, str(request.remote)))
         return await self.answer(request)
 
@@ -62,7 +66,7 @@ class Receiver:
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
     made = Receiver()
-    runner = web.ServerRunner(web.Server(made.handle, access_log=None), shutdown_timeout=0.1)
+    runner = web.ServerRunner(web.Server(made.handle, access_log=None, handler_cancellation=True), shutdown_timeout=0.1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     made.port = runner.addresses[0][1]
@@ -96,8 +100,10 @@ async def client(
 ) -> AsyncIterator[WebhookClient]:
     made = WebhookClient(secret, timeout_s=timeout_s, allow_private=allow_private, now=lambda: NOW, resolve=resolve)
     await made.start()
-    yield made
-    await made.close()
+    try:
+        yield made
+    finally:
+        await made.close()
 
 
 async def sent(url: str, **settings: object) -> WebhookAnswer:
@@ -154,6 +160,16 @@ async def test_no_proxy_and_no_netrc_of_the_environment_has_a_say(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     assert (await sent(receiver.url())).delivered
     assert "authorization" not in receiver.received[0].headers
+
+
+async def test_a_long_body_goes_out_as_it_is(receiver: Receiver) -> None:
+    body = b'"' + b"x" * 3_000_000 + b'"'
+    async with client() as made:
+        assert (await made.send("whk_1", receiver.url(), body)).delivered
+    (got,) = receiver.received
+    assert got.body == body
+    assert got.headers["content-length"] == str(len(body))
+    assert got.headers["webhook-signature"] == expected(base64.b64decode(SECRET[6:]), body)
 
 
 async def test_every_delivery_has_a_connection_of_its_own(receiver: Receiver) -> None:
@@ -248,13 +264,15 @@ async def test_a_flood_is_cut_and_the_status_counts(receiver: Receiver) -> None:
 
 
 async def test_a_short_answer_is_heard_out() -> None:
-    """Its sender finds its whole answer taken: an end of our side, not a reset."""
+    """Its sender can send all of it before we leave, and meets no reset."""
     end: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(BODY)
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n")
-        await writer.drain()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await reader.read()
         writer.write(b"fine")
         end.set_result(await reader.read())
         writer.close()
@@ -287,6 +305,24 @@ async def test_a_receiver_that_is_down_is_no_delivery() -> None:
     assert "hush" not in answered.reason
 
 
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate: apt-get install openssl")
+async def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=receiver.test -keyout {key} -out {cert}"
+    maker = await asyncio.create_subprocess_exec(*command.split(), stderr=asyncio.subprocess.DEVNULL)
+    assert await maker.wait() == 0
+    own = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    own.load_cert_chain(cert, key)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise AssertionError("the handshake went through")
+
+    async with raw(talk, own) as url:
+        port = url.rstrip("/").rpartition(":")[2]
+        answered = await sent(f"https://receiver.test:{port}/", resolve=Names([["127.0.0.1"]]))
+    assert answered == WebhookAnswer(reason="its certificate is not to be trusted")
+
+
 async def test_plain_http_is_no_https(receiver: Receiver) -> None:
     answered = await sent(receiver.url().replace("http:", "https:"))
     assert answered.status is None and "hush" not in answered.reason
@@ -300,6 +336,15 @@ async def test_plain_http_is_no_https(receiver: Receiver) -> None:
 async def test_a_literal_is_checked_as_well(receiver: Receiver, host: str) -> None:
     answered = await sent(receiver.url(host), allow_private=False)
     assert answered.reason.startswith("refused: ")
+    assert receiver.received == []
+
+
+async def test_the_last_door_is_in_place(receiver: Receiver) -> None:
+    """Even a request that our own check of the URL has not seen connects to no refused address."""
+    async with client(allow_private=False) as made:
+        assert made._session is not None
+        with pytest.raises(ReceiverRefused):
+            await made._session.get(receiver.url())
     assert receiver.received == []
 
 
@@ -410,9 +455,11 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 @asynccontextmanager
-async def raw(talk: Talk) -> AsyncIterator[str]:
+async def raw(talk: Talk, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
     """A receiver by hand: what it says need not be HTTP."""
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    server.close()
-    await server.wait_closed()
+    server = await asyncio.start_server(talk, "127.0.0.1", 0, ssl=tls)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    finally:
+        server.close()
+        await server.wait_closed()
