@@ -189,7 +189,15 @@ def bundled_cli() -> Path | None:
 
 
 async def login_present(cli: Path, environ: Mapping[str, str], cwd: Path) -> bool:
-    """Whether ``claude`` finds a login of its own in the user's home (``claude auth status``)."""
+    """Whether ``claude`` finds a login of its own in the user's home (``claude auth status``).
+
+    Being asked, it makes its files there: so it is asked only where it has been before.
+    """
+    home = os.path.expanduser(environ.get("HOME") or "~")  # noqa: PTH111 - raises nothing where there is none
+    config_dir = environ.get("CLAUDE_CONFIG_DIR")
+    places = [config_dir] if config_dir else [f"{home}/.claude", f"{home}/.claude.json"]
+    if not any(os.path.lexists(place) for place in places):
+        return False
     kept = {name: environ[name] for name in ("HOME", "CLAUDE_CONFIG_DIR", "USER") if name in environ}
     env = {"PATH": os.defpath, **QUIET, **kept}
     try:
