@@ -7,10 +7,12 @@ The map:
 - ``sockets``   where the control socket may be, and the first that answers
 - ``client``    HTTP over that socket; one request a connection, documents or streamed lines
 - ``errors``    what can go wrong, each with its exit code
-- ``errors``    what can go wrong, each with its exit code
 - ``clean``     text from elsewhere made safe for a terminal
-- ``render``    answers of the daemon as plain, aligned text
+- ``render``    answers of the daemon as plain, aligned text; ``tasktext`` those about tasks
+- ``moment``    ages and dates as people write them
 - ``progress``  one rewritten line on a terminal
+- ``transcript`` a task's events, told to a person
+- ``follow``    a task followed to its end, whatever becomes of the daemon meanwhile
 - ``departure`` the end of a daemon, seen from outside
 - ``commands``  one module for each command noun
 

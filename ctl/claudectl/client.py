@@ -1,7 +1,7 @@
 """HTTP over the control socket: documents, and streams of lines.
 
-One request a connection: connecting to a Unix socket costs microseconds, and closing it is how a task that
-runs for us is cancelled. Everything that goes wrong leaves as a :class:`~claudectl.errors.ControlError`.
+One request a connection: connecting to a Unix socket costs microseconds, and closing it ends the request,
+never a task. Everything that goes wrong leaves as a :class:`~claudectl.errors.ControlError`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from claudectl.clean import clean_line
-from claudectl.errors import Conflict, ControlError, Denied, Mismatch, NotReady, NotRunning, TimedOut
+from claudectl.errors import Conflict, ControlError, Denied, Mismatch, NotFound, NotReady, NotRunning, TimedOut
 from claudectl.sockets import BoundedSocket, Deadline, connect_first
 
 BASE = "/control/v1/"
@@ -24,8 +24,9 @@ PROBLEM = "application/problem+json"
 
 # The daemon bounds its own health checks to a second each: an ordinary answer that takes longer hangs.
 REQUEST_SECONDS = 10.0
-# The longest document is a list of workers, some hundred bytes each.
-MAX_DOCUMENT_BYTES = 16 * 1024 * 1024
+# The longest document is a page of a hundred tasks, each with its answer: half a megabyte from the most talkative
+# model, told twice where it was to be JSON.
+MAX_DOCUMENT_BYTES = 128 * 1024 * 1024
 # Event data is cut at 64 KiB, JSON escapes make at most six times of it, and the envelope is small.
 MAX_LINE_BYTES = 1024 * 1024
 
@@ -57,19 +58,21 @@ class Client:
         """The document at ``path``. ``also`` are error statuses whose body may be a document too."""
         return self._document("GET", path, None, also, patience_seconds)
 
-    def post(self, path: str, body: Document) -> Document:
+    def post(self, path: str, body: Document, *, patience_seconds: float = REQUEST_SECONDS) -> Document:
         """What ``path`` answers to ``body``."""
-        return self._document("POST", path, body, (), REQUEST_SECONDS)[1]
+        return self._document("POST", path, body, (), patience_seconds)[1]
 
     @contextmanager
-    def stream(self, path: str, body: Document) -> Iterator[Iterator[bytes]]:
-        """Posts ``body``; yields the lines of the answer as they come, without line ends and never empty.
+    def stream(self, path: str, body: Document | None = None) -> Iterator[Iterator[bytes]]:
+        """Posts ``body``, or gets where there is none; yields the lines of the answer as they come, without line
+        ends and never empty.
 
         Leaving the block closes the connection, whether the lines are at their end or not. The lines raise
         StreamCut when the daemon goes away in the middle of them.
         """
         deadline = self.deadline(None)
-        with self._request("POST", path, body, NDJSON, deadline) as response:
+        method = "GET" if body is None else "POST"
+        with self._request(method, path, body, NDJSON, deadline) as response:
             if response.status >= 400:
                 raise _refusal(response.status, _read_document(response, deadline))
             yield _lines(response, deadline)
@@ -212,6 +215,7 @@ _BY_CODE: Mapping[str, type[ControlError]] = {"draining": NotReady, "not_ready":
 _BY_STATUS: Mapping[int, type[ControlError]] = {
     401: Denied,
     403: Denied,
+    404: NotFound,
     409: Conflict,
     426: Mismatch,
     504: TimedOut,

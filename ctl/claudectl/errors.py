@@ -3,6 +3,7 @@
 ::
 
     ControlError         failed: the daemon refused, or the work did                        1
+    ├── NotFound         there is no such thing                                             1
     ├── BadInput         what was given on the command line or on stdin cannot be sent      2
     ├── NotReady         the daemon is up but takes no work: starting, draining, unhealthy  3
     ├── NotRunning       no socket answers, or the one that did went away                   4
@@ -37,6 +38,10 @@ class ControlError(Exception):
     """Ends the command: its message goes to stderr, its exit code to the caller."""
 
     exit_code = Exit.FAILED
+
+
+class NotFound(ControlError):
+    pass
 
 
 class BadInput(ControlError):

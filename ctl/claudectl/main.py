@@ -15,7 +15,7 @@ from claudectl.errors import ControlError, Exit
 from claudectl.options import Group
 
 # Each is a module of claudectl.commands whose `command` it is; in the order of the help.
-COMMANDS = ("health", "ready", "status", "run", "workers", "drain", "undrain")
+COMMANDS = ("health", "ready", "status", "run", "tasks", "queue", "workers", "drain", "undrain", "backup")
 
 
 class Root(Group):
@@ -65,6 +65,7 @@ def cli() -> None:
     Examples:
       claudectl health
       claudectl run "Why is the sky blue?"
+      claudectl tasks list --state running
       claudectl drain --stop
 
     \b

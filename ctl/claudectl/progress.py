@@ -43,6 +43,11 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.erase()
 
+    @property
+    def shows(self) -> bool:
+        """Whether there is a line, or will be at the next tick."""
+        return self._ticker is not None
+
     def erase(self) -> None:
         """Ends the line; does nothing the second time."""
         if self._ticker is None:

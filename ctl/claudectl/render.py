@@ -5,7 +5,7 @@ What comes from the daemon goes through :func:`plain`: names and reasons may hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from claudectl.clean import clean_line
@@ -13,12 +13,12 @@ from claudectl.clean import clean_line
 Document = Mapping[str, Any]
 Paint = Callable[[str], str]
 
-# What a reader should see at a glance: a status, or a state of the daemon or of a worker.
+# What a reader should see at a glance: a status, or a state of the daemon, a worker or a task.
 _GOOD, _DOUBTFUL, _BAD = "\x1b[32m", "\x1b[33m", "\x1b[31m"
 _COLOURS = {
-    **dict.fromkeys(("pass", "ready", "idle", "busy"), _GOOD),
-    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained"), _DOUBTFUL),
-    **dict.fromkeys(("fail", "stopping", "retiring", "gone"), _BAD),
+    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded"), _GOOD),
+    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained", "cancelled"), _DOUBTFUL),
+    **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), _BAD),
 }
 _RESET = "\x1b[0m"
 
@@ -57,6 +57,22 @@ def duration(seconds: object) -> str:
     return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count) or "0 s"
 
 
+def size(count: object) -> str:
+    """
+    >>> [size(n) for n in (0, 1023, 1024, 52_428_800, None)]
+    ['0 B', '1023 B', '1.0 KiB', '50.0 MiB', '-']
+    """
+    if not isinstance(count, int | float) or isinstance(count, bool):
+        return "-"
+    if count < 1024:
+        return f"{count:.0f} B"
+    for unit in ("KiB", "MiB", "GiB"):
+        count /= 1024
+        if count < 1024:
+            return f"{count:.1f} {unit}"
+    return f"{count / 1024:.1f} TiB"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], paint: Paint, *, right: frozenset[str]) -> str:
     """Aligned columns; those named in ``right`` hold numbers and are aligned to the right."""
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
@@ -88,7 +104,7 @@ def health(document: Document, paint: Paint) -> str:
 
 
 def _checks(checks: object, paint: Paint) -> Iterator[str]:
-    found = {plain(name): check for name, check in _mapping(checks).items() if isinstance(check, Mapping)}
+    found = {plain(name): check for name, check in mapping(checks).items() if isinstance(check, Mapping)}
     width = max(map(len, found), default=0)
     for name, check in found.items():
         status = plain(check.get("status"))
@@ -107,9 +123,14 @@ def ready(document: Document, paint: Paint) -> str:
 
 def status(document: Document, paint: Paint) -> str:
     """The whole daemon on one screen."""
-    facts = [(name, text) for name, text in _facts(document, paint) if text]
-    width = max((len(name) for name, _ in facts), default=0)
-    return "\n".join([_title(document, paint), *(f"  {name.ljust(width)}  {text}" for name, text in facts)])
+    return screen(_title(document, paint), _facts(document, paint))
+
+
+def screen(title: str, facts: Iterable[tuple[str, str]]) -> str:
+    """A title and below it a line for each fact that has a text."""
+    told = [(name, text) for name, text in facts if text]
+    width = max((len(name) for name, _ in told), default=0)
+    return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in told)])
 
 
 def _title(document: Document, paint: Paint) -> str:
@@ -122,19 +143,19 @@ def _title(document: Document, paint: Paint) -> str:
 
 def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
     for key, name in (("url", "url"), ("home", "home"), ("key_file", "key")):
-        yield name, _known(document.get(key))
-    yield "upstream", _joined(" at ", document.get("upstream"), document.get("base_url"))
+        yield name, known(document.get(key))
+    yield "upstream", joined(" at ", document.get("upstream"), document.get("base_url"))
     if "credential" in document:
-        credential = _mapping(document["credential"])
-        yield "credential", _joined(" from ", credential.get("kind"), credential.get("origin")) or "none"
-    cli = _mapping(document.get("cli"))
-    yield "cli", _joined(" at ", cli.get("version"), cli.get("path"))
+        credential = mapping(document["credential"])
+        yield "credential", joined(" from ", credential.get("kind"), credential.get("origin")) or "none"
+    cli = mapping(document.get("cli"))
+    yield "cli", joined(" at ", cli.get("version"), cli.get("path"))
     lanes = document.get("lanes")
     yield "lanes", ", ".join(map(plain, lanes)) if isinstance(lanes, list) else ""
-    yield "workers", _workers(_mapping(document.get("workers")))
-    for key in ("queue", "starts"):
-        yield key, _counts(_mapping(document.get(key)))
-    yield "checks", _summary(_mapping(document.get("checks")), paint)
+    yield "workers", _workers(mapping(document.get("workers")))
+    yield "queue", _queue(mapping(document.get("queue")))
+    yield "starts", _counts(mapping(document.get("starts")))
+    yield "checks", _summary(mapping(document.get("checks")), paint)
 
 
 def _workers(workers: Document) -> str:
@@ -145,6 +166,12 @@ def _workers(workers: Document) -> str:
     return " · ".join([*live, *([_counts(rest)] if rest else [])])
 
 
+def _queue(queue: Document) -> str:
+    """``waiting`` are chats, ``queued`` durable tasks, ``running`` both."""
+    counts = {name: count for name, count in queue.items() if name != "paused"}
+    return " · ".join(part for part in (_counts(counts), "paused" if queue.get("paused") else "") if part)
+
+
 def _counts(counts: Document) -> str:
     return " · ".join(f"{plain(count)} {plain(name)}" for name, count in counts.items())
 
@@ -153,7 +180,7 @@ def _summary(checks: Document, paint: Paint) -> str:
     """All checks in a line, those that do not pass with their reasons."""
     parts = []
     for name, check in checks.items():
-        found = _mapping(check)
+        found = mapping(check)
         word = plain(found.get("status"))
         reason = found.get("reason") if word != "pass" else None
         parts.append(f"{plain(name)} {paint(word)}" + (f" ({plain(reason)})" if reason else ""))
@@ -190,20 +217,21 @@ def state(document: Document, paint: Paint) -> str:
 def drain(document: Document) -> str:
     """A drain's progress on one line."""
     parts = [plain(document.get("state"))]
-    parts += [f"{plain(document[name])} {name}" for name in ("running", "queued", "connections") if name in document]
+    counted = ("running", "waiting", "queued", "connections")
+    parts += [f"{plain(document[name])} {name}" for name in counted if name in document]
     left = document.get("remaining_s")
     if left is not None:
         parts.append(f"{duration(left)} left")
     return " · ".join(parts)
 
 
-def _mapping(value: object) -> Document:
+def mapping(value: object) -> Document:
     return value if isinstance(value, Mapping) else {}
 
 
-def _known(value: object) -> str:
+def known(value: object) -> str:
     return "" if value is None else plain(value)
 
 
-def _joined(by: str, *values: object) -> str:
+def joined(by: str, *values: object) -> str:
     return by.join(plain(value) for value in values if value)

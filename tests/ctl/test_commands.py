@@ -73,7 +73,15 @@ def test_version_needs_no_daemon(invoke: Invoke, args: list[str]) -> None:
     assert (result.exit_code, result.stdout) == (0, f"claudectl {__version__}\n")
 
 
-@pytest.mark.parametrize("command", [[name] for name in COMMANDS] + [["workers", "list"], []])
+SUBCOMMANDS = [
+    ["workers", "list"],
+    *(["tasks", name] for name in ("list", "show", "follow", "cancel", "retry", "purge")),
+    ["queue", "pause"],
+    ["queue", "resume"],
+]
+
+
+@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), *SUBCOMMANDS, []])
 def test_every_help_shows_an_example_and_the_global_options(invoke: Invoke, command: list[str]) -> None:
     result = invoke(*command, "--help")
     assert result.exit_code == 0
@@ -91,7 +99,22 @@ def test_every_help_shows_an_example_and_the_global_options(invoke: Invoke, comm
         ["ready", "--wait", "-1"],
         ["drain", "--deadline", "nan"],
         ["health", "--timeout", "inf"],
-        ["run", "--lane", "agent", "hi"],
+        ["run", "--lane", "text", "hi"],
+        ["run", "--priority", "first", "hi"],
+        ["run", "--metadata", "key", "hi"],
+        ["run", "--metadata", "=value", "hi"],
+        ["run", "--metadata", "a=1", "--metadata", "a=2", "hi"],
+        ["tasks"],
+        ["tasks", "show"],
+        ["tasks", "cancel"],
+        ["tasks", "list", "--state", "done"],
+        ["tasks", "list", "--kind", "batch"],
+        ["tasks", "list", "--limit", "101"],
+        ["tasks", "follow", "task_1", "--after", "-1"],
+        ["tasks", "purge"],
+        ["tasks", "purge", "--before", "soon"],
+        ["queue"],
+        ["backup"],
         [],
     ],
 )

@@ -101,23 +101,56 @@ def test_ready_wait_sees_a_daemon_that_starts_later(spawn: Spawn, short_dir: Pat
     assert (process.returncode, out) == (0, b"ready\n")
 
 
-def test_ctrl_c_cancels_the_task_by_hanging_up(daemon: Daemon, spawn: Spawn) -> None:
-    hung_up = threading.Event()
+def _interrupted(daemon: Daemon, spawn: Spawn, *lines: object) -> subprocess.Popen[bytes]:
+    """A run that has printed "par", and is then interrupted."""
 
     def stream(reply: Reply) -> None:
         reply.begin_stream()
-        reply.line(text("par"))
-        if reply.wait_for_hangup():
-            hung_up.set()
+        for line in lines:
+            reply.line(line)
+        reply.wait_for_hangup()
 
     daemon.on("POST", "tasks", stream)
     process = spawn("--socket", str(daemon.path), "run", "hi")
     assert process.stdout is not None
     assert process.stdout.read(3) == b"par"
     process.send_signal(signal.SIGINT)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("cancelled", "is cancelled"), ("running", "is cancelled"), ("succeeded", "had succeeded already")],
+)
+def test_ctrl_c_cancels_the_task(daemon: Daemon, spawn: Spawn, state: str, said: str) -> None:
+    daemon.says("POST", "tasks/task_1/cancel", {"id": "task_1", "state": state})
+    process = _interrupted(daemon, spawn, text("par"))
     out, err = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, out, err) == (130, b"\n", b"error: interrupted: the task is cancelled\n")
-    assert hung_up.wait(PATIENCE_SECONDS)
+    assert (process.returncode, out, err.decode()) == (130, b"\n", f"error: interrupted: the task {said}\n")
+    assert (daemon.last.path, daemon.last.body) == ("tasks/task_1/cancel", {})
+
+
+def test_ctrl_c_says_so_when_the_task_could_not_be_cancelled(daemon: Daemon, spawn: Spawn) -> None:
+    daemon.refuses("POST", "tasks/task_1/cancel", 503, "store_unavailable", "Nothing can be stored now.")
+    _, err = (process := _interrupted(daemon, spawn, text("par"))).communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert b"the task could not be cancelled: store_unavailable: Nothing can be stored now." in err
+
+
+def test_a_second_ctrl_c_leaves_at_once(daemon: Daemon, spawn: Spawn) -> None:
+    asked = threading.Event()
+
+    def hang(reply: Reply) -> None:
+        asked.set()
+        reply.wait_for_hangup()
+
+    daemon.on("POST", "tasks/task_1/cancel", hang)
+    process = _interrupted(daemon, spawn, text("par"))
+    assert asked.wait(PATIENCE_SECONDS)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert err == b"error: interrupted: the task may go on (see: claudectl tasks show task_1)\n"
 
 
 def test_ctrl_c_ends_an_ordinary_command_without_a_traceback(daemon: Daemon, spawn: Spawn) -> None:

@@ -34,7 +34,7 @@ STATUS = {
     "cli": {"path": "/x/claude", "version": "2.1.330"},
     "lanes": ["direct", "text"],
     "workers": {"limit": 4, "live": 4, "busy": 1, "idle": 3, "starting": 0, "spares": 1},
-    "queue": {"waiting": 2, "running": 1},
+    "queue": {"waiting": 2, "running": 1, "queued": 3},
     "starts": {"warm": 9, "spare": 1, "cold": 2},
     "checks": HEALTH["checks"],
 }
@@ -85,7 +85,7 @@ def test_status_is_one_aligned_screen() -> None:
         "  cli         2.1.330 at /x/claude\n"
         "  lanes       direct, text\n"
         "  workers     4 live of 4 · 1 busy · 3 idle · 0 starting · 1 spares\n"
-        "  queue       2 waiting · 1 running\n"
+        "  queue       2 waiting · 1 running · 3 queued\n"
         "  starts      9 warm · 1 spare · 2 cold\n"
         "  checks      engine pass · worker_pool warn (3 of 4 live)"
     )

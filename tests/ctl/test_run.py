@@ -39,8 +39,18 @@ def test_a_line_that_is_ended_is_not_ended_again(daemon: Daemon, invoke: Invoke,
 
 def test_options_are_sent_when_they_are_given(daemon: Daemon, invoke: Invoke) -> None:
     daemon.tells("POST", "tasks", SUCCEEDED)
-    invoke("run", "--model", "opus", "--system", "Be brief.", "--lane", "direct", "--", "--help")
-    assert daemon.last.body == {"prompt": "--help", "model": "opus", "system": "Be brief.", "lane": "direct"}
+    options = ["--model", "opus", "--system", "Be brief.", "--append-system", "In French.", "--priority", "-3"]
+    options += ["--timeout-s", "90", "--metadata", "team=a=b", "--metadata", "empty="]
+    invoke("run", *options, "--", "--help")
+    assert daemon.last.body == {
+        "prompt": "--help",
+        "model": "opus",
+        "system": "Be brief.",
+        "append_system": "In French.",
+        "priority": -3,
+        "timeout_s": 90.0,
+        "metadata": {"team": "a=b", "empty": ""},
+    }
 
 
 def test_json_streams_the_events_as_they_are(daemon: Daemon, invoke: Invoke) -> None:

@@ -52,8 +52,10 @@ def _tour(env: dict[str, str], home: Path, daemon: subprocess.Popen[bytes]) -> i
     _claudectl(env, "ready", "--wait", str(_START_TIMEOUT_S))
     print(f"ready after {time.monotonic() - started:.1f} s")
 
-    _say("claudectl run   (a warm Claude Code process answers)")
+    _say("claudectl run   (a warm Claude Code process answers; the task and its answer are kept)")
     _claudectl(env, "run", "Say hello to whoever is trying the demo. [[tokens=20]]")
+    _say("claudectl tasks list")
+    _claudectl(env, "tasks", "list")
 
     url = _url(env)
     for lane in ("direct", "text"):

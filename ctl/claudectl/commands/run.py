@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from contextlib import closing
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
-from claude_daemon.core import event as event_types
-from claudectl.clean import Cleaner
-from claudectl.client import Document, StreamCut, decoded
-from claudectl.errors import BadInput, ControlError, Interrupted
-from claudectl.options import Command, Options, note
-from claudectl.progress import Progress
-from claudectl.render import plain
+from claudectl.client import Client, StreamCut
+from claudectl.errors import BadInput, ControlError, Interrupted, Mismatch, TimedOut
+from claudectl.follow import ENDED, Reader, task_path
+from claudectl.options import Command, Options, seconds
+from claudectl.render import Document, Paint, plain
+
+# Somebody who pressed Ctrl-C waits for the prompt; the daemon writes one row.
+CANCEL_SECONDS = 2.0
 
 
-class Type:
-    """Public event types that have no inner form of their own: the daemon makes them from messages."""
-
-    TEXT_DELTA = "text.delta"
-    TEXT_RESET = "text.reset"
-    THINKING_DELTA = "thinking.delta"
-
-
-# Ends that a reader expects; any other means that the answer is not whole.
-WHOLE = frozenset({"end_turn", "stop_sequence"})
+def _metadata(_: click.Context, __: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    entries: dict[str, str] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        if key in entries:
+            raise click.BadParameter(f"{key!r} is given twice")
+        entries[key] = value
+    return entries
 
 
 @click.command(cls=Command, name="run")
 @click.argument("prompt", required=False)
 @click.option("--model", metavar="NAME", help="An alias or a model's name instead of engine.default_model.")
 @click.option("--system", metavar="TEXT", help="The system prompt.")
-@click.option("--lane", type=click.Choice(["text", "direct"]), help="The lane that the task runs in.")
+@click.option("--append-system", metavar="TEXT", help="What is added to the system prompt.")
+@click.option("--schema", metavar="FILE", help="A file with the JSON schema that the answer must satisfy.")
+@click.option("--priority", type=int, metavar="N", help="Which waiting task is first: the higher. Usually 0.")
+@click.option("--timeout-s", type=seconds, metavar="S", help="The task fails when it is not over after S seconds.")
+@click.option(
+    "--metadata", multiple=True, callback=_metadata, metavar="KEY=VALUE", help="Kept with the task. May be repeated."
+)
+@click.option("--detach", is_flag=True, help="Print the task's id when it is accepted, and leave.")
 @click.pass_obj
-def command(options: Options, /, prompt: str | None, **asked: str | None) -> None:
+def command(options: Options, /, prompt: str | None, schema: str | None, detach: bool, **asked: object) -> None:
     """Run PROMPT as a task and print its answer as it comes.
 
-    Without PROMPT, or with -, the prompt is read from stdin. Ctrl-C cancels the task.
+    Without PROMPT, or with -, the prompt is read from stdin. Ctrl-C cancels the task; it goes on when claudectl
+    ends in any other way.
 
     \b
     Examples:
       claudectl run "Why is the sky blue?"
       git diff | claudectl run --system "Review this diff." --model haiku
-      claudectl run --json - < prompt.txt
+      claudectl tasks follow "$(claudectl run --detach - < prompt.txt)"
     """
-    body = {"prompt": _prompt(prompt), **{name: value for name, value in asked.items() if value is not None}}
+    body: dict[str, Any] = {"prompt": _prompt(prompt)}
+    body |= {name: value for name, value in asked.items() if value is not None and value != {}}
+    if schema is not None:
+        body["schema"] = _schema(schema)
     _require_unicode(body)
-    try:
+    if detach:
+        options.show(options.client().post("tasks?detach=true", body), _id)
+    else:
         _run(options, body)
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted: the task is cancelled") from None
 
 
 def _prompt(given: str | None) -> str:
@@ -72,114 +86,57 @@ def _read_stdin() -> str:
         raise BadInput(f"stdin is not UTF-8: byte 0x{error.object[error.start]:02x} at offset {error.start}") from None
 
 
+def _schema(path: str) -> Document:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - pathlib costs milliseconds
+            schema = json.load(file)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not JSON: {error}") from None
+    if not isinstance(schema, dict):
+        raise BadInput(f"{path} is no schema: not a JSON object")
+    return schema
+
+
 def _require_unicode(body: Document) -> None:
     """Arguments that are no UTF-8 arrive with lone surrogates, which JSON for others cannot carry."""
     for name, value in body.items():
         try:
-            value.encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError:
             raise BadInput(f"{name} is not UTF-8") from None
 
 
+def _id(task: Document, _: Paint) -> str:
+    if not task.get("id"):
+        raise Mismatch("the daemon did not say the task's id")
+    return plain(task["id"])
+
+
 def _run(options: Options, body: Document) -> None:
-    transcript = Transcript()
-    with (
-        Progress(transcript.waiting, wanted=not options.json) as progress,
-        options.client().stream("tasks", body) as lines,
-        closing(transcript),
-    ):
-        for line in lines:
-            event = decoded(line)
-            if options.json:
-                _pass_on(line)
-            else:
-                transcript.tell(event, progress)
-            if event.get("type") in event_types.TERMINAL:
-                break
-        else:
-            raise StreamCut("the daemon ended its answer before the task was over")
-    _conclude(event)
+    client = options.client()
+    with Reader(raw=options.json) as reader:
+        try:
+            with client.stream("tasks", body) as lines:
+                end = reader.read(lines)
+        except (StreamCut, TimedOut) as error:
+            raise type(error)(f"{error}{reader.how_to_go_on()}") from None
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted: {_cancel(client, reader.task_id)}") from None
+    end.conclude()
 
 
-def _pass_on(line: bytes) -> None:
-    sys.stdout.buffer.write(line + b"\n")
-    sys.stdout.buffer.flush()
-
-
-class Transcript:
-    """Tells a person about a task as it goes: its text on stdout, what else there is to know on stderr."""
-
-    def __init__(self) -> None:
-        self._cleaner = Cleaner()
-        self._phase = "queued"
-        self._mid_line = False
-        self._begun = False
-        self._cut = False
-
-    def waiting(self, elapsed_seconds: float) -> str:
-        """The line to show while there is no text yet."""
-        return f"waiting · {elapsed_seconds:.1f} s · {self._phase}"
-
-    def tell(self, event: Document, progress: Progress) -> None:
-        """Shows ``event``; erases ``progress`` before the first text. Unknown types are passed over."""
-        data = _data(event)
-        match event.get("type"):
-            case event_types.TASK_STARTED:
-                self._phase = f"running {plain(data['start'])}" if "start" in data else "running"
-            case event_types.RETRY:
-                self._phase = f"retry {plain(data.get('attempt'))}"
-            case Type.THINKING_DELTA:
-                self._phase = "thinking"
-            case Type.TEXT_DELTA:
-                self._say(self._cleaner.feed(str(data.get("text", ""))), progress)
-                self._cut = self._cut or bool(data.get("truncated"))
-            case Type.TEXT_RESET:
-                self._start_over()
-
-    def close(self) -> None:
-        """Writes what was held back, and ends the line that the text left open."""
-        self._write(self._cleaner.flush())
-        if self._mid_line:
-            self._write("\n")
-        if self._cut:
-            note("the daemon cut a piece of this answer that was too large")
-            self._cut = False
-
-    def _say(self, text: str, progress: Progress) -> None:
-        if text:
-            progress.erase()
-            self._begun = True
-            self._write(text)
-
-    def _start_over(self) -> None:
-        self.close()
-        if self._begun:
-            note("the answer starts over; what stands above is superseded")
-        self._begun = False
-
-    def _write(self, text: str) -> None:
-        if text:
-            self._mid_line = not text.endswith("\n")  # first: Ctrl-C may come while it is written
-            sys.stdout.write(text)
-            sys.stdout.flush()
-
-
-def _data(event: Document) -> Document:
-    data = event.get("data")
-    return data if isinstance(data, dict) else {}
-
-
-def _conclude(event: Document) -> None:
-    """Raises ControlError unless the task succeeded; says when its answer is not whole."""
-    data = _data(event)
-    match event.get("type"):
-        case event_types.TASK_FAILED:
-            error = data.get("error")
-            known = error if isinstance(error, dict) else {}
-            raise ControlError(f"{plain(known.get('code'))}: {plain(known.get('message'))}")
-        case event_types.TASK_CANCELLED:
-            raise ControlError("cancelled: the task was cancelled")
-        case _:
-            reason = data.get("stop_reason")
-            if reason is not None and reason not in WHOLE:
-                note(f"the answer is not whole: it stopped with {plain(reason)}")
+def _cancel(client: Client, task_id: str | None) -> str:
+    """Cancels the task as well as it can; what became of that."""
+    if task_id is None:
+        return "the daemon may have accepted the task (see: claudectl tasks list)"
+    try:
+        # not bounded by --timeout, which may be almost over
+        task = Client([client.path], timeout_seconds=CANCEL_SECONDS).post(task_path(task_id, "/cancel"), {})
+    except ControlError as error:
+        return f"the task could not be cancelled: {error}"
+    except KeyboardInterrupt:
+        return f"the task may go on (see: claudectl tasks show {plain(task_id)})"
+    state = task.get("state")
+    return f"the task had {plain(state)} already" if state in ENDED - {"cancelled"} else "the task is cancelled"

@@ -1,0 +1,37 @@
+"""Ages and dates as people write them. Pure, but for the time zone, which is this machine's."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+_UNIT_SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_AGE = re.compile(r"([0-9]{1,9})(s|min|m|h|d|w)", re.ASCII)
+
+
+def before(text: str, now: float) -> float:
+    """The moment that an age (``30d``, ``12h``) or an ISO date or time means, in seconds since the epoch.
+
+    A date without a zone is this machine's. Raises ValueError for what is neither.
+
+    >>> before("2h", 10_000.0)
+    2800.0
+    >>> before("1970-01-02T00:00:00Z", 0)
+    86400.0
+    """
+    if (age := _AGE.fullmatch(text)) is not None:
+        return max(0.0, now - int(age[1]) * _UNIT_SECONDS[age[2]])
+    try:
+        return datetime.fromisoformat(text).astimezone().timestamp()
+    except (ValueError, OverflowError):
+        raise ValueError(f"{text!r} is neither an age like 30d or 12h nor a date like 2026-01-31") from None
+
+
+def told(at: object) -> str:
+    """A moment in this machine's time, as people read it; '-' for what is none."""
+    if not isinstance(at, int | float) or isinstance(at, bool):
+        return "-"
+    try:
+        return datetime.fromtimestamp(at).astimezone().strftime("%Y-%m-%d %H:%M:%S %Z")
+    except (ValueError, OverflowError, OSError):
+        return "-"

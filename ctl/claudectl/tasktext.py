@@ -1,0 +1,85 @@
+"""Tasks as text for people. Pure, but for the time zone; absent keys are skipped, unknown ones ignored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from claudectl import moment
+from claudectl.clean import clean
+from claudectl.render import Document, Paint, duration, joined, known, mapping, plain, screen, table
+
+# What of an error fits beside the other columns; `tasks show` tells the rest.
+MAX_ERROR_CHARACTERS = 60
+
+_HEADER = ("ID", "STATE", "MODEL", "AGE", "ATTEMPT", "ERROR")
+_TOKENS = {
+    "input_tokens": "in",
+    "output_tokens": "out",
+    "cache_creation_input_tokens": "to cache",
+    "cache_read_input_tokens": "from cache",
+}
+
+
+def row(task: Document, now: float) -> list[str]:
+    """A task's line in :func:`tasks`."""
+    created = task.get("created_at")
+    age = now - created if isinstance(created, int | float) else None
+    error = known(_error(task.get("error")))
+    return [
+        *(plain(task.get(key)) for key in ("id", "state", "model")),
+        duration(age),
+        plain(task.get("attempt")),
+        f"{error[: MAX_ERROR_CHARACTERS - 1]}…" if len(error) > MAX_ERROR_CHARACTERS else error,
+    ]
+
+
+def tasks(rows: Sequence[Sequence[str]], paint: Paint) -> str:
+    """A line a task."""
+    return table(_HEADER, rows, paint, right=frozenset({"ATTEMPT"})) if rows else "no tasks"
+
+
+def task(document: Document, paint: Paint) -> str:
+    """The facts, and below them the answer."""
+    facts = screen(_title(document, paint), _facts(document))
+    text = mapping(document.get("result")).get("text")
+    return f"{facts}\n\n{clean(text)}".rstrip("\n") if isinstance(text, str) else facts
+
+
+def _title(document: Document, paint: Paint) -> str:
+    parts = [plain(document.get("id")), paint(plain(document.get("state")))]
+    started, finished = document.get("started_at"), document.get("finished_at")
+    if isinstance(started, int | float) and isinstance(finished, int | float):
+        parts.append(f"took {duration(finished - started)}")
+    return " · ".join(parts)
+
+
+def _facts(document: Document) -> Iterator[tuple[str, str]]:
+    for key in ("kind", "model", "lane"):
+        yield key, known(document.get(key))
+    for key, name in (("created_at", "created"), ("started_at", "started"), ("finished_at", "finished")):
+        yield name, _moment(document.get(key))
+    yield "cancel", joined(" ", "asked for", _moment(document.get("cancel_requested_at")))
+    for key, name in (("attempt", "attempt"), ("priority", "priority"), ("batch_id", "batch")):
+        yield name, known(document.get(key))
+    yield "tokens", _tokens(mapping(document.get("usage")))
+    cost = document.get("cost_usd")
+    yield "cost", f"${cost:.6f}" if isinstance(cost, int | float) else ""
+    yield "stopped by", known(mapping(document.get("result")).get("stop_reason"))
+    yield "error", _error(document.get("error"))
+    metadata = mapping(document.get("metadata"))
+    yield "metadata", ", ".join(f"{plain(name)}={plain(value)}" for name, value in metadata.items())
+
+
+def _moment(at: object) -> str:
+    return "" if at is None else moment.told(at)
+
+
+def _tokens(usage: Document) -> str:
+    parts = [f"{plain(usage[key])} {name}" for key, name in _TOKENS.items() if usage.get(key)]
+    return " · ".join(parts)
+
+
+def _error(error: object) -> str:
+    if not isinstance(error, Mapping):
+        return ""
+    return joined(": ", error.get("code"), error.get("message"))
