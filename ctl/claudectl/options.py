@@ -36,7 +36,16 @@ class Options:
 
     def show(self, document: Document, text: Callable[[Document, Paint], str]) -> None:
         """Prints ``document``: as it is with --json, else as ``text`` makes it, in colour on a terminal."""
-        click.echo(_json(document) if self.json else text(document, _paint()))
+        if self.json:
+            self.show_json(document)
+        else:
+            self.show_text(lambda paint: text(document, paint))
+
+    def show_json(self, document: Document) -> None:
+        click.echo(_json(document))
+
+    def show_text(self, text: Callable[[Paint], str]) -> None:
+        click.echo(text(_paint()))
 
 
 def _json(document: Document) -> str:

@@ -6,6 +6,7 @@ What comes from the daemon goes through :func:`plain`: names and reasons may hol
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from claudectl.clean import clean_line
@@ -49,7 +50,7 @@ def duration(seconds: object) -> str:
     >>> [duration(s) for s in (0.4, 59.9, 61, 3_700, 90_061)]
     ['0 s', '59 s', '1 min 1 s', '1 h 1 min', '1 d 1 h']
     """
-    if not isinstance(seconds, int | float) or isinstance(seconds, bool):
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not isfinite(seconds):
         return "-"
     whole = int(seconds)
     units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))

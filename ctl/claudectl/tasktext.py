@@ -24,7 +24,7 @@ def row(task: Document, now: float) -> list[str]:
     """A task's line in :func:`tasks`."""
     created = task.get("created_at")
     age = now - created if isinstance(created, int | float) else None
-    error = known(_error(task.get("error")))
+    error = plain(_error(task.get("error")))
     return [
         *(plain(task.get(key)) for key in ("id", "state", "model")),
         duration(age),
@@ -58,7 +58,8 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
         yield key, known(document.get(key))
     for key, name in (("created_at", "created"), ("started_at", "started"), ("finished_at", "finished")):
         yield name, _moment(document.get(key))
-    yield "cancel", joined(" ", "asked for", _moment(document.get("cancel_requested_at")))
+    cancel_requested = _moment(document.get("cancel_requested_at"))
+    yield "cancel", cancel_requested and f"asked for {cancel_requested}"
     for key, name in (("attempt", "attempt"), ("priority", "priority"), ("batch_id", "batch")):
         yield name, known(document.get(key))
     yield "tokens", _tokens(mapping(document.get("usage")))

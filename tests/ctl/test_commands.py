@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from claude_daemon import __version__
+from claudectl.client import REQUEST_SECONDS
+from claudectl.commands.backup import BACKUP_SECONDS
 from claudectl.main import COMMANDS
 from tests.ctl.conftest import Daemon, Invoke, Reply
 
@@ -248,3 +251,40 @@ def test_ready_wait_without_a_daemon_ends_as_not_running(invoke: Invoke) -> None
 
 def test_the_whole_of_a_wait_is_bounded_by_timeout(invoke: Invoke) -> None:
     assert invoke("ready", "--wait", "60", "--timeout", "0.1", "--socket", "/nowhere.sock").exit_code == 124
+
+
+@pytest.mark.parametrize(("command", "paused", "said"), [("pause", True, "paused\n"), ("resume", False, "resumed\n")])
+def test_the_queue_is_paused_and_resumed(daemon: Daemon, invoke: Invoke, command: str, paused: bool, said: str) -> None:
+    daemon.says("POST", f"queue/{command}", {"paused": paused})
+    assert invoke("queue", command).stdout == said
+    assert json.loads(invoke("queue", command, "--json").stdout) == {"paused": paused}
+    assert daemon.last.body == {}
+
+
+def test_backup_sends_an_absolute_path_and_tells_the_size(
+    daemon: Daemon, invoke: Invoke, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(short_dir)
+    daemon.on("POST", "backup", lambda reply: reply.document(reply.request_seen.body | {"size_bytes": 3_670_016}))
+    result = invoke("backup", "copy.db")
+    assert (result.exit_code, result.stdout) == (0, f"{Path.cwd()}/copy.db · 3.5 MiB\n")
+    assert daemon.last.body == {"path": f"{Path.cwd()}/copy.db"}
+    assert json.loads(invoke("backup", "/b.db", "--json").stdout) == {"path": "/b.db", "size_bytes": 3_670_016}
+
+
+def test_a_backup_over_a_file_is_a_conflict(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.refuses("POST", "backup", 409, "conflict", "/b.db is there already")
+    result = invoke("backup", "/b.db")
+    assert (result.exit_code, result.stderr) == (7, "error: conflict: /b.db is there already\n")
+
+
+def test_a_backup_may_take_longer_than_other_requests_but_not_than_timeout(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.on("POST", "backup", _say_nothing)
+    assert BACKUP_SECONDS > 10 * REQUEST_SECONDS
+    assert invoke("backup", "/b.db", "--timeout", "0.1").exit_code == 124
+
+
+@pytest.mark.parametrize("file", ["a\udcffb"])
+def test_a_file_name_that_is_no_utf8_is_usage(daemon: Daemon, invoke: Invoke, file: str) -> None:
+    assert invoke("backup", file).exit_code == 2
+    assert daemon.requests == []

@@ -28,15 +28,29 @@ HEAVY = {"asyncio", "aiohttp", "httpx", "rich", "pydantic", "orjson", "ssl", "cl
 
 def test_health_imports_nothing_heavy_and_no_other_command(daemon: Daemon, environ: dict[str, str]) -> None:
     daemon.says("GET", "health", PASSES)
-    script = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
-    script += "from claudectl.main import main; main()"
-    argv = [sys.executable, "-c", script, "--socket", str(daemon.path), "health"]
-    done = subprocess.run(argv, env=_uncovered(environ), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
-    assert done.returncode == 0
-    loaded = set(done.stderr.split())
+    loaded = _loaded(daemon, environ, "health")
     assert not HEAVY & loaded
     assert {name for name in loaded if name.startswith("claudectl.commands.")} == {"claudectl.commands.health"}
     assert {name for name in loaded if name.startswith("claude_daemon")} <= {"claude_daemon"}
+
+
+def test_tasks_imports_nothing_heavy_and_no_other_command(daemon: Daemon, environ: dict[str, str]) -> None:
+    daemon.says("GET", "tasks", {"data": [], "next": None})
+    loaded = _loaded(daemon, environ, "tasks", "list")
+    assert not HEAVY & loaded
+    assert {name for name in loaded if name.startswith("claudectl.commands.")} == {"claudectl.commands.tasks"}
+    ours = {name for name in loaded if name.startswith("claude_daemon.")}
+    assert all(name.startswith("claude_daemon.core") for name in ours)
+
+
+def _loaded(daemon: Daemon, environ: dict[str, str], *arguments: str) -> set[str]:
+    """The modules that a run of claudectl has imported."""
+    script = "import sys, atexit; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); "
+    script += "from claudectl.main import main; main()"
+    argv = [sys.executable, "-c", script, "--socket", str(daemon.path), *arguments]
+    done = subprocess.run(argv, env=_uncovered(environ), capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+    assert done.returncode == 0
+    return set(done.stderr.split())
 
 
 def _uncovered(environ: dict[str, str]) -> dict[str, str]:
@@ -137,6 +151,22 @@ def test_ctrl_c_says_so_when_the_task_could_not_be_cancelled(daemon: Daemon, spa
     assert b"the task could not be cancelled: store_unavailable: Nothing can be stored now." in err
 
 
+def test_ctrl_c_before_the_first_event_does_not_claim_to_know(daemon: Daemon, spawn: Spawn) -> None:
+    asked = threading.Event()
+
+    def hang(reply: Reply) -> None:
+        asked.set()
+        reply.wait_for_hangup()
+
+    daemon.on("POST", "tasks", hang)
+    process = spawn("--socket", str(daemon.path), "run", "hi")
+    assert asked.wait(PATIENCE_SECONDS)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 130
+    assert err == b"error: interrupted: the daemon may have accepted the task (see: claudectl tasks list)\n"
+
+
 def test_a_second_ctrl_c_leaves_at_once(daemon: Daemon, spawn: Spawn) -> None:
     asked = threading.Event()
 
@@ -229,6 +259,9 @@ class Screen:
         while wanted not in self.seen:
             self._read(wanted)
         self.seen = self.seen.partition(wanted)[2]
+
+    def type(self, keys: bytes) -> None:
+        os.write(self._fd, keys)
 
     def rest(self) -> bytes:
         """What is shown until the last process has left the terminal."""
@@ -357,3 +390,70 @@ def test_json_of_a_real_process_is_one_document(daemon: Daemon, ctl: Ctl) -> Non
     daemon.says("GET", "status", {"state": "ready"})
     ended = ctl("status", "--socket", str(daemon.path), "--json")
     assert (ended.code, json.loads(ended.out)) == (0, {"state": "ready"})
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [(b"y\n", 0, b""), (b"n\n", 1, b"nothing was deleted"), (b"\x04", 130, b"nothing was deleted")],
+    ids=["yes", "no", "end"],
+)
+def test_purge_asks_first_on_a_terminal(daemon: Daemon, spawn: Spawn, typed: bytes, code: int, said: bytes) -> None:
+    daemon.says("POST", "tasks/purge", {"purged": 3})
+    with terminal() as (screen, tty):
+        process = spawn("--socket", str(daemon.path), "tasks", "purge", "--before", "1d", stdin=tty, stderr=tty)
+        os.close(tty)
+        screen.wait_for(b"Delete all tasks that ended before ")
+        screen.wait_for(b"[y/N]: ")
+        screen.type(typed)
+        shown = screen.rest()
+        assert process.wait(PATIENCE_SECONDS) == code
+    assert said in shown
+    assert len(daemon.requests) == (code == 0)
+
+
+def test_purge_with_yes_does_not_ask_on_a_terminal(daemon: Daemon, spawn: Spawn) -> None:
+    daemon.says("POST", "tasks/purge", {"purged": 3})
+    with terminal() as (screen, tty):
+        arguments = ("tasks", "purge", "--before", "1d", "--yes")
+        process = spawn("--socket", str(daemon.path), *arguments, stdin=tty, stdout=tty, stderr=tty)
+        os.close(tty)
+        assert screen.rest() == b"3 tasks deleted\r\n"
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+
+def test_ctrl_c_stops_following_and_leaves_the_task_alone(daemon: Daemon, spawn: Spawn) -> None:
+    def stream(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.line(text("par") | {"seq": 10})
+        reply.wait_for_hangup()
+
+    daemon.on("GET", "tasks/task_1/events", stream)
+    process = spawn("--socket", str(daemon.path), "tasks", "follow", "task_1")
+    assert process.stdout is not None
+    assert process.stdout.read(3) == b"par"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, out) == (130, b"\n")
+    assert err.decode() == ("error: detached; the task goes on\nGo on with: claudectl tasks follow task_1 --after 10\n")
+    assert len(daemon.requests) == 1
+
+
+@pytest.mark.parametrize("answer", [None, "half a line"])
+def test_a_terminal_shows_that_the_daemon_went_away(daemon: Daemon, spawn: Spawn, answer: str | None) -> None:
+    """In the line of progress while there is no answer yet; afterwards on a line of its own, not in the answer's."""
+
+    def leave(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.line(STARTED if answer is None else text(answer))
+        daemon.leave()
+        reply.close_connection = True
+
+    daemon.on("GET", "tasks/task_1/events", leave)
+    with terminal() as (screen, tty):
+        process = spawn("--socket", str(daemon.path), "tasks", "follow", "task_1", stdout=tty, stderr=tty)
+        os.close(tty)
+        screen.wait_for(b" s \xc2\xb7 the daemon went" if answer is None else b"half a line\r\nnote: the daemon went")
+        screen.wait_for(b" away; waiting for it to come back")
+        process.send_signal(signal.SIGINT)
+        screen.rest()
+        assert process.wait(PATIENCE_SECONDS) == 130

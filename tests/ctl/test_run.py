@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,3 +218,67 @@ def test_events_are_json_objects_in_order(daemon: Daemon, invoke: Invoke) -> Non
     events = [STARTED, *(text(str(number)) for number in range(500)), SUCCEEDED]
     daemon.tells("POST", "tasks", *events)
     assert [json.loads(line) for line in invoke("run", "--json", "hi").stdout.splitlines()] == events
+
+
+def test_detach_prints_the_id_of_the_task(daemon: Daemon, invoke: Invoke) -> None:
+    document = {"id": "task_1", "state": "queued"}
+    daemon.says("POST", "tasks", document, 202)
+    result = invoke("run", "--detach", "hi")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "task_1\n", "")
+    assert (daemon.last.query, daemon.last.body) == ("detach=true", {"prompt": "hi"})
+    assert json.loads(invoke("run", "--detach", "--json", "hi").stdout) == document
+
+
+def test_a_task_without_an_id_is_another_protocol(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.says("POST", "tasks", {"state": "queued"}, 202)
+    assert invoke("run", "--detach", "hi").exit_code == 6
+
+
+def test_a_cut_says_how_to_go_on(daemon: Daemon, invoke: Invoke) -> None:
+    def cut(reply: Reply) -> None:
+        reply.begin_stream()
+        reply.line(event("task.queued") | {"seq": 1})
+        reply.line(text("par") | {"seq": 16777219})
+        reply.close_connection = True
+
+    daemon.on("POST", "tasks", cut)
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout) == (1, "par\n")
+    assert result.stderr.endswith("\nGo on with: claudectl tasks follow task_1 --after 16777219\n")
+
+
+def test_the_answer_starts_over_when_the_task_is_queued_again(daemon: Daemon, invoke: Invoke) -> None:
+    again = event("task.requeued", reason="engine_crashed")
+    daemon.tells("POST", "tasks", event("task.queued"), text("old"), again, event("text.reset"), text("new"), SUCCEEDED)
+    result = invoke("run", "hi")
+    assert result.stdout == "old\nnew\n"
+    assert result.stderr == "note: the answer starts over; what stands above is superseded\n"
+
+
+def test_a_schema_is_read_from_its_file(daemon: Daemon, invoke: Invoke, short_dir: Path) -> None:
+    daemon.tells("POST", "tasks", SUCCEEDED)
+    file = short_dir / "schema.json"
+    file.write_text('{"type": "object", "title": "é"}', encoding="utf-8")
+    assert invoke("run", "--schema", str(file), "hi").exit_code == 0
+    assert daemon.last.body == {"prompt": "hi", "schema": {"type": "object", "title": "é"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "No such file or directory"),
+        (b"{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        (b"[1]", "is no schema"),
+        (b'{"title": "\\ud800"}', "schema is not UTF-8"),
+    ],
+)
+def test_a_schema_that_is_none_is_usage(
+    daemon: Daemon, invoke: Invoke, short_dir: Path, content: bytes | None, said: str
+) -> None:
+    file = short_dir / "schema.json"
+    if content is not None:
+        file.write_bytes(content)
+    result = invoke("run", "--schema", str(file), "hi")
+    assert (result.exit_code, said in result.stderr) == (2, True)
+    assert daemon.requests == []

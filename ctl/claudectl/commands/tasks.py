@@ -37,7 +37,9 @@ def command() -> None:
 @command.command("list")
 @click.option("--state", multiple=True, type=click.Choice([s.value for s in State]), help="May be repeated.")
 @click.option("--kind", type=click.Choice([k.value for k in Kind]), help="Without it, task.")
-@click.option("--limit", type=click.IntRange(1, MAX_PAGE), metavar="N", help="How many to ask for at once.")
+@click.option(
+    "--limit", type=click.IntRange(1, MAX_PAGE), metavar="N", help="At most so many; with --all, so many a page."
+)
 @click.option("--cursor", metavar="C", help="Go on where an earlier list ended.")
 @click.option("--all", "everything", is_flag=True, help="Go on until there are no more.")
 @click.pass_obj
@@ -57,7 +59,7 @@ def list_(
     query += [(name, str(value)) for name, value in (("kind", kind), ("limit", limit)) if value is not None]
     pages = _pages(options.client(), query, cursor, everything)
     if options.json:
-        options.show(_joined(pages), _no_text)
+        options.show_json(_joined(pages))
     else:
         _show_rows(options, pages)
 
@@ -93,7 +95,7 @@ def _show_rows(options: Options, pages: Iterator[Document]) -> None:
     for page in pages:
         rows += [tasktext.row(task, now) for task in _entries(page)]
         following = page.get("next")
-    options.show({}, lambda _, paint: tasktext.tasks(rows, paint))
+    options.show_text(lambda paint: tasktext.tasks(rows, paint))
     if following is not None:
         note(f"there are more: --all, or --cursor {plain(following)}")
 
@@ -101,10 +103,6 @@ def _show_rows(options: Options, pages: Iterator[Document]) -> None:
 def _entries(page: Document) -> list[Document]:
     data = page.get("data")
     return [entry for entry in data if isinstance(entry, Mapping)] if isinstance(data, list) else []
-
-
-def _no_text(_: Document, __: Paint) -> str:
-    raise AssertionError("this is shown as JSON only")
 
 
 @command.command("show")
@@ -163,7 +161,7 @@ def cancel(options: Options, task_ids: Sequence[str]) -> None:
             if not options.json:
                 options.show(documents[-1], _cancelled)
     if options.json:
-        options.show({"object": "list", "data": documents, "next": None}, _no_text)
+        options.show_json({"object": "list", "data": documents, "next": None})
     if unknown:
         raise NotFound("\n".join(unknown))
 
