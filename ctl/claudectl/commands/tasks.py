@@ -17,7 +17,7 @@ from claudectl.follow import ENDED, Reader, follow, task_path
 from claudectl.options import Group, Options, note
 from claudectl.render import Document, Paint, plain
 
-# The daemon deletes some ten thousand tasks a second, and a year's may be a million.
+# A year's tasks may be a million: for the daemon, five thousand commits of some tens of milliseconds.
 PURGE_SECONDS = 600.0
 # The daemon gives no more at once.
 MAX_PAGE = 100
@@ -125,7 +125,7 @@ def show(options: Options, task_id: str) -> None:
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="SEQ", help="Only the events after this one.")
 @click.pass_obj
 def follow_(options: Options, task_id: str, after: int) -> None:
-    """Print a task's answer as it comes, from its beginning on.
+    """Print a task's answer as it comes, from its beginning.
 
     Ends with 0 when the task succeeded, with 1 when it did not. A daemon that restarts meanwhile is waited for.
     Ctrl-C only stops following: the task goes on.
@@ -178,7 +178,9 @@ def _cancelled(task: Document, paint: Paint) -> str:
 @click.argument("task_id", metavar="ID")
 @click.pass_obj
 def retry(options: Options, task_id: str) -> None:
-    """Queue a task again that failed or was cancelled; any other is a conflict, 7.
+    """Queue a failed or cancelled task again.
+
+    Any other is a conflict, 7.
 
     \b
     Example:
@@ -193,9 +195,9 @@ def retry(options: Options, task_id: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask, not even on a terminal.")
 @click.pass_obj
 def purge(options: Options, before: str, yes: bool) -> None:
-    """Delete the tasks that ended before then, with their answers and events.
+    """Delete the tasks that ended before then.
 
-    Their usage stays in the books.
+    Their answers and events go with them; their usage stays in the books.
 
     \b
     Examples:
