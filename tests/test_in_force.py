@@ -36,9 +36,46 @@ def test_a_protecting_setting_is_refused_with_where_it_stands(
     assert "not in force" in fault.message
 
 
-def test_another_setting_is_told(tmp_path: Path) -> None:
-    assert idle(loaded(tmp_path, CLAUDE_DAEMON_WEBHOOKS__TIMEOUT_S="3")) == ["webhooks.timeout_s"]
-    assert refused(loaded(tmp_path, CLAUDE_DAEMON_WEBHOOKS__TIMEOUT_S="3")) == []
+@pytest.mark.parametrize(
+    ("variable", "value", "key"),
+    [
+        ("CLAUDE_DAEMON_ENGINE__IDLE_SESSION_S", "60", "engine.idle_session_s"),
+        ("CLAUDE_DAEMON_AGENT__MAX_PROCESSES", "8", "agent.max_processes"),
+        ("CLAUDE_DAEMON_REDIS__URL", "redis://localhost", "redis.url"),
+    ],
+)
+def test_another_setting_is_told(tmp_path: Path, variable: str, value: str, key: str) -> None:
+    assert idle(loaded(tmp_path, **{variable: value})) == [key]
+    assert refused(loaded(tmp_path, **{variable: value})) == []
+
+
+def test_what_durable_tasks_brought_into_force_is_neither_refused_nor_told(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        """
+        [queue]
+        max_queued = 5
+        max_queued_per_key = 5
+        max_attempts = 1
+        retention_days = 1
+        [store]
+        kind = "sqlite"
+        path = "tasks.db"
+        stall_s = 5
+        [prices.sonnet]
+        input = 3
+        output = 15
+        cache_write = 3.75
+        cache_read = 0.3
+        [webhooks]
+        secret = "s"
+        allow_private = true
+        timeout_s = 3
+        """
+    )
+    (tmp_path / "config.toml").chmod(0o600)
+    own = load({}, {}, home=tmp_path)
+    assert len([key for key, origin in own.origins.items() if origin.layer == "file"]) == 14
+    assert (idle(own), refused(own)) == ([], [])
 
 
 def test_every_prefix_is_a_setting(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from enum import StrEnum
+from typing import Final
 
-Json = dict[str, Any]
+from claude_daemon.core.task import Kind, Lane, State
+from claude_daemon.wire.openapi_parts import Json
+from claude_daemon.wire.openapi_parts import ref as _ref
 
 _TEXT: Final[Json] = {"type": "string"}
 _MAYBE_TEXT: Final[Json] = {"type": ["string", "null"]}
 _COUNT: Final[Json] = {"type": "integer", "minimum": 0}
 _STATUS: Final[Json] = {"enum": ["pass", "warn", "fail"]}
+_TIME: Final[Json] = {"type": "number", "description": "Seconds since the epoch."}
+_MAYBE_TIME: Final[Json] = {"type": ["number", "null"], "description": "Seconds since the epoch."}
 
 
 def _object(**required: Json) -> Json:
@@ -21,11 +26,22 @@ def _list(items: Json) -> Json:
     return {"type": "array", "items": items}
 
 
-def _ref(name: str) -> Json:
-    return {"$ref": f"#/components/schemas/{name}"}
+def _one_of(names: type[StrEnum]) -> Json:
+    return {"enum": [name.value for name in names]}
+
+
+def _maybe(shape: Json) -> Json:
+    return {"anyOf": [shape, {"type": "null"}]}
+
+
+def _and_perhaps(shape: Json, **optional: Json) -> Json:
+    return {**shape, "properties": {**shape["properties"], **optional}}
 
 
 _FINISH: Final = ["stop", "length", "tool_calls", "content_filter"]
+_FAULTS: Final = _list(_object(path=_TEXT, message=_TEXT))
+_BATCH_STATES: Final = [*(state.value for state in State), "refused", "purged"]
+"""Of one of its tasks. A purged one ended and is kept no longer."""
 
 SCHEMAS: Final[Mapping[str, Json]] = {
     "ChatCompletion": _object(
@@ -90,7 +106,58 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT), request_id=_MAYBE_TEXT
     ),
     "Problem": {
-        **_object(title=_TEXT, status=_COUNT, detail=_TEXT, code=_TEXT, request_id=_TEXT),
+        **_and_perhaps(
+            _object(type=_TEXT, title=_TEXT, status=_COUNT, detail=_TEXT, code=_TEXT, request_id=_TEXT),
+            errors=_FAULTS,
+        ),
         "description": "RFC 9457, on every route outside the two chat dialects.",
     },
+    "Task": _object(
+        id=_TEXT,
+        object={"const": "task"},
+        kind=_one_of(Kind),
+        state=_one_of(State),
+        created_at=_TIME,
+        started_at=_MAYBE_TIME,
+        finished_at=_MAYBE_TIME,
+        cancel_requested_at=_MAYBE_TIME,
+        model=_TEXT,
+        lane=_one_of(Lane),
+        session_id=_MAYBE_TEXT,
+        attempt=_COUNT,
+        result=_maybe(_ref("TaskResult")),
+        usage=_maybe(_ref("TaskUsage")),
+        cost_usd={"type": ["number", "null"], "minimum": 0, "description": "Null where the model has no price."},
+        error=_maybe(_ref("TaskError")),
+        last_seq=_COUNT,
+        batch_id=_MAYBE_TEXT,
+        priority={"type": "integer"},
+        metadata={"type": "object", "additionalProperties": _TEXT},
+    ),
+    "TaskResult": _object(
+        text=_TEXT,
+        structured={"description": "What the text says as JSON, where a schema was given; else null."},
+        stop_reason=_MAYBE_TEXT,
+    ),
+    "TaskUsage": _object(
+        input_tokens=_COUNT,
+        output_tokens=_COUNT,
+        cache_creation_input_tokens=_COUNT,
+        cache_read_input_tokens=_COUNT,
+        model_calls=_COUNT,
+    ),
+    "TaskError": _and_perhaps(
+        _object(code=_TEXT, message=_TEXT), errors=_FAULTS, retry_after_s={"type": "number", "minimum": 0}
+    ),
+    "TaskList": _object(object={"const": "list"}, data=_list(_ref("Task")), next=_MAYBE_TEXT),
+    "TaskEvent": _object(task=_TEXT, seq=_COUNT, type=_TEXT, at=_TIME, data={"type": "object"}),
+    "DrainNotice": _object(task=_TEXT, cursor=_COUNT, retry_after_ms=_COUNT),
+    "Batch": _object(
+        id=_TEXT,
+        object={"const": "batch"},
+        state={"enum": ["running", "finished"]},
+        created_at=_TIME,
+        counts={"type": "object", "propertyNames": {"enum": _BATCH_STATES}, "additionalProperties": _COUNT},
+        tasks=_list(_object(id=_MAYBE_TEXT, state={"enum": _BATCH_STATES}, error=_maybe(_ref("TaskError")))),
+    ),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final
 
 import orjson
-from pydantic import AfterValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Outcome, Task, Usage
@@ -31,19 +31,44 @@ _SESSIONS: Final = "There are no sessions yet."
 _BUDGETS: Final = "There are no budgets yet."
 
 
-def _metadata(value: Mapping[str, str]) -> Mapping[str, str]:
-    if len(value) > MAX_METADATA:
+def _few_entries(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MAX_METADATA:
         raise wrong(f"At most {MAX_METADATA} entries.")
+    return value
+
+
+def _short_entries(value: Mapping[str, str]) -> Mapping[str, str]:
     for key, text in value.items():
         if len(key) > MAX_METADATA_KEY or len(text) > MAX_METADATA_VALUE:
             raise wrong(f"A key has at most {MAX_METADATA_KEY} characters, a value {MAX_METADATA_VALUE}.")
     return value
 
 
+_Metadata = Annotated[
+    dict[str, str],
+    BeforeValidator(_few_entries),
+    AfterValidator(_short_entries),
+    WithJsonSchema(
+        {
+            "type": "object",
+            "maxProperties": MAX_METADATA,
+            "propertyNames": {"maxLength": MAX_METADATA_KEY},
+            "additionalProperties": {"type": "string", "maxLength": MAX_METADATA_VALUE},
+        }
+    ),
+]
+_ONE_CONVERSATION: Final[dict[str, Any]] = {
+    "oneOf": [
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}}},
+    ]
+}
+
+
 class TaskRequest(Strict):
     """``POST /v1/tasks``: work that goes on whether anybody waits for it or not."""
 
-    model_config = ConfigDict(populate_by_name=False)
+    model_config = ConfigDict(json_schema_extra=_ONE_CONVERSATION)
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
     """The whole conversation, where it is one message; else ``messages``."""
@@ -60,7 +85,7 @@ class TaskRequest(Strict):
     output_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
     priority: Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
     webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
-    metadata: Annotated[dict[str, str], AfterValidator(_metadata)] = Field(default_factory=dict)
+    metadata: _Metadata = Field(default_factory=dict)
 
     tools: Annotated[Any, Only(({},), _TOOLS)] = None
     mcp_servers: Annotated[Any, Only(([],), _TOOLS)] = None
@@ -128,7 +153,7 @@ def canonical(document: Mapping[str, Any]) -> bytes:
 
 def task_document(task: Task) -> dict[str, Any]:
     """A task as it is told everywhere. Times are seconds since the epoch, costs USD."""
-    outcome = task.outcome or Outcome(state=task.state) if task.state.terminal else None
+    outcome = task.outcome if task.state.terminal else None
     return {
         "id": task.id,
         "object": "task",
