@@ -23,7 +23,7 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-.PHONY: help install run demo test test-system test-capabilities lint types cover bench clean
+.PHONY: help install run demo test test-crash test-system test-capabilities lint types cover bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,7 +38,10 @@ demo: .venv/.test ## start offline, stream an answer through each lane, show hea
 	@$(OFFLINE_ENV) $(PY) -m tests.e2e.demo $(ARGS)
 
 test: .venv/.test ## run the tests, offline, with an empty HOME
-	@$(OFFLINE_ENV) $(PY) -m pytest tests -m "not system and not capabilities" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m pytest tests -m "not system and not capabilities and not crash" $(ARGS)
+
+test-crash: .venv/.test ## kill -9 the daemon under load, at every commit of its store and at random moments
+	@$(OFFLINE_ENV) $${CRASH_SEED:+CRASH_SEED="$$CRASH_SEED"} $(PY) -m pytest tests -m crash -rP $(ARGS)
 
 test-system: .venv/.test ## run the tests that need a real systemd or launchd
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m system $(ARGS) || { status=$$?; \
@@ -59,7 +62,7 @@ types: .venv/.lint ## check the types, strictly
 
 cover: .venv/.test ## run the tests under coverage and hold the floor
 	@$(PY) -m coverage erase
-	@$(OFFLINE_ENV) $(PY) -m coverage run -m pytest tests -m "not system and not capabilities" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m coverage run -m pytest tests -m "not system and not capabilities and not crash" $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from claude_daemon import journal
@@ -20,16 +20,15 @@ from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.layers import Layer
-from claude_daemon.ports import Engine, Gateway, Schemas
-from claude_daemon.service.dispatch import Dispatcher, DispatchSettings
+from claude_daemon.ports import Gateway
 from claude_daemon.sources import Source
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.direct import DirectEngine, DirectSettings
 from claude_daemon.wire.text_lane import text_lane_unsupported
 
 
-class BadCertificate(ValueError):
-    """``http.tls_cert`` and ``http.tls_key`` cannot be used."""
+class BadSetting(ValueError):
+    """A setting that is well formed and cannot be used; ``str()`` names it, and says why."""
 
 
 def ids(prefix: str) -> str:
@@ -125,23 +124,6 @@ def direct_lane(settings: Settings, client: MessagesClient) -> DirectEngine:
     )
 
 
-def dispatcher(settings: Settings, engines: Sequence[Engine], schemas: Schemas) -> Dispatcher:
-    return Dispatcher(
-        engines,
-        DispatchSettings(
-            max_waiting=settings.http.max_waiting,
-            wait_timeout_s=settings.queue.wait_timeout_s,
-            max_attempts=settings.queue.max_attempts,
-        ),
-        schemas=schemas,
-        now=time.time,
-        monotonic=time.monotonic,
-        ids=ids,
-        settled=journal.task_settled,
-        broken=journal.task_broken,
-    )
-
-
 def limits(settings: Settings) -> Limits:
     http = settings.http
     return Limits(
@@ -168,7 +150,7 @@ def counter(client: MessagesClient) -> CountTokens:
 
 
 def tls(settings: Settings) -> ssl.SSLContext | None:
-    """What the public port speaks TLS with, None if it does not. Raises BadCertificate."""
+    """What the public port speaks TLS with, None if it does not. Raises BadSetting."""
     cert, key = settings.http.tls_cert, settings.http.tls_key
     if cert is None or key is None:
         return None
@@ -176,5 +158,5 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(cert, key, password="")  # one that needs a password fails here and asks nobody
     except OSError as error:
-        raise BadCertificate(f"http.tls_cert {cert}, http.tls_key {key}: {error.strerror or error}") from error
+        raise BadSetting(f"http.tls_cert {cert}, http.tls_key {key}: {error.strerror or error}") from error
     return context

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -63,6 +63,73 @@ def check_config(config: str | None, profile: str | None) -> None:
         click.echo(f"{key:<{width}}  {value}  ({origin})")
 
 
+@cli.command()
+@_CONFIG
+@_PROFILE
+@click.option("--check", is_flag=True, help="Only tell whether there is something to do: exit 1 if there is.")
+def migrate(config: str | None, profile: str | None, check: bool) -> None:
+    """Bring the store to this version's schema, as the next start would; the file from before is kept beside it.
+
+    Example: claude-daemon migrate --check
+    """
+    from claude_daemon.store import migrate as migrate_store
+    from claude_daemon.store import needs_migration
+
+    def work(database: Path) -> int:
+        if check:
+            needed = needs_migration(database)
+            click.echo(f"{database} {'needs to be migrated' if needed else 'is up to date'}")
+            return 1 if needed else 0
+        kept = migrate_store(database)
+        click.echo(f"{database} is up to date" if kept is None else f"{database} is migrated; it was kept as {kept}")
+        return 0
+
+    sys.exit(_with_store({"config": config, "profile": profile}, work))
+
+
+@cli.command()
+@_CONFIG
+@_PROFILE
+@click.argument("file", type=click.Path(path_type=Path))
+def restore(config: str | None, profile: str | None, file: Path) -> None:
+    """Put a backup (claudectl backup FILE) in the store's place, with the queue paused; the file from before is kept.
+
+    Look through what it holds (claudectl tasks list), then let it run: claudectl queue resume.
+
+    Example: claude-daemon restore /var/backups/claude-daemon.db
+    """
+    from claude_daemon.store import restore as restore_store
+
+    def work(database: Path) -> int:
+        kept = restore_store(file.absolute(), database)
+        beside = "" if kept is None else f"; the file from before is {kept}"
+        click.echo(f"{database} is restored, its queue paused{beside}")
+        return 0
+
+    sys.exit(_with_store({"config": config, "profile": profile}, work))
+
+
+def _with_store(flags: Mapping[str, Any], work: Callable[[Path], int]) -> int:
+    """Does something to the store's file while no daemon has it open; the exit status."""
+    from claude_daemon.home import take
+    from claude_daemon.ports import StoreBroken, StoreUnavailable
+    from claude_daemon.supervise.pidfile import AlreadyRunning, PidFile
+
+    paths = _load(flags, os.environ).paths
+    os.umask(0o077)
+    try:
+        take(paths.home)
+        paths.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with PidFile(paths.pid_file):
+            return work(paths.database)
+    except StoreBroken as error:
+        return _say(EX_CONFIG, error)
+    except (AlreadyRunning, StoreUnavailable) as error:
+        return _say(EX_CANTCREAT, error)
+    except OSError as error:
+        return _refused(error)
+
+
 def _load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
     """The configuration, or all that is wrong with it on stderr and exit 78."""
     from claude_daemon.config import ConfigError, load
@@ -111,9 +178,10 @@ def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
 
 
 def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
-    from claude_daemon.assembly import BadCertificate
+    from claude_daemon.assembly import BadSetting
     from claude_daemon.daemon import Daemon
     from claude_daemon.home import BadKeyFile
+    from claude_daemon.ports import StoreBroken, StoreUnavailable
     from claude_daemon.supervise.pidfile import AlreadyRunning
     from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
 
@@ -122,9 +190,9 @@ def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
 
     try:
         return _run_loop(main())
-    except (BadKeyFile, BadCertificate) as error:
+    except (BadKeyFile, BadSetting, StoreBroken) as error:
         return _say(EX_CONFIG, error)
-    except (AlreadyRunning, SocketInUse, PathTooLong) as error:
+    except (AlreadyRunning, SocketInUse, PathTooLong, StoreUnavailable) as error:
         return _say(EX_CANTCREAT, error)
     except OSError as error:
         # an error without a file is the network's

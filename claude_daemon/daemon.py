@@ -1,7 +1,7 @@
 """The composition root: builds every part, owns the root TaskGroup, runs the lifecycle.
 
 Order of a start: signals, lock, sockets (LIFECYCLE.md: listen first), then the engine. Order of an end: drain,
-public listener, dispatcher, workers, broker, control socket, lock.
+public listener, dispatcher, workers, broker, control socket, store, lock.
 """
 
 from __future__ import annotations
@@ -20,13 +20,19 @@ from claude_daemon.api import chat
 from claude_daemon.api.anthropic import AnthropicRoutes
 from claude_daemon.api.app import application
 from claude_daemon.api.control import ControlRoutes, ControlSettings
+from claude_daemon.api.control_tasks import ControlTaskRoutes
+from claude_daemon.api.fanout import Fanout
 from claude_daemon.api.middleware import Gate
 from claude_daemon.api.openai import OpenAIRoutes
 from claude_daemon.api.probes import ProbeRoutes
 from claude_daemon.api.server import HttpServer
+from claude_daemon.api.tasks import TaskRoutes
+from claude_daemon.api.ws import StreamRoutes
+from claude_daemon.assembly import BadSetting
 from claude_daemon.config import Loaded
 from claude_daemon.core.key import Key, Keyring, digest
 from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.durable import Durable
 from claude_daemon.engine.lane import bundled_cli
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.schema import SchemaChecker
@@ -37,6 +43,7 @@ from claude_daemon.service.admit import Admission
 from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
 from claude_daemon.sources import find_source
+from claude_daemon.store import SqliteStore
 from claude_daemon.supervise.pidfile import PidFile
 from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_of, tcp_sockets, unlink_own
 from claude_daemon.upstream.broker import Broker
@@ -45,6 +52,7 @@ from claude_daemon.upstream.client import MessagesClient, proxy_for
 log = journal.log
 
 EXIT_CRASH: Final = 1
+EXIT_UNSAVED: Final = 75
 # SIGHUP is the terminal that was closed; it drains until it means a reload.
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # The last line of a progress stream is on its way when the control socket goes.
@@ -70,16 +78,28 @@ class Daemon:
     async def run(self, *, announce: Callable[[Daemon], None] = lambda daemon: None) -> int:
         """Serves until told to stop; the exit status.
 
-        Raises OSError, AlreadyRunning, SocketInUse, PathTooLong, BadKeyFile, BadCertificate before it serves.
+        Raises OSError, AlreadyRunning, SocketInUse, PathTooLong, BadKeyFile, BadSetting, StoreBroken before it
+        serves.
         """
+        self._saved = True
+        status = await self._run(announce)
+        if status == 0 and not self._saved:
+            log.error("daemon.unsaved", reason="the store took no more; what ran is found at the next start")
+            return EXIT_UNSAVED
+        return status
+
+    async def _run(self, announce: Callable[[Daemon], None]) -> int:
         async with AsyncExitStack() as stack:
             self._handle_signals(stack)
             self._take_home(stack)
+            self._open_store(stack)
             self._listen(stack)
             try:
                 await self._unless_stopped(self._build(stack))
                 if not self._stop.is_set():
                     await self._serve(announce)
+            except BadSetting:
+                raise
             except Exception as error:  # a part that fails takes the daemon with it: half a daemon helps nobody
                 log.critical("daemon.crashed", exc_info=error)
                 return EXIT_CRASH
@@ -128,6 +148,14 @@ class Daemon:
         )
         self.local = Key(id="local", name="local", digest=digest(secret), role="standard", trust_domain="default")
 
+    def _open_store(self, stack: AsyncExitStack) -> None:
+        """The lock is ours, so nobody else has it open. Raises StoreBroken, StoreUnavailable."""
+        self._store = SqliteStore.open(self.loaded.paths.database)
+        stack.push_async_callback(self._close_store)
+
+    async def _close_store(self) -> None:
+        self._saved = await self._store.close() and self._saved
+
     def _listen(self, stack: AsyncExitStack) -> None:
         """From here on the kernel holds the connections of those who come before we can answer."""
         http, control = self.loaded.settings.http, self.loaded.settings.control
@@ -150,6 +178,8 @@ class Daemon:
             dispatching = group.create_task(self.dispatcher.run())
             watching = group.create_task(self.health.watch())
             draining = group.create_task(self.drain.run())
+            await self.durable.start()
+            upkeep = group.create_task(self.durable.run())
             probed = group.create_task(self.text.probed())
             stopped = group.create_task(self._stop.wait())
             await asyncio.wait({probed, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -160,11 +190,15 @@ class Daemon:
             await stopped
             probed.cancel()
             await draining
+            self.fanout.close()
+            await self.streams.close()
             await self._flush()
             self.health.move(DaemonState.STOPPING)
             self.public.stop_listening()
+            upkeep.cancel()
             self.dispatcher.close()
             await dispatching
+            self._saved = not self.dispatcher.unsaved
             await self._end_workers(text)
             watching.cancel()
 
@@ -227,11 +261,14 @@ class Daemon:
         )
         self.direct = assembly.direct_lane(settings, client) if client is not None else None
         engines: list[Engine] = [self.text] if self.direct is None else [self.direct, self.text]
-        self.dispatcher = assembly.dispatcher(settings, engines, self.schemas)
+        self.durable = Durable(settings, self._store, engines, self.schemas)
+        stack.push_async_callback(self.durable.close)
+        self.dispatcher = self.durable.dispatcher
         self.admission = Admission(
             self.dispatcher,
             engines,
             state=lambda: self.health.state,
+            store_error=lambda: self._store.status().error,
             models=settings.engine.models,
             default_model=settings.engine.default_model,
             login=source.kind,
@@ -243,9 +280,11 @@ class Daemon:
             direct=self.direct,
             dispatcher=self.dispatcher,
             health=self.health,
+            paused=lambda: self.durable.upkeep.paused,
             url=self.url,
         )
-        self.health.sources += [self.report.engine_checks, self.report.source_check]
+        self.durable.serve(self.admission, self.health)
+        self.health.sources += [self.report.engine_checks, self.report.source_check, self.durable.check]
         await self._build_edge(stack, client)
 
     def _engine_changed(self) -> None:
@@ -264,24 +303,34 @@ class Daemon:
             allowed_hosts=http.accepted_hosts,
             allowed_origins=http.allowed_origins,
         )
+        desk = self.durable.desk
+        self.fanout = Fanout(self.durable.follow, lambda task_id: self.dispatcher.find(task_id) is not None)
+        self.streams = StreamRoutes(desk, self.fanout, self.schemas, max_message_bytes=http.max_body_bytes)
+        tasks = TaskRoutes(desk, chats, self.fanout, self.schemas)
         public = application(
             gate.middleware(),
             ProbeRoutes(self.health),
             OpenAIRoutes(chats, self.schemas),
             AnthropicRoutes(chats, self.schemas, assembly.counter(client) if client is not None else None),
+            tasks,
+            self.streams,
         )
         self.public = HttpServer(
             public, limits=limits, ids=assembly.ids, on_access=journal.access, on_error=journal.unhandled
         )
         edge = Edge(
-            begin=self.public.begin_drain,
-            end=self.public.end_drain,
+            begin=self._drain_begins,
+            end=self._drain_ends,
             connections=lambda: len(self.public.connections),
         )
         self.drain = Drain(
             self.health, self.dispatcher, edge, time.monotonic, grace_seconds=settings.drain.kill_grace_s
         )
-        control = self._control_routes(chats)
+        durable = self.durable
+        control = self._control_routes(
+            chats,
+            ControlTaskRoutes(desk, tasks, durable.follow, durable.upkeep, chats, self.schemas),
+        )
         self.control = HttpServer(
             application(control.middleware(), control),
             limits=limits,
@@ -295,7 +344,19 @@ class Daemon:
         await self.public.listen(self._public_socks, ssl=self._tls)
         await self.control.listen_unix(self._control_sock)
 
-    def _control_routes(self, chats: chat.Chats) -> ControlRoutes:
+    def _drain_begins(self) -> None:
+        """No task is begun any more, and who follows one that does not run here goes where it will."""
+        self.public.begin_drain()
+        self.dispatcher.hold()
+        self.fanout.begin_drain()
+        self.streams.begin_drain()
+
+    def _drain_ends(self) -> None:
+        self.public.end_drain()
+        self.fanout.end_drain()
+        self.durable.upkeep.undrained()
+
+    def _control_routes(self, chats: chat.Chats, tasks: ControlTaskRoutes) -> ControlRoutes:
         control = self.loaded.settings.control
         return ControlRoutes(
             ControlSettings(
@@ -310,5 +371,6 @@ class Daemon:
             status=self.report.status,
             workers=self.report.workers,
             begin_drain=self.begin_drain,
+            groups=[tasks],
             refused=journal.control_refused,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.task import Task
@@ -57,6 +57,14 @@ def unhandled(request_id: str, error: BaseException) -> None:
 
 def model_call(name: str, fields: Mapping[str, Any]) -> None:
     log.info(name, **fields)
+
+
+_WARNINGS: Final = frozenset({"store.failed", "task.lease_lost", "webhook.failed", "webhook.given_up"})
+
+
+def told(name: str, fields: Mapping[str, Any]) -> None:
+    """What a part of the service finds worth a line."""
+    (log.warning if name in _WARNINGS else log.info)(name, **fields)
 
 
 def pool_event(event: PoolEvent) -> None:

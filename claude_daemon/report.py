@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ class Report:
     direct: DirectEngine | None
     dispatcher: Dispatcher
     health: Health
+    paused: Callable[[], bool]
     url: str
 
     def engine_checks(self) -> Mapping[str, HealthReport]:
@@ -73,7 +74,12 @@ class Report:
             },
             "lanes": ["direct", "text"] if self.direct is not None else ["text"],
             "workers": pool.counts(),
-            "queue": {"waiting": self.dispatcher.waiting, "running": self.dispatcher.running},
+            "queue": {
+                "waiting": self.dispatcher.waiting,
+                "running": self.dispatcher.running,
+                "queued": self.dispatcher.queued,
+                "paused": self.paused(),
+            },
             "starts": {start.value: pool.starts[start.value] for start in Start},
             "checks": document["checks"],
         }

@@ -37,6 +37,7 @@ class DaemonProcess:
     settings: Mapping[str, object] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
     args: tuple[str, ...] = ()
+    program: tuple[str, ...] = (str(BIN / "claude-daemon"),)
     process: asyncio.subprocess.Process | None = None
     url: str = ""
     _session: aiohttp.ClientSession | None = None
@@ -72,7 +73,7 @@ class DaemonProcess:
     async def launch(self) -> None:
         """Starts it and waits for nothing."""
         self.process = await asyncio.create_subprocess_exec(
-            BIN / "claude-daemon",
+            *self.program,
             "run",
             *self.args,
             env=self.environment(),

@@ -7,12 +7,11 @@ a process that descends from this daemon (a worker's child) is refused.
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 import orjson
 from aiohttp import web
@@ -21,16 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from structlog.contextvars import bind_contextvars
 
 from claude_daemon.api import chat
+from claude_daemon.api.app import Routes
 from claude_daemon.api.middleware import KEY, check_media_type
 from claude_daemon.api.probes import health_answer
 from claude_daemon.api.server import PEER
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import DaemonState
-from claude_daemon.core.task import Lane
 from claude_daemon.service.drain import MAX_DEADLINE_SECONDS, Drain
 from claude_daemon.service.health import Health
-from claude_daemon.wire.events import PublicEvents
 from claude_daemon.wire.parse import parse
 
 VERSION_HEADER: Final = "Claude-Daemon-Control"
@@ -38,7 +36,6 @@ VERSION: Final = "1"
 _MAX_READY_WAIT_S: Final = 30.0
 _PROGRESS_INTERVAL_S: Final = 0.5
 _MAX_ANCESTORS: Final = 64  # deeper than any process tree that is not a loop
-_DIRECT_MAX_TOKENS: Final = 32_000  # the API wants a number; this is what Claude Code itself asks for
 
 
 class DrainRequest(BaseModel):
@@ -51,17 +48,6 @@ class DrainRequest(BaseModel):
     wait: bool = True
 
 
-class TaskRequest(BaseModel):
-    """``POST tasks``, as far as tasks exist by now: one prompt, answered in the stream and kept nowhere."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    prompt: str = Field(min_length=1)
-    model: str | None = None
-    system: str | None = None
-    lane: Literal["auto", "direct", "text"] = "text"
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlSettings:
     """Who may: root and our own user always, and these. ``deadline_s``: the configured deadline of a drain."""
@@ -72,7 +58,10 @@ class ControlSettings:
 
 
 class ControlRoutes:
-    """``/control/v1/…``; ``status`` and ``workers`` tell what only the composition root knows."""
+    """``/control/v1/…``; ``status`` and ``workers`` tell what only the composition root knows.
+
+    ``groups`` are further routes behind the same gate.
+    """
 
     def __init__(
         self,
@@ -85,6 +74,7 @@ class ControlRoutes:
         status: Callable[[], Mapping[str, Any]],
         workers: Callable[[], list[dict[str, Any]]],
         begin_drain: Callable[[float, bool], None],
+        groups: Sequence[Routes] = (),
         refused: Callable[[str, int | None, int | None], None] = lambda reason, uid, pid: None,
     ) -> None:
         self._settings = settings
@@ -95,6 +85,7 @@ class ControlRoutes:
         self._status = status
         self._workers = workers
         self._begin_drain = begin_drain
+        self._groups = groups
         self._refused = refused
 
     def register(self, router: web.UrlDispatcher) -> None:
@@ -105,7 +96,8 @@ class ControlRoutes:
         router.add_get(f"{base}/workers", self.workers)
         router.add_post(f"{base}/drain", self.drain)
         router.add_post(f"{base}/undrain", self.undrain)
-        router.add_post(f"{base}/tasks", self.tasks)
+        for group in self._groups:
+            group.register(router)
 
     def middleware(self) -> Middleware:
         @web.middleware
@@ -178,29 +170,6 @@ class ControlRoutes:
     async def undrain(self, request: web.Request) -> web.Response:
         self._drain.undo()
         return _json({"state": self._health.state.value})
-
-    async def tasks(self, request: web.Request) -> web.StreamResponse:
-        """Runs a prompt and streams its events; leaving cancels it."""
-        self._chats.admission.check_open()
-        asked = parse(TaskRequest, await self._chats.body(request))
-        lane = self._chats.admission.lane(asked.lane)
-        body: dict[str, Any] = {"model": asked.model, "messages": [{"role": "user", "content": asked.prompt}]}
-        if asked.system:
-            body["system"] = asked.system
-        if lane is Lane.DIRECT:
-            body["max_tokens"] = _DIRECT_MAX_TOKENS
-        admitted = self._chats.begin(request, lane, body, stream=True)
-        async with self._chats.follow(admitted.run) as following:
-            events = PublicEvents(admitted.run.task.id)
-            return await _ndjson(request, _public(following, events))
-
-
-async def _public(following: chat.Following, events: PublicEvents) -> AsyncIterator[Mapping[str, Any]]:
-    async with aclosing(cast(Any, following.run.follow())) as batches:
-        async for batch in batches:
-            for event in batch:
-                for told in events.feed(event, time.time()):
-                    yield told
 
 
 async def _ndjson(request: web.Request, lines: AsyncIterator[Mapping[str, Any]]) -> web.StreamResponse:

@@ -33,13 +33,7 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "agent": "tasks with tools",
         "engine.approval_timeout_s": "approvals",
         "engine.idle_session_s": "sessions",
-        "prices": "budgets",
-        "queue.max_queued": "durable tasks",
-        "queue.max_queued_per_key": "durable tasks",
-        "queue.retention_days": "durable tasks",
-        "store": "durable tasks",
         "redis": "Redis",
-        "webhooks": "webhooks",
         "drain.lame_duck_s": "load balancers",
     }
 )

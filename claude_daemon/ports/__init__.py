@@ -38,6 +38,7 @@ from claude_daemon.ports.store import (
     WebhookDelivery,
     Webhooks,
 )
+from claude_daemon.ports.webhook import WebhookAnswer, WebhookSender
 
 __all__ = [
     "Account",
@@ -72,6 +73,8 @@ __all__ = [
     "TaskFilter",
     "TaskPage",
     "Tasks",
+    "WebhookAnswer",
     "WebhookDelivery",
+    "WebhookSender",
     "Webhooks",
 ]

@@ -2,7 +2,8 @@
 
 Rules that every store keeps, and ``tests/store/contract.py`` holds it to:
 
-- A verb is atomic, and durable when it returns. :meth:`Tasks.append` alone returns at once and tells later.
+- A verb is atomic, and durable when it returns. :meth:`Tasks.append` returns at once and tells later, and
+  :meth:`Ledger.record_chat` returns at once.
 - Verbs are applied in the order in which they were called.
 - A *fence* decides who may change a running task: a verb that names an older one changes nothing and says so.
 - A verb that cannot be made durable raises :class:`StoreUnavailable`, and then nothing of it has happened. Exempt is
@@ -272,8 +273,8 @@ class Tasks(Protocol):
 class Ledger(Protocol):
     """What was used, and by whom. Rows are only ever added."""
 
-    async def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
-        """A chat that has ended: who, model, tokens, cost and outcome, never its words."""
+    def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
+        """A chat that has ended: who, model, tokens, cost and outcome, never its words. Nobody waits for it."""
 
     async def ledger(self, task_id: str) -> Sequence[LedgerEntry]: ...
 

@@ -36,6 +36,7 @@ class Admission:
         engines: Sequence[Engine],
         *,
         state: Callable[[], DaemonState],
+        store_error: Callable[[], str | None] = lambda: None,
         models: Mapping[str, str],
         default_model: str,
         login: str | None = None,
@@ -43,6 +44,7 @@ class Admission:
         self._dispatcher = dispatcher
         self._engines = {engine.lane: engine for engine in engines}
         self._state = state
+        self._store_error = store_error
         self.models = models
         self._default_model = default_model
         self._login = login
@@ -78,6 +80,8 @@ class Admission:
         """Raises Refusal while no new work is taken."""
         state = self._state()
         if state in ADMITTING:
+            if self._store_error() is not None:
+                raise Refusal.because(Code.STORE_UNAVAILABLE, "Nothing can be stored now; nothing was accepted.")
             return
         if state is DaemonState.STARTING:
             raise Refusal.because(Code.NOT_READY, "the daemon is starting", retry_after_seconds=1.0)
@@ -86,9 +90,13 @@ class Admission:
     def chat(self, spec: TaskSpec) -> Admitted:
         """Admits and starts a chat. Raises Refusal, naming the parameter where one is at fault."""
         self.check_open()
+        spec = self.check(spec)
+        return Admitted(self._dispatcher.submit(spec), self._engines[spec.lane].approximated(spec))
+
+    def check(self, spec: TaskSpec) -> TaskSpec:
+        """The same with its model's real name. Raises Refusal for what its lane cannot do."""
         spec = replace(spec, request={**spec.request, "model": self.model(spec.request.get("model"))})
-        engine = self._engines[spec.lane]
-        failure = engine.unsupported(spec)
+        failure = self._engines[spec.lane].unsupported(spec)
         if failure is not None:
             raise Refusal(failure)
-        return Admitted(self._dispatcher.submit(spec), engine.approximated(spec))
+        return spec

@@ -45,7 +45,7 @@ class Attempts:
             "attempt": run.task.attempt,
         }
         run.tail.append([Emission(TASK_STARTED, started)])
-        if run.durable and run.task.attempt > 1:
+        if run.durable and run.task.fence > 1:  # whatever an earlier attempt has told
             run.tail.append([Emission(TEXT_RESET, {})])
         return await self._answer(run, lease)
 

@@ -36,7 +36,10 @@ MAX_STRUCTURED_BYTES: Final = 8 * 1024 * 1024
 
 
 class Book:
-    """``node`` is this daemon's name in leases. ``price``: model → its price, None where it is not known."""
+    """``node`` is this daemon's name in leases. ``price``: model → its price, None where it is not known.
+
+    ``ended`` hears of every end of a durable task, once it is durable.
+    """
 
     def __init__(
         self,
@@ -48,6 +51,7 @@ class Book:
         now: Clock,
         ids: Ids,
         price: Callable[[str], Price | None] = lambda model: None,
+        ended: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self.store = store
         self.tails = tails
@@ -56,6 +60,7 @@ class Book:
         self._encode = encode
         self._ids = ids
         self._price = price
+        self._ended = ended
 
     def event(self, task_id: str, seq: int, emission: Emission) -> StoredEvent:
         """An event of our own, which always has a public form."""
@@ -88,6 +93,7 @@ class Book:
             return False
         run.task = _ended(run.task, outcome, event, self.now())
         run.tail.tell(_told(event))
+        self._ended(run.task)
         return True
 
     async def requeue(self, run: Run, outcome: Outcome) -> bool:
@@ -110,7 +116,9 @@ class Book:
         if not await self.store.settle(replace(settlement, new_fence=fence, ledger=None)):
             return None
         self.tails.tell(task.id, event, after=task.last_seq)
-        return replace(_ended(task, outcome, event, self.now()), fence=fence)
+        ended = replace(_ended(task, outcome, event, self.now()), fence=fence)
+        self._ended(ended)
+        return ended
 
     async def put_back(self, task: Task, outcome: Outcome) -> Task | None:
         """Requeues a task whose attempt is gone; None when it has moved on meanwhile. Raises StoreUnavailable."""
@@ -121,12 +129,13 @@ class Book:
         self.tails.tell(task.id, event, after=task.last_seq)
         return replace(task, state=State.QUEUED, fence=fence, last_seq=event.seq)
 
-    async def chat_ended(self, run: Run) -> None:
+    def chat_ended(self, run: Run) -> None:
         """Who, model, tokens, cost and outcome of a chat; never its words."""
         assert run.task.outcome is not None
         outcome = self._priced(run.task.outcome, run.task)
-        task = replace(run.task, outcome=outcome)
-        await self.store.record_chat(task, self._ledger(task, outcome))
+        spec = replace(run.task.spec, request={"model": run.task.spec.model}, headers=None, output_schema=None)
+        task = replace(run.task, spec=spec, outcome=outcome)
+        self.store.record_chat(task, self._ledger(task, outcome))
 
     # parts
 

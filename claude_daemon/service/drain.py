@@ -118,11 +118,12 @@ class Drain:
         self._changed.give()
 
     def progress(self) -> dict[str, Any]:
-        """One line of progress; ``saved``: everything that must survive a stop does (chats keep nothing)."""
+        """One line of progress. ``queued`` tasks stay where they are; ``saved``: all that must survive a stop does."""
         line = {
             "state": self._health.state.value,
             "running": self._dispatcher.running,
-            "queued": self._dispatcher.waiting,
+            "waiting": self._dispatcher.waiting,
+            "queued": self._dispatcher.queued,
             "connections": self._edge.connections(),
             "remaining_s": round(max(0.0, self._deadline - self._monotonic()), 1),
         }

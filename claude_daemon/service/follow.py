@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Final
 
-from claude_daemon.core.errors import Code, Refusal
-from claude_daemon.core.event import TERMINAL, Emission, Event
-from claude_daemon.ports import Clock, Store, StoredEvent, Tasks
+from claude_daemon.core.errors import Code, Failure, Refusal
+from claude_daemon.core.event import Emission, Event
+from claude_daemon.ports import Clock, StoredEvent, Tasks
 from claude_daemon.service.tail import Keeper, Tail
 
 # One read of the store: a screenful of deltas many times over, and little beside what else is in RAM.
 PAGE_EVENTS: Final = 1000
 PAGE_BYTES: Final = 1024 * 1024
+
+NO_TASK: Final = Failure(code=Code.NOT_FOUND, message="There is no such task.")
 
 Encoder = Callable[[str, int, float, Emission], tuple[str, bytes] | None]
 """Task, number, time and what was said → the public event's type and its whole JSON; None for what is not told."""
@@ -94,55 +96,44 @@ class Tails:
         return len(self._held)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What the store has after a cursor. ``over``: nothing will follow; ``complete``: nothing more was there then."""
+
+    events: Sequence[Event]
+    over: bool
+    complete: bool
+
+
 class Follow:
     """Reads a task's events from a cursor on, each once and in order, to the end of the task."""
 
-    def __init__(self, store: Store, tails: Tails) -> None:
+    def __init__(self, store: Tasks, tails: Tails) -> None:
         self._store = store
         self.tails = tails
+
+    async def page(self, task_id: str, after: int) -> Page:
+        """Raises Refusal for a task that is gone."""
+        page = await self._store.events(task_id, after, PAGE_EVENTS, PAGE_BYTES)
+        if page is None:
+            raise Refusal(NO_TASK)
+        events = [_event(event) for event in page.events]
+        # not by the last event: a task that was tried again has ended before
+        return Page(events=events, over=page.complete and page.task.state.terminal, complete=page.complete)
 
     async def events(self, task_id: str, after: int = 0) -> AsyncIterator[Sequence[Event]]:
         """In batches, up to the terminal event. Raises Refusal for a task that is gone."""
         with self.tails.held(task_id) as tail:
-            cursor = after
             while True:
-                async with aclosing(cast(Any, self.catch_up(task_id, tail, cursor))) as pages:
-                    async for events in pages:
-                        cursor = events[-1].seq
-                        yield events
-                        if ends(events):
-                            return
-                if not tail.covers(cursor):
-                    return
-                events = tail.since(cursor)
-                if events:
-                    cursor = events[-1].seq
-                    yield events
-                    if ends(events):
-                        return
-                elif tail.finished:
-                    return
+                if tail.covers(after):
+                    events, over, more = tail.since(after), tail.finished, False
                 else:
-                    await tail.changed()
-
-    async def catch_up(self, task_id: str, tail: Tail, after: int) -> AsyncIterator[Sequence[Event]]:
-        """What the store has after the cursor, until the tail covers what follows or the task has ended."""
-        cursor = after
-        while not tail.covers(cursor):
-            page = await self._store.events(task_id, cursor, PAGE_EVENTS, PAGE_BYTES)
-            if page is None:
-                raise Refusal.because(Code.NOT_FOUND, "There is no such task.")
-            if page.events:
-                events = [_event(event) for event in page.events]
-                cursor = events[-1].seq
-                yield events
-                if ends(events):
+                    page = await self.page(task_id, after)
+                    events, over, more = page.events, page.over, tail.begun or not page.complete
+                if events:
+                    after = events[-1].seq
+                    yield events
+                if over:
                     return
-            elif page.task.state.terminal:
-                return
-            elif page.complete and not tail.begun:
-                await tail.changed()
-
-
-def ends(events: Sequence[Event]) -> bool:
-    return bool(events) and events[-1].type in TERMINAL
+                if not events and not more:
+                    await tail.changed()

@@ -16,7 +16,7 @@ CACHE_S: Final = 1.0
 # Checks that tell nobody when they change (a crash that is old enough to be forgotten) show in the state after so long.
 WATCH_S: Final = 5.0
 # A failure of these means that no work can be done at all.
-BLOCKING: Final = frozenset({"engine"})
+BLOCKING: Final = frozenset({"engine", "store"})
 
 Source = Callable[[], Mapping[str, HealthReport]]
 
@@ -55,6 +55,11 @@ class Health:
         old, self.state = self.state, advance(self.state, to)
         self.note()
         self.changed(old, to)
+
+    @property
+    def admitting(self) -> bool:
+        """Whether new work is taken, as far as the state says."""
+        return self.state in ADMITTING
 
     async def wait_ready(self, timeout_seconds: float) -> bool:
         """Waits until :meth:`ready` says yes; False at the timeout, and at once when it never will again."""

@@ -26,11 +26,14 @@ PROBE_SECONDS: Final = 0.5
 """A live daemon's kernel accepts at once; only a full backlog makes a connect wait, and that is a live one
 too."""
 
-# A peer whose machine has vanished is noticed after 60 + 4 * 15 s. Linux hands these to every accepted
-# socket.
+# A peer whose machine has vanished is noticed: a silent one by these probes (where there is a user timeout, Linux gives
+# up by that and not by their number). Linux hands these to every accepted socket.
 KEEPALIVE_IDLE_S: Final = 60
 KEEPALIVE_INTERVAL_S: Final = 15
 KEEPALIVE_PROBES: Final = 4
+# And one for whom bytes are under way: while they are unacknowledged no probe is sent, and a slow stream would go on
+# for minutes into buffers that nobody empties.
+UNACKNOWLEDGED_MS: Final = 60_000
 
 
 class SocketInUse(Exception):
@@ -75,6 +78,7 @@ def _set_options(sock: socket.socket, family: int) -> None:
         (idle, KEEPALIVE_IDLE_S),
         (getattr(socket, "TCP_KEEPINTVL", None), KEEPALIVE_INTERVAL_S),
         (getattr(socket, "TCP_KEEPCNT", None), KEEPALIVE_PROBES),
+        (getattr(socket, "TCP_USER_TIMEOUT", None), UNACKNOWLEDGED_MS),
     ):
         if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import orjson
 
-from claude_daemon.core.event import MESSAGE_EVENT, Event
+from claude_daemon.core.event import MESSAGE_EVENT, Emission
 
 MAX_DATA_BYTES: Final = 64 * 1024
 """One event's data as JSON; INTERFACE.md names it."""
@@ -23,24 +23,30 @@ _FIELDS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
-class PublicEvents:
-    """Translates one task's events in their order. Holds nothing but the task's id: it may begin anywhere."""
+def encoded(task_id: str, seq: int, at: float, emission: Emission) -> tuple[str, bytes] | None:
+    """The public event's type and its whole JSON; None for what followers are not told. Pure.
 
-    def __init__(self, task_id: str) -> None:
-        self._task_id = task_id
+    Of the Messages API's stream, text, thinking and usage are told. All else passes under its own type. ``at`` is its
+    time in seconds since the epoch.
+    """
+    told = _told(emission.data) if emission.type == MESSAGE_EVENT else (emission.type, bounded(emission.data))
+    if told is None:
+        return None
+    kind, data = told
+    return kind, orjson.dumps({"task": task_id, "seq": seq, "type": kind, "at": round(at, 3), "data": data})
 
-    def feed(self, event: Event, at: float) -> list[dict[str, Any]]:
-        """The public events that `event` means, at most one; `at` is its time in seconds since the epoch.
 
-        Of the Messages API's stream, text, thinking and usage are told. All else passes under its own type.
-        """
-        if event.type == MESSAGE_EVENT:
-            told = _told(event.data)
-        else:
-            told = event.type, bounded(event.data)
-        if told is None:
-            return []
-        return [{"task": self._task_id, "seq": event.seq, "type": told[0], "at": at, "data": told[1]}]
+def parts(emission: Emission) -> list[Emission]:
+    """The same in pieces small enough to be told whole: a delta of an answer is never cut."""
+    if emission.type != MESSAGE_EVENT or emission.data.get("type") != "content_block_delta":
+        return [emission]
+    delta = emission.data["delta"]
+    field = _FIELDS.get(delta.get("type", ""), ("", ""))[1]
+    if not field or len(delta[field]) <= _SAFE_CHARACTERS:
+        return [emission]
+    text = delta[field]
+    pieces = (text[at : at + _SAFE_CHARACTERS] for at in range(0, len(text), _SAFE_CHARACTERS))
+    return [Emission(MESSAGE_EVENT, {**emission.data, "delta": {**delta, field: piece}}) for piece in pieces]
 
 
 def _told(event: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:

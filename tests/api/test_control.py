@@ -81,10 +81,16 @@ async def test_an_unknown_version_is_told_the_known_one(control: aiohttp.ClientS
         ("drain", {"stop": "yes"}, (400, "invalid_request")),
         ("tasks", {}, (400, "invalid_request")),
         ("tasks", {"prompt": ""}, (400, "invalid_request")),
-        ("tasks", {"prompt": "x", "lane": "agent"}, (400, "invalid_request")),
+        ("tasks", {"prompt": "x", "lane": "direct"}, (400, "unsupported_parameter")),
         ("tasks", {"prompt": "x", "tools": []}, (400, "unsupported_parameter")),
         ("tasks", {"prompt": "x", "model": "gpt-4"}, (404, "model_not_found")),
         ("undrain", {}, (409, "conflict")),
+        ("tasks/task_x/cancel", {}, (404, "not_found")),
+        ("tasks/task_x/retry", {}, (404, "not_found")),
+        ("tasks/purge", {}, (400, "invalid_request")),
+        ("tasks/purge", {"before": 1e12}, (400, "invalid_request")),
+        ("backup", {"path": "relative.db"}, (400, "invalid_request")),
+        ("backup", {"path": "/nowhere/at/all/copy.db"}, (400, "invalid_request")),
     ],
 )
 async def test_a_bad_body_changes_nothing(
@@ -151,33 +157,58 @@ async def test_ready_answers_at_once_when_it_is(control: aiohttp.ClientSession, 
         assert orjson.loads(await response.read())["status"] == "pass"
 
 
-@pytest.mark.parametrize("lane", ["text", "direct", "auto"])
-async def test_a_task_is_streamed_event_by_event(control: aiohttp.ClientSession, lane: str) -> None:
-    body = {"prompt": "Hello [[tokens=5]]", "model": "sonnet", "system": "Be brief.", "lane": lane}
+async def test_a_task_is_streamed_event_by_event(control: aiohttp.ClientSession) -> None:
+    body = {"prompt": "Hello [[tokens=5]]", "model": "sonnet", "system": "Be brief."}
     async with control.post("/control/v1/tasks", json=body, headers=HEADERS) as response:
         assert response.status == 200
         events = await lines(response)
     kinds = [event["type"] for event in events]
-    assert kinds[0] == "task.started"
+    assert kinds[:2] == ["task.queued", "task.started"]
     assert kinds[-1] == "task.succeeded"
     assert "".join(e["data"]["text"] for e in events if e["type"] == "text.delta") == "Hello from the offline model."
     assert [event["seq"] for event in events] == sorted(event["seq"] for event in events)
+    path = f"/control/v1/tasks/{events[0]['task']}"
+    async with control.get(f"{path}/events?after={events[2]['seq']}", headers=HEADERS) as response:
+        assert await lines(response) == events[3:]
+    async with control.get(path, headers=HEADERS) as response:
+        assert orjson.loads(await response.read())["state"] == "succeeded"
+    async with control.post(f"{path}/retry", headers=HEADERS) as response:
+        assert await told(response) == (409, "conflict")
 
 
-async def test_who_leaves_a_task_cancels_it(control: aiohttp.ClientSession, daemon: DaemonProcess) -> None:
-    body = {"prompt": "Count. [[stall=2]]", "lane": "direct"}
+async def test_who_leaves_a_task_leaves_it_running(control: aiohttp.ClientSession, daemon: DaemonProcess) -> None:
+    body = {"prompt": "Count. [[tokens=20]] [[pace=10ms]]"}
     response = await control.post("/control/v1/tasks", json=body, headers={**HEADERS, "X-Request-ID": "leaver"})
     await response.content.readline()
     response.close()
     line = await daemon.logged("task.settled", request_id="leaver")
-    assert (line["state"], line["key_id"]) == ("cancelled", "local")
+    assert (line["state"], line["key_id"]) == ("succeeded", "local")
 
 
-async def test_a_task_that_fails_says_so_in_its_stream(control: aiohttp.ClientSession) -> None:
-    body = {"prompt": "No. [[error=529]]", "lane": "direct"}
+async def test_a_task_that_fails_says_so_in_its_stream_and_is_tried_again(control: aiohttp.ClientSession) -> None:
+    body = {"prompt": "No. [[error=400]] [[times=3]]"}  # as often as the CLI itself asks
     async with control.post("/control/v1/tasks", json=body, headers=HEADERS) as response:
-        last = (await lines(response))[-1]
-    assert (last["type"], last["data"]["error"]["code"]) == ("task.failed", "upstream_overloaded")
+        events = await lines(response)
+    assert (events[-1]["type"], events[-1]["data"]["error"]["code"]) == ("task.failed", "upstream_invalid_request")
+    path = f"/control/v1/tasks/{events[0]['task']}"
+    async with control.post(f"{path}/retry", headers=HEADERS) as response:
+        again = orjson.loads(await response.read())
+        assert (response.status, again["state"], again["attempt"]) == (202, "queued", 0)
+    async with control.get(f"{path}/events", headers=HEADERS) as response:
+        whole = await lines(response)
+    kinds = [event["type"] for event in whole]
+    assert whole[: len(events)] == events
+    assert kinds[len(events) :][:3] == ["task.queued", "task.started", "text.reset"]
+    assert kinds[-1] == "task.succeeded"
+
+
+async def test_a_task_may_be_left_at_once(control: aiohttp.ClientSession) -> None:
+    body = {"prompt": "[[tokens=3]]"}
+    async with control.post("/control/v1/tasks?detach=true", json=body, headers=HEADERS) as response:
+        task = orjson.loads(await response.read())
+    assert (response.status, task["state"]) == (202, "queued")
+    async with control.post(f"/control/v1/tasks/{task['id']}/cancel", headers=HEADERS) as response:
+        assert response.status == 200
 
 
 # who is at the other end

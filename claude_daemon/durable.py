@@ -1,0 +1,191 @@
+"""The durable half of the daemon: the store, the tasks in it, and whoever follows them; built here, and run."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import orjson
+
+from claude_daemon import assembly, journal
+from claude_daemon.config import Settings
+from claude_daemon.core.lifecycle import Check
+from claude_daemon.core.price import Price
+from claude_daemon.core.task import Task
+from claude_daemon.ports import Engine, HealthReport, QueueLimits, Schemas, Store, WebhookDelivery
+from claude_daemon.service.admit import Admission
+from claude_daemon.service.book import Book
+from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
+from claude_daemon.service.follow import Follow, StoreKeeper, Tails
+from claude_daemon.service.health import Health
+from claude_daemon.service.recover import Recovery
+from claude_daemon.service.tasks import TaskDesk
+from claude_daemon.service.upkeep import Upkeep
+from claude_daemon.service.webhooks import WebhookLoop
+from claude_daemon.upstream.webhook import WebhookClient
+from claude_daemon.wire import events as wire_events
+from claude_daemon.wire.tasks import task_document
+
+_MICRO = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks:
+    """The way out to receivers, where a secret is configured to sign with."""
+
+    client: WebhookClient
+    loop: WebhookLoop
+
+
+class Durable:
+    """Everything between the store and the routes. ``webhooks`` None: no secret is configured."""
+
+    def __init__(self, settings: Settings, store: Store, engines: Sequence[Engine], schemas: Schemas) -> None:
+        """Raises BadSetting."""
+        self.store = store
+        self.settings = settings
+        self.tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, time.time))
+        self.book = Book(
+            store,
+            self.tails,
+            node=f"node_{secrets.token_hex(8)}",
+            encode=wire_events.encoded,
+            now=time.time,
+            ids=assembly.ids,
+            price=_prices(settings).get,
+            ended=self._ended,
+        )
+        self.dispatcher = Dispatcher(
+            engines,
+            DispatchSettings(
+                max_waiting=settings.http.max_waiting,
+                wait_timeout_s=settings.queue.wait_timeout_s,
+                max_attempts=settings.queue.max_attempts,
+                stall_s=settings.store.stall_s,
+            ),
+            schemas=schemas,
+            now=time.time,
+            monotonic=time.monotonic,
+            ids=assembly.ids,
+            book=self.book,
+            parts=wire_events.parts,
+            settled=self._settled,
+            broken=journal.task_broken,
+        )
+        self.follow = Follow(store, self.tails)
+        self.webhooks = self._webhooks()
+
+    def serve(self, admission: Admission, health: Health) -> None:
+        """What needs the rest of the daemon."""
+        queue = self.settings.queue
+        self.desk = TaskDesk(
+            admission,
+            self.dispatcher,
+            self.book,
+            limits=QueueLimits(max_queued=queue.max_queued, max_queued_per_key=queue.max_queued_per_key),
+            monotonic=time.monotonic,
+            ids=assembly.ids,
+            check_webhook=self._check_webhook,
+        )
+        self.recovery = Recovery(
+            self.dispatcher,
+            self.book,
+            monotonic=time.monotonic,
+            max_attempts=queue.max_attempts,
+            told=journal.told,
+        )
+        self.upkeep = Upkeep(
+            self.store,
+            self.dispatcher,
+            now=time.time,
+            retention_days=queue.retention_days,
+            draining=lambda: not health.admitting,
+            changed=health.note,
+            told=journal.told,
+        )
+
+    async def start(self) -> None:
+        """Finds what the daemon before has left. Raises StoreUnavailable."""
+        if self.webhooks is not None:
+            await self.webhooks.client.start()
+        await self.recovery.start()
+        self.upkeep.paused = await self.store.paused()
+
+    async def run(self) -> None:
+        """Leases, retention, the store's own health, webhooks; until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.recovery.run())
+            group.create_task(self.upkeep.sweep())
+            group.create_task(self.upkeep.watch())
+            if self.webhooks is not None:
+                group.create_task(self.webhooks.loop.run())
+
+    async def close(self) -> None:
+        if self.webhooks is not None:
+            await self.webhooks.client.close()
+
+    def check(self) -> dict[str, HealthReport]:
+        """The store's share of health."""
+        status = self.store.status()
+        details = {"backlog": status.backlog, **status.details}
+        if status.error is not None:
+            return {"store": HealthReport(status=Check.FAIL, reason=status.error, details=details)}
+        return {"store": HealthReport(status=Check.PASS, details=details)}
+
+    # ends
+
+    def _settled(self, run: Run) -> None:
+        journal.task_settled(run)
+        if not run.durable:
+            self.book.chat_ended(run)
+
+    def _ended(self, task: Task) -> None:
+        if task.spec.webhook is not None and self.webhooks is not None:
+            self.webhooks.loop.wake()
+
+    # webhooks
+
+    def _webhooks(self) -> Webhooks | None:
+        configured = self.settings.webhooks
+        if configured.secret is None:
+            return None
+        try:
+            client = WebhookClient(
+                configured.secret.reveal(),
+                timeout_s=configured.timeout_s,
+                allow_private=configured.allow_private,
+                now=time.time,
+            )
+        except ValueError as error:
+            raise assembly.BadSetting(f"webhooks.secret: {error}") from None
+        loop = WebhookLoop(self.store, client, self._body, now=time.time, random=random.random, told=journal.told)
+        return Webhooks(client, loop)
+
+    def _check_webhook(self, url: str) -> str | None:
+        if self.webhooks is None:
+            return "webhooks are signed, and webhooks.secret is not set."
+        return self.webhooks.client.check(url)
+
+    async def _body(self, delivery: WebhookDelivery) -> bytes | None:
+        task = await self.store.get(delivery.task_id)
+        if task is None or not task.state.terminal:
+            return None
+        told = {"type": f"task.{task.state}", "timestamp": task.finished_at, "data": task_document(task)}
+        return orjson.dumps(told)
+
+
+def _prices(settings: Settings) -> dict[str, Price]:
+    """By model; those that are told by alias count for the model it stands for."""
+    return {
+        settings.engine.models.get(name, name): Price(
+            input=round(price.input * _MICRO),
+            output=round(price.output * _MICRO),
+            cache_write=round(price.cache_write * _MICRO),
+            cache_read=round(price.cache_read * _MICRO),
+        )
+        for name, price in settings.prices.items()
+    }

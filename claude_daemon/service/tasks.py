@@ -1,0 +1,242 @@
+"""Durable tasks, as their owners see them: submitted, found, listed, cancelled, tried again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from claude_daemon.core.errors import Code, Failure, Refusal
+from claude_daemon.core.event import first_seq
+from claude_daemon.core.key import Key
+from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
+from claude_daemon.ports import (
+    Batch,
+    BatchState,
+    Clock,
+    Idempotency,
+    Ids,
+    QueueLimits,
+    StoreUnavailable,
+    Submission,
+    TaskFilter,
+    TaskPage,
+)
+from claude_daemon.service.admit import Admission
+from claude_daemon.service.book import Book
+from claude_daemon.service.dispatch import Dispatcher
+from claude_daemon.service.follow import NO_TASK
+from claude_daemon.service.run import CANCELLED, Ticket, ended_with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What somebody wants done, before it is admitted. ``request`` is a Messages API body with the model as asked."""
+
+    request: Mapping[str, Any]
+    output_schema: Mapping[str, Any] | None = None
+    timeout_seconds: float | None = None
+    priority: int = 0
+    webhook: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asker:
+    """Who asks. ``peer_uid`` is set for the control socket, whose requests see every key's tasks."""
+
+    key: Key
+    request_id: str
+    peer_uid: int | None = None
+
+    @property
+    def owner(self) -> str | None:
+        """Whose tasks it sees; None for all."""
+        return None if self.peer_uid is not None else self.key.id
+
+
+class TaskDesk:
+    """``check_webhook`` says what is wrong with a webhook's URL, None if nothing is."""
+
+    def __init__(
+        self,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        book: Book,
+        *,
+        limits: QueueLimits,
+        monotonic: Clock,
+        ids: Ids,
+        check_webhook: Callable[[str], str | None],
+    ) -> None:
+        self._admission = admission
+        self._dispatcher = dispatcher
+        self._book = book
+        self.limits = limits
+        self._monotonic = monotonic
+        self._ids = ids
+        self._check_webhook = check_webhook
+
+    # in
+
+    async def submit(self, asker: Asker, wish: Wish, idempotency: Idempotency | None = None) -> tuple[Task, bool]:
+        """The task, durable, and whether it is new. Raises Refusal."""
+        task = self._task(asker, wish)
+        submission = self._submission(asker, task, idempotency)
+        (answer,) = await self._enqueue([submission], None)
+        if isinstance(answer, Failure):
+            raise Refusal(answer)
+        return answer, answer.id == task.id
+
+    async def submit_batch(self, asker: Asker, wishes: Sequence[Wish | Failure]) -> BatchState:
+        """Those that can be had are queued together; what is wrong with the others is kept beside them.
+
+        Raises Refusal when none of them can be had now (draining, the store is unavailable).
+        """
+        self._admission.check_open()
+        batch_id = self._ids("batch")
+        tasks: dict[int, Task] = {}
+        refused: dict[int, Failure] = {}
+        for position, wish in enumerate(wishes):
+            try:
+                if isinstance(wish, Failure):
+                    raise Refusal(wish)
+                tasks[position] = replace(self._task(asker, wish), batch_id=batch_id)
+            except Refusal as refusal:
+                refused[position] = refusal.failure
+        batch = Batch(id=batch_id, key_id=asker.key.id, created_at=self._book.now(), size=len(wishes), refused=refused)
+        submissions = [self._submission(asker, task) for task in tasks.values()]
+        await self._enqueue(submissions, batch)
+        state = await self._book.store.batch(batch_id)
+        assert state is not None
+        return state
+
+    def _task(self, asker: Asker, wish: Wish) -> Task:
+        """Raises Refusal, naming the parameter at fault."""
+        self._admission.check_open()
+        if wish.webhook is not None and (wrong := self._check_webhook(wish.webhook)) is not None:
+            raise Refusal.because(Code.INVALID_REQUEST, f"`webhook`: {wrong}", param="webhook")
+        spec = TaskSpec(
+            kind=Kind.TASK,
+            lane=Lane.TEXT,
+            request=wish.request,
+            key_id=asker.key.id,
+            trust_domain=asker.key.trust_domain,
+            request_id=asker.request_id,
+            output_schema=wish.output_schema,
+            timeout_seconds=wish.timeout_seconds,
+            priority=wish.priority,
+            webhook=wish.webhook,
+            metadata=wish.metadata or {},
+        )
+        return Task(id=self._ids("task"), spec=self._admission.check(spec), created_at=self._book.now())
+
+    def _submission(self, asker: Asker, task: Task, idempotency: Idempotency | None = None) -> Submission:
+        event = self._book.queued_event(task.id)
+        return Submission(
+            task=replace(task, last_seq=event.seq),
+            event=event,
+            idempotency=idempotency,
+            audit=self._book.audit("task.accepted", task, asker.peer_uid),
+        )
+
+    async def _enqueue(self, submissions: Sequence[Submission], batch: Batch | None) -> Sequence[Task | Failure]:
+        """What was promised is durable first: only then is it told, and may run."""
+        try:
+            answers = await self._book.store.enqueue(submissions, self.limits, batch)
+        except StoreUnavailable as error:
+            raise Refusal(unavailable(error)) from error
+        for submission, answer in zip(submissions, answers, strict=True):
+            if isinstance(answer, Task) and answer.id == submission.task.id:
+                self._book.tails.tell(answer.id, submission.event, after=0)
+                self._dispatcher.enqueue(self._ticket(answer), timeout_s=answer.spec.timeout_seconds)
+        return answers
+
+    def _ticket(self, task: Task) -> Ticket:
+        ticket = Ticket(task.id, task.spec.lane, task.spec.key_id, task.spec.priority, self._monotonic())
+        ticket.task = task
+        return ticket
+
+    # out
+
+    async def get(self, asker: Asker, task_id: str) -> Task:
+        """Raises Refusal for a task that is not there, or not this key's: which of the two is nobody's business."""
+        run = self._dispatcher.find(task_id)
+        task = run.task if run is not None and not run.durable else await self._book.store.get(task_id)
+        if task is None or asker.owner not in (None, task.spec.key_id):
+            raise Refusal(NO_TASK)
+        return task
+
+    async def list(
+        self, asker: Asker, *, kind: Kind | None, states: frozenset[State] | None, limit: int, cursor: str | None
+    ) -> TaskPage:
+        """Newest first. Raises Refusal for a cursor that is none."""
+        try:
+            wanted = TaskFilter(key_id=asker.owner, kind=kind, states=states)
+            return await self._book.store.list(wanted, limit, cursor)
+        except ValueError as error:
+            raise Refusal.because(Code.INVALID_REQUEST, str(error), param="cursor") from error
+
+    async def batch(self, asker: Asker, batch_id: str) -> BatchState:
+        state = await self._book.store.batch(batch_id)
+        if state is None or asker.owner not in (None, state.batch.key_id):
+            raise Refusal.because(Code.NOT_FOUND, "There is no such batch.")
+        return state
+
+    # changes
+
+    async def cancel(self, asker: Asker, task_id: str) -> Task:
+        """The task as it is then: cancelled if it was queued, about to be if it runs, unchanged if it had ended."""
+        task = await self.get(asker, task_id)
+        if task.spec.kind is Kind.CHAT:
+            run = self._dispatcher.find(task_id)
+            if run is not None:
+                self._dispatcher.cancel(run)
+                return run.task
+            return task
+        try:
+            return await self._cancel(asker, task)
+        except StoreUnavailable as error:
+            raise Refusal(unavailable(error)) from error
+
+    async def _cancel(self, asker: Asker, known: Task) -> Task:
+        """Whatever happens meanwhile: a claim, a requeue and an end all move the fence, and then it is looked again."""
+        while True:
+            audit = self._book.audit("task.cancel", known, asker.peer_uid)
+            task = await self._book.store.request_cancel(known.id, self._book.now(), audit)
+            if task is None:
+                raise Refusal(NO_TASK)
+            if task.state.terminal:
+                return task
+            run = self._dispatcher.find(task.id)
+            if run is not None:
+                self._dispatcher.cancel(run)
+                return task
+            self._dispatcher.withdraw(task.id)
+            if task.state is State.RUNNING:
+                return task  # an orphan: whoever recovers it sees the wish
+            ended = await self._book.end(task, ended_with(CANCELLED))
+            if ended is not None:
+                return ended
+
+    async def retry(self, asker: Asker, task_id: str) -> Task:
+        """A task that did not succeed is queued again. Raises Refusal for one in another state."""
+        self._admission.check_open()
+        task = await self.get(asker, task_id)
+        if task.spec.kind is Kind.CHAT or task.state not in (State.FAILED, State.CANCELLED):
+            raise Refusal.because(Code.CONFLICT, f"a {task.spec.kind} that is {task.state} cannot be tried again")
+        event = self._book.queued_event(task.id, task.fence + 1)
+        try:
+            queued = await self._book.store.retry(task.id, event, self._book.audit("task.retry", task, asker.peer_uid))
+        except StoreUnavailable as error:
+            raise Refusal(unavailable(error)) from error
+        if queued is None:
+            raise Refusal.because(Code.CONFLICT, "the task has moved on meanwhile")
+        assert event.seq == first_seq(queued.fence)
+        self._dispatcher.enqueue(self._ticket(queued), timeout_s=queued.spec.timeout_seconds)
+        return queued
+
+
+def unavailable(error: StoreUnavailable) -> Failure:
+    """What a caller is told: not the reason, which is the operator's."""
+    return Failure(code=Code.STORE_UNAVAILABLE, message="Nothing can be stored now; nothing was accepted.")

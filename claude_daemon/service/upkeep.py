@@ -1,0 +1,97 @@
+"""The store's upkeep: what is too old goes, the queue rests when told to, copies are made."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from claude_daemon.ports import Clock, Store, StoreUnavailable
+from claude_daemon.service.dispatch import Dispatcher
+
+SWEEP_S: Final = 3600.0
+"""Retention is told in days: an hour more is none."""
+PURGE_AT_ONCE: Final = 200
+"""Tasks deleted in one commit, events and all: what waits behind it waits some milliseconds."""
+CHECK_S: Final = 2.0
+"""How often a store that failed is tried again."""
+_DAY_S: Final = 24 * 3600.0
+
+
+class Upkeep:
+    """``changed`` is told when the store fails or works again; ``told`` what is worth a log line."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        *,
+        now: Clock,
+        retention_days: int,
+        draining: Callable[[], bool],
+        changed: Callable[[], None],
+        told: Callable[[str, dict[str, Any]], None] = lambda name, fields: None,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._now = now
+        self._retention_days = retention_days
+        self._draining = draining
+        self._changed = changed
+        self._told = told
+        self.paused = False
+
+    async def sweep(self) -> None:
+        """Deletes what is older than it is kept, now and every hour; never ends."""
+        while True:
+            with contextlib.suppress(StoreUnavailable):  # the next sweep finds it still
+                purged = await self.purge(self._now() - self._retention_days * _DAY_S)
+                if purged:
+                    self._told("store.swept", {"tasks": purged})
+            await asyncio.sleep(SWEEP_S)
+
+    async def watch(self) -> None:
+        """Tries a store that failed until it works, and says so; never ends."""
+        failing = False
+        while True:
+            await asyncio.sleep(CHECK_S)
+            error = self._store.status().error
+            if error is not None and not await self._store.check():
+                if not failing:
+                    self._told("store.failed", {"error": error})
+            elif failing:
+                error = None
+                self._told("store.recovered", {})
+            if failing != (error is not None):
+                failing = error is not None
+                self._changed()
+
+    async def purge(self, before: float) -> int:
+        """Deletes tasks that ended before then; how many. Raises StoreUnavailable."""
+        total = 0
+        while purged := await self._store.purge(before, PURGE_AT_ONCE):
+            total += purged
+        return total
+
+    async def pause(self) -> None:
+        """No durable task is begun until :meth:`resume`, restarts included. Raises StoreUnavailable."""
+        await self._store.pause(True)
+        self.paused = True
+        self._dispatcher.hold()
+
+    async def resume(self) -> None:
+        await self._store.pause(False)
+        self.paused = False
+        if not self._draining():
+            self._dispatcher.unhold()
+
+    def undrained(self) -> None:
+        """The drain is over: what it held back goes on, unless the queue is paused besides."""
+        if not self.paused:
+            self._dispatcher.unhold()
+
+    async def backup(self, to: Path) -> int:
+        """Raises FileExistsError, OSError."""
+        return await self._store.backup(to)

@@ -1,0 +1,57 @@
+"""Putting a backup in the place of the store's file."""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from pathlib import Path
+from sqlite3 import Connection, Error
+
+from claude_daemon.ports import StoreBroken
+from claude_daemon.store import copies, meta
+from claude_daemon.store.connection import SIDES, connect, side
+from claude_daemon.store.schema import inspect, known_migrations
+
+
+def restore(backup: Path, path: Path) -> Path | None:
+    """Puts a copy of a backup in the file's place, with the queue paused; where the file from before is kept.
+
+    Nothing has changed when it raises StoreBroken (the backup is none, corrupt, or newer than this code) or OSError.
+    Nobody may have the file open. None: there was no file before.
+    """
+    if not backup.is_file():
+        raise StoreBroken(f"{backup}: there is no such backup")
+    if inspect(backup, known_migrations()) == 0:
+        raise StoreBroken(f"{backup} is empty: that is no backup")
+    ready = path.with_name(f"{path.name}.restoring")
+    try:
+        with closing(connect(backup)) as db:
+            copies.copy(db, ready, change=_pause)
+        kept = _keep(path) if path.exists() else None
+        ready.replace(path)
+    finally:
+        ready.unlink(missing_ok=True)
+    copies.flush(path.parent)
+    return kept
+
+
+def _pause(db: Connection) -> None:
+    meta.pause(db, True)
+
+
+def _keep(path: Path) -> Path:
+    """Moves the WAL away, which must never meet another file, and gives the file itself a second name."""
+    with suppress(Error), closing(connect(path)) as db:  # a corrupt one is kept as it is, WAL and all
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    kept = _free_name(path)
+    kept.hardlink_to(path)
+    for name in SIDES:
+        with suppress(FileNotFoundError):
+            side(path, name).rename(side(kept, name))
+    return kept
+
+
+def _free_name(path: Path) -> Path:
+    number = 1
+    while (kept := path.with_name(f"{path.name}.replaced-{number}")).exists():
+        number += 1
+    return kept

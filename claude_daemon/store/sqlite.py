@@ -1,0 +1,204 @@
+"""The store of one daemon: a SQLite file (DESIGN.md, "Store")."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from sqlite3 import Connection
+from types import ModuleType
+from typing import Final
+
+from claude_daemon.core.errors import Failure
+from claude_daemon.core.task import Task
+from claude_daemon.ports import (
+    AuditRecord,
+    Batch,
+    BatchState,
+    EventPage,
+    LedgerEntry,
+    QueuedTask,
+    QueueLimits,
+    Requeue,
+    Settlement,
+    StoredEvent,
+    StoreStatus,
+    StoreUnavailable,
+    Submission,
+    TaskFilter,
+    TaskPage,
+    WebhookDelivery,
+)
+from claude_daemon.store import audit as audits
+from claude_daemon.store import copies, meta, queries, retention, rows, tasks, webhooks
+from claude_daemon.store import ledger as ledgers
+from claude_daemon.store.connection import connect_reader
+from claude_daemon.store.readers import Readers
+from claude_daemon.store.schema import known_migrations, open_current
+from claude_daemon.store.verbs import Verb
+from claude_daemon.store.writer import Observer, Writer
+
+_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, audits, webhooks, meta, retention)
+VERBS: Final = tuple(
+    sorted({found.name for noun in _NOUNS for found in vars(noun).values() if isinstance(found, Verb)})
+)
+"""The names of all that write."""
+
+
+class SqliteStore:
+    """Implements :class:`~claude_daemon.ports.Store`, whose docstrings say what each verb promises."""
+
+    def __init__(self, path: Path, writing: Connection, schema_version: int, observer: Observer | None) -> None:
+        """For :meth:`open`, which makes sure of the file."""
+        self.path = path
+        self._schema_version = schema_version
+        self._readers = Readers(path)
+        self._copying = ThreadPoolExecutor(1, thread_name_prefix="store-copy")
+        self._closing = False
+        self._writer = Writer(writing, path, observer)
+
+    @classmethod
+    def open(cls, path: Path, *, observer: Observer | None = None) -> SqliteStore:
+        """Checks the file, migrates or makes it. Blocks; the directory exists, and nobody else has the file open.
+
+        Raises StoreBroken for a file that is corrupt, newer than this code or not ours; StoreUnavailable for what may
+        pass, such as a full disk.
+        """
+        migrations = known_migrations()
+        writing = open_current(path, migrations)
+        return cls(path, writing, len(migrations), observer)
+
+    async def close(self) -> bool:
+        """Saves what waits, ends all threads; whether all was saved. Every verb raises StoreUnavailable afterwards."""
+        self._closing = True
+        return await asyncio.to_thread(self._close)
+
+    def _close(self) -> bool:
+        self._copying.shutdown()
+        self._readers.close()
+        return self._writer.close()  # the last connection: it empties the WAL into the file
+
+    # tasks
+
+    async def enqueue(
+        self, submissions: Sequence[Submission], limits: QueueLimits, batch: Batch | None = None
+    ) -> Sequence[Task | Failure]:
+        prepared = tasks.prepare(submissions, batch)
+        size = sum(len(one.spec) + len(one.submission.event.encoded) for one in prepared)
+        return await self._writer.do(tasks.enqueue.bind(prepared, limits, batch), size)
+
+    async def claim(self, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
+        return await self._writer.do(tasks.claim.bind(task_id, node, lease_until, at))
+
+    async def renew(self, node: str, task_ids: Sequence[str], lease_until: float) -> frozenset[str]:
+        return await self._writer.do(tasks.renew.bind(node, task_ids, lease_until))
+
+    def append(self, task_id: str, fence: int, events: Sequence[StoredEvent], told: Callable[[bool], None]) -> None:
+        size = sum(len(event.encoded) for event in events)
+        self._writer.tell(tasks.append.bind(task_id, fence, tuple(events)), size, told, failed=False)
+
+    async def set_effects(self, task_id: str, fence: int) -> bool:
+        return await self._writer.do(tasks.set_effects.bind(task_id, fence))
+
+    async def settle(self, settlement: Settlement) -> bool:
+        outcome = rows.dump(settlement.outcome)
+        size = len(outcome) + len(settlement.event.encoded)
+        return await self._writer.do(tasks.settle.bind(settlement, outcome), size)
+
+    async def requeue(self, requeue: Requeue) -> bool:
+        return await self._writer.do(tasks.requeue.bind(requeue), len(requeue.event.encoded))
+
+    async def request_cancel(self, task_id: str, at: float, audit: AuditRecord | None = None) -> Task | None:
+        return await self._writer.do(tasks.request_cancel.bind(task_id, at, audit))
+
+    async def retry(self, task_id: str, event: StoredEvent, audit: AuditRecord | None = None) -> Task | None:
+        return await self._writer.do(tasks.retry.bind(task_id, event, audit), len(event.encoded))
+
+    async def get(self, task_id: str) -> Task | None:
+        return await self._readers.read(rows.find_task, task_id)
+
+    async def list(self, wanted: TaskFilter, limit: int, cursor: str | None = None) -> TaskPage:
+        return await self._readers.read(queries.list_tasks, wanted, limit, queries.cursor_of(cursor))
+
+    async def events(self, task_id: str, after: int, max_events: int, max_bytes: int) -> EventPage | None:
+        return await self._readers.read(queries.events, task_id, after, max_events, max_bytes)
+
+    async def queued(self) -> Sequence[QueuedTask]:
+        return await self._readers.read(queries.queued)
+
+    async def running(self) -> Sequence[tuple[Task, str, float]]:
+        return await self._readers.read(queries.running)
+
+    async def batch(self, batch_id: str) -> BatchState | None:
+        return await self._readers.read(queries.batch, batch_id)
+
+    async def purge(self, before: float, limit: int) -> int:
+        return await self._writer.do(retention.purge.bind(before, limit))
+
+    # ledger and audit
+
+    def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
+        call = ledgers.record_chat.bind(rows.wordless(task), ledger, audit)
+        self._writer.tell(call, 0, lambda _: None, failed=None)
+
+    async def ledger(self, task_id: str) -> Sequence[LedgerEntry]:
+        return await self._readers.read(ledgers.read, task_id)
+
+    async def record(self, audit: AuditRecord) -> None:
+        await self._writer.do(audits.record.bind(audit))
+
+    async def audit(self, after: int, limit: int) -> Sequence[tuple[int, AuditRecord]]:
+        return await self._readers.read(audits.read, after, limit)
+
+    # webhooks
+
+    async def due(self, now: float, limit: int) -> Sequence[WebhookDelivery]:
+        return await self._readers.read(webhooks.due, now, limit)
+
+    async def next_due(self) -> float | None:
+        return await self._readers.read(webhooks.next_due)
+
+    async def delivered(self, webhook_id: str, at: float) -> None:
+        await self._writer.do(webhooks.delivered.bind(webhook_id, at))
+
+    async def postpone(self, webhook_id: str, due_at: float, error: str) -> None:
+        await self._writer.do(webhooks.postpone.bind(webhook_id, due_at, error))
+
+    async def give_up(self, webhook_id: str, at: float, error: str) -> None:
+        await self._writer.do(webhooks.give_up.bind(webhook_id, at, error))
+
+    # administration
+
+    async def join(self, node: str, at: float) -> None:
+        await self._writer.do(meta.join.bind(node, at))
+
+    async def paused(self) -> bool:
+        return await self._readers.read(meta.paused)
+
+    async def pause(self, paused: bool) -> None:
+        await self._writer.do(meta.pause.bind(paused))
+
+    async def backup(self, to: Path) -> int:
+        """InterruptedError when the store is closed before it is complete."""
+        return await asyncio.get_running_loop().run_in_executor(self._copying, self._copy, to)
+
+    def _copy(self, to: Path) -> int:
+        with closing(connect_reader(self.path)) as db:
+            return copies.copy(db, to, overwrite=False, going_on=lambda: not self._closing)
+
+    async def check(self) -> bool:
+        self._writer.hurry()
+        try:
+            await self._writer.do(meta.check.bind())
+        except StoreUnavailable:
+            return False
+        return True
+
+    def status(self) -> StoreStatus:
+        return StoreStatus(
+            error=self._writer.error,
+            backlog=self._writer.backlog,
+            details={**self._writer.figures.read(), "schema_version": self._schema_version},
+        )

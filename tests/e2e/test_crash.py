@@ -1,0 +1,274 @@
+"""kill -9 under load: at every commit of every verb of the store, before and after it, and at random moments.
+
+Whatever the moment: every acknowledged task ends exactly once, a follower that comes back with its cursor sees nothing
+twice and nothing out of order, the ledger's sums are those of the tasks, and no worker is left. A failure prints the
+point and the seed; ``CRASH_SEED`` runs the same random moments again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sqlite3
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+
+from claude_daemon.offline import OfflineModel
+from claude_daemon.store import VERBS
+from tests.support import DaemonProcess, alive, share_probe
+
+pytestmark = pytest.mark.crash
+
+PATIENCE_S = 60.0
+TASKS = 8
+TERMINAL = ("task.succeeded", "task.failed", "task.cancelled")
+SETTINGS = {"engine.workers": 2, "engine.spares": 0, "queue.max_attempts": 50, "webhooks.allow_private": True}
+CRASHING = (sys.executable, str(Path(__file__).with_name("crashing.py")))
+SEED = int(os.environ.get("CRASH_SEED", random.SystemRandom().randrange(1 << 30)))
+
+
+class Service:
+    """The daemon of one home, started again whenever it is gone. ``killed``: how often that was."""
+
+    def __init__(self, home: Path, model: OfflineModel, environ: Mapping[str, str]) -> None:
+        self.home = home
+        self.model = model
+        self.environ = environ
+        self.daemon: DaemonProcess | None = None
+        self.up = asyncio.Event()
+        self.killed = 0
+        self.workers: set[int] = set()
+
+    async def run(self, crash_at: str | None = None) -> None:
+        """The first life may have a crash point; those after it have none."""
+        while True:
+            program: dict[str, Any] = {}
+            environ = {**self.environ}
+            if crash_at is not None and not self.killed:
+                program, environ = {"program": CRASHING}, {**environ, "CRASH_AT": crash_at}
+            self.daemon = DaemonProcess(self.home, self.model, SETTINGS, environ=environ, **program)
+            try:
+                await self.daemon.start()
+            except RuntimeError:  # killed before it said where it serves
+                await self.daemon.ended()
+                self.killed += 1
+                continue
+            self.up.set()
+            assert self.daemon.process is not None
+            await self.daemon.process.wait()
+            self.up.clear()
+            await self.daemon.ended()
+            self.killed += 1
+
+    async def serving(self) -> DaemonProcess:
+        await self.up.wait()
+        assert self.daemon is not None
+        return self.daemon
+
+
+class Task:
+    """One submission, insisted on, followed with its cursor across every crash."""
+
+    def __init__(self, number: int, prompt: str, webhook: str) -> None:
+        self.number = number
+        self.body = {"prompt": prompt, "webhook": webhook}
+        self.id: str | None = None
+        self.events: list[dict[str, Any]] = []
+
+    @property
+    def over(self) -> bool:
+        return bool(self.events) and self.events[-1]["type"] in TERMINAL
+
+    async def run(self, service: Service) -> None:
+        while not self.over:
+            daemon = await service.serving()
+            try:
+                if self.id is None:
+                    await self._submit(daemon)
+                await self._follow(daemon)
+            except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError):
+                await asyncio.sleep(0.01)  # the process is going: its end is seen in a moment
+
+    async def _submit(self, daemon: DaemonProcess) -> None:
+        headers = {"Idempotency-Key": f"task-{self.number}"}
+        async with daemon.http.post("/v1/tasks", json=self.body, headers=headers) as response:
+            if response.status not in (200, 202):
+                await response.read()
+                await asyncio.sleep(0.01)
+                return
+            self.id = (await response.json())["id"]
+
+    async def _follow(self, daemon: DaemonProcess) -> None:
+        if self.id is None:
+            return
+        after = self.events[-1]["seq"] if self.events else 0
+        async with daemon.http.get(f"/v1/tasks/{self.id}/events?after={after}") as response:
+            assert response.status == 200, f"acknowledged task {self.id} is gone: {response.status}"
+            async for raw in response.content:
+                if raw.startswith(b"data: "):
+                    event = orjson.loads(raw.removeprefix(b"data: "))
+                    if "seq" in event:
+                        self.events.append(event)
+
+
+async def load(service: Service, receiver: str) -> list[Task]:
+    """Tasks that stream, fail, are cancelled, deliver webhooks, and chats between them, all at once."""
+    prompts = ["[[tokens=30]] [[pace=5ms]]", "[[error=400]]", "[[text=short]]", "[[tokens=15]] [[pace=10ms]]"]
+    tasks = [Task(n, f"{prompts[n % len(prompts)]} number {n}", receiver) for n in range(TASKS)]
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        for task in tasks:
+            group.create_task(task.run(service))
+        group.create_task(_disturb(service, tasks[0]))
+    return tasks
+
+
+async def _disturb(service: Service, victim: Task) -> None:
+    """Chats, a pause and a resume, a purge, a cancelled task that is tried again: what the other verbs are for."""
+    async with asyncio.timeout(PATIENCE_S):
+        done: set[str] = set()
+        extra: str | None = None
+        steps = ["chat", "pause", "resume", "submit", "cancel", "retry", "purge"]
+        while len(done) < len(steps):
+            step = next(step for step in steps if step not in done)
+            daemon = await service.serving()
+            try:
+                if step == "chat":
+                    await daemon.chat("[[text=chat]]", lane="direct")
+                elif step in ("pause", "resume"):
+                    await daemon.control(f"queue/{step}", "POST")
+                elif step == "purge":
+                    await daemon.control("tasks/purge", "POST", {"before": 1.0})
+                elif step == "submit":
+                    body = {"prompt": "[[tokens=20]] [[pace=20ms]]"}
+                    extra = (await daemon.control("tasks?detach=true", "POST", body)).get("id")
+                else:
+                    await daemon.control(f"tasks/{extra}/{step}", "POST")
+                done.add(step)
+            except (aiohttp.ClientError, OSError, ValueError):
+                await asyncio.sleep(0.01)
+
+
+def check(service: Service, tasks: list[Task], deliveries: Mapping[str, int], point: str) -> None:
+    """Looks into the database itself, once nothing is running any more."""
+    database = service.home / ".claude-daemon" / "daemon.db"
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True)
+    for task in tasks:
+        seqs = [event["seq"] for event in task.events]
+        assert seqs == sorted(set(seqs)), f"{point}: task {task.number} saw an event twice or out of order"
+        kept = connection.execute("SELECT seq, type FROM events WHERE task_id = ? ORDER BY seq", (task.id,)).fetchall()
+        ends = [kind for _, kind in kept if kind in TERMINAL]
+        assert len(ends) == 1, f"{point}: task {task.number} ended {len(ends)} times"
+        assert kept[-1] == (task.events[-1]["seq"], task.events[-1]["type"]), point
+        assert deliveries.get(task.id or "", 0) >= 1, f"{point}: task {task.number} was not delivered"
+    states = dict(connection.execute("SELECT state, count(*) FROM tasks GROUP BY state"))
+    assert set(states) <= {"succeeded", "failed", "cancelled"}, f"{point}: {states}"
+    doubled = connection.execute(
+        "SELECT task_id, attempt, count(*) FROM ledger GROUP BY task_id, attempt HAVING count(*) > 1"
+    ).fetchall()
+    assert doubled == [], f"{point}: counted twice: {doubled}"
+    unsettled = connection.execute(
+        "SELECT count(*) FROM tasks t WHERE attempt > 0 AND kind = 'task' AND NOT EXISTS "
+        "(SELECT 1 FROM ledger l WHERE l.task_id = t.id AND l.attempt = t.attempt)"
+    ).fetchone()[0]
+    recovered = connection.execute(
+        "SELECT count(*) FROM tasks WHERE kind = 'task' AND attempt > 0 AND state = 'cancelled'"
+    ).fetchone()[0]
+    assert unsettled <= recovered, f"{point}: {unsettled} settled attempts without a ledger row"
+    connection.close()
+
+
+class Receiver:
+    """Where webhooks go."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    async def __aenter__(self) -> Receiver:
+        from aiohttp import web
+
+        async def take(request: web.Request) -> web.Response:
+            task = (await request.json())["data"]["id"]
+            self.seen[task] = self.seen.get(task, 0) + 1
+            return web.Response()
+
+        app = web.Application()
+        app.router.add_post("/", take)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", 0)
+        await site.start()
+        self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}/"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._runner.cleanup()
+
+
+async def scene(
+    tmp_path: Path, model: OfflineModel, warm: DaemonProcess, point: str, kill_after_s: float | None
+) -> int:
+    """One life under load that ends by kill -9, and what comes after; how often the daemon was killed."""
+    share_probe(warm, tmp_path)
+    service = Service(tmp_path, model, {"CLAUDE_DAEMON_WEBHOOKS__SECRET": "shared"})
+    async with Receiver() as receiver:
+        running = asyncio.create_task(service.run(None if kill_after_s is not None else point))
+        killer = asyncio.create_task(_kill(service, kill_after_s)) if kill_after_s is not None else None
+        try:
+            tasks = await load(service, receiver.url)
+            async with asyncio.timeout(PATIENCE_S):
+                while any(task.id not in receiver.seen for task in tasks):
+                    await asyncio.sleep(0.05)
+            daemon = await service.serving()
+            pids = [worker["pid"] for worker in await daemon.workers()]
+        finally:
+            running.cancel()
+            if killer is not None:
+                killer.cancel()
+            await asyncio.wait({running})
+        assert service.daemon is not None
+        assert await service.daemon.stop() == 0, point
+        await _gone(pids, point)
+        check(service, tasks, receiver.seen, point)
+    return service.killed
+
+
+async def _kill(service: Service, after_s: float) -> None:
+    daemon = await service.serving()
+    await asyncio.sleep(after_s)
+    assert daemon.process is not None
+    if daemon.process.returncode is None:
+        daemon.process.send_signal(signal.SIGKILL)
+
+
+async def _gone(pids: list[int], point: str) -> None:
+    async with asyncio.timeout(10):
+        while any(map(alive, pids)):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("verb", VERBS)
+async def test_nothing_is_lost_at_any_commit(
+    tmp_path: Path, model: OfflineModel, daemon: DaemonProcess, verb: str, moment: str
+) -> None:
+    number = random.Random(f"{SEED}{verb}{moment}").choice([1, 1, 2, 3])
+    point = f"{verb}:{moment}:{number}"
+    killed = await scene(tmp_path, model, daemon, point, None)
+    print(f"crash point {point}, seed {SEED}: killed {killed} times")
+
+
+@pytest.mark.parametrize("number", range(20))
+async def test_nothing_is_lost_at_a_random_moment(
+    tmp_path: Path, model: OfflineModel, daemon: DaemonProcess, number: int
+) -> None:
+    after = random.Random(f"{SEED}{number}").uniform(0.0, 1.2)
+    killed = await scene(tmp_path, model, daemon, f"random {number}: {after:.3f} s, seed {SEED}", after)
+    print(f"random moment {number}: {after:.3f} s, seed {SEED}: killed {killed} times")
