@@ -9,7 +9,7 @@ from typing import Final
 from claude_daemon.store.verbs import verb
 
 MAX_EVENTS: Final = 20_000
-"""In one call, roughly: some tens of milliseconds that others wait. A task's events go together, whatever their number."""
+"""In one call, roughly: some tens of milliseconds that others wait. A task's go together, however many."""
 
 _ENDED: Final = """
     SELECT n, id FROM tasks WHERE finished_at < ? AND NOT EXISTS (
