@@ -18,7 +18,7 @@ from types import FrameType
 
 import orjson
 
-from tests.bench import first_delta, mixed, surroundings, throughput
+from tests.bench import durable, fanout, first_delta, latency, mixed, surroundings, throughput
 from tests.bench.machine import OthersWork, load_average
 from tests.bench.measure import FULL, QUICK, Row, Scale
 from tests.bench.render import document, table
@@ -38,6 +38,10 @@ GROUPS: Mapping[str, Group] = {
     "throughput-text": throughput.text,
     "throughput-direct": throughput.direct,
     "ready": surroundings.ready,
+    "latency": latency.latency,
+    "fanout": fanout.flooding,
+    "durable": durable.submissions,
+    "waiting": durable.waiting,
     "mixed-open": mixed.open_loop,
     "mixed-closed": mixed.closed_loop,
 }

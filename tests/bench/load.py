@@ -1,14 +1,11 @@
 """``python -m tests.bench.load``: closed loops in a process of their own, so that a client costs others no time.
 
-stdin: one JSON line says what each loop does (:class:`Http` or :class:`Raw`), then one line with seconds for each block
-of load. stdout: one JSON line a block (:class:`Block`).
+The first order says what each loop does (:class:`Http` or :class:`Raw`), each further one how many seconds of load, and
+is answered by a :class:`Block`.
 """
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +13,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import orjson
-
 from tests.bench.chats import Chat
+from tests.bench.child import Child, answer, end_on_sigterm, orders
 from tests.bench.client import Connection
 from tests.bench.raw import RawCli
 
@@ -60,37 +56,20 @@ class Load:
     """The process, from its parent's side."""
 
     def __init__(self, work: Http | Raw, env: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.bench.load"],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        self.pid = self._process.pid
-        self._send({"kind": type(work).__name__, **asdict(work)})
+        self._child = Child("load", env)
+        self.pid = self._child.pid
+        self._child.ask({"kind": type(work).__name__, **asdict(work)})
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
         """Ends it, and it its CLIs, whatever they are doing."""
-        self._process.terminate()
-        self._process.__exit__(None, None, None)
-
-    def _send(self, line: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.write(orjson.dumps(line) + b"\n")
-        self._process.stdin.flush()
+        self._child.end()
 
     def block(self, seconds: float) -> Block:
         """Runs all loops for so long; each ends the request it has begun."""
-        assert self._process.stdout is not None
-        self._send(seconds)
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the load generator ended with status {self._process.wait()}")
-        return Block(**orjson.loads(line))
+        return Block(**self._child.ask(seconds))
 
 
 def _http_loops(stack: ExitStack, work: Http) -> list[Loop]:
@@ -135,14 +114,16 @@ def _run(loops: Sequence[Loop], seconds: float) -> Block:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    work: dict[str, Any] = orjson.loads(sys.stdin.buffer.readline())
+    end_on_sigterm()
+    answer("up")
+    asked = orders()
+    work: dict[str, Any] = next(asked)
     kind = work.pop("kind")
     with ExitStack() as stack:
         loops = _http_loops(stack, Http(**work)) if kind == "Http" else _raw_loops(stack, Raw(**work))
-        for line in sys.stdin.buffer:
-            sys.stdout.buffer.write(orjson.dumps(asdict(_run(loops, float(line)))) + b"\n")
-            sys.stdout.buffer.flush()
+        answer("ready")
+        for seconds in asked:
+            answer(asdict(_run(loops, seconds)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ def table(groups: Mapping[str, Sequence[Row]]) -> str:
     """A line a row and its notes below it, group by group."""
     lines: list[tuple[Sequence[str], Sequence[str]]] = [(_HEADER, ())]
     for rows in groups.values():
-        lines += [(_cells(row), [f"vs {row.reference_is}", *row.notes]) for row in rows]
+        lines += [(_cells(row), [f"vs {row.reference_is}"] * bool(row.reference_is) + [*row.notes]) for row in rows]
     widths = [max(len(cells[at]) for cells, _ in lines) for at in range(len(_HEADER))]
     told = []
     for cells, notes in lines:

@@ -22,7 +22,8 @@ import orjson
 
 from claude_daemon.engine.launch import Access, Launch, argv, environment
 from tests.bench.chats import MODEL
-from tests.bench.client import Connection, Unexpected
+from tests.bench.child import Child, more_files
+from tests.bench.client import Connection, Unexpected, post
 from tests.bench.machine import descendants
 from tests.bench.raw import RawCli, process_per_request
 
@@ -61,6 +62,20 @@ class Daemon:
             raise Unexpected(f"control API: {answer.body!r}")
         return dict(answer.json)
 
+    def act(self, what: str) -> dict[str, Any]:
+        """``POST /control/v1/<what>``."""
+        answer = self._control.ask(post(f"/control/v1/{what}", {}, {"Claude-Daemon-Control": "1"}))
+        if answer.status != 200:
+            raise Unexpected(f"control API: {answer.body!r}")
+        return dict(answer.json)
+
+    def submit(self, prompt: str) -> str:
+        """The id of a task that is durable, and queued."""
+        answer = self.http.ask(post("/v1/tasks", {"prompt": prompt}, {"Authorization": f"Bearer {self.key}"}))
+        if answer.status != 202:
+            raise Unexpected(f"no task: {answer.body!r}")
+        return str(answer.json["id"])
+
     def calm(self, *, spare: bool = False) -> None:
         """Waits until every worker is idle, and with ``spare`` one of them unbound."""
         deadline = time.monotonic() + _CALM_TIMEOUT_S
@@ -88,6 +103,7 @@ class Stage:
         self._numbers = itertools.count(1)
 
     def __enter__(self) -> Self:
+        more_files()  # whatever is started here has as many
         self.directory = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="cdb-")))
         self.model_process = self._start_model()
         return self
@@ -120,7 +136,8 @@ class Stage:
             "PYTHONPATH": str(REPOSITORY),
         }
 
-    def _directory(self, kind: str) -> Path:
+    def scratch(self, kind: str) -> Path:
+        """A new directory of its own."""
         path = self.directory / f"{kind}-{next(self._numbers)}"
         path.mkdir(mode=0o700)
         return path
@@ -128,7 +145,7 @@ class Stage:
     @contextmanager
     def fresh_daemon(self, settings: Mapping[str, object] | None = None) -> Iterator[Daemon]:
         """A daemon with its defaults but for ``settings`` (``SECTION__KEY``); ready, and its workers at rest."""
-        home = self._directory("d")
+        home = self.scratch("d")
         env = self.environment(home)
         del env["PYTHONPATH"]
         env |= {"ANTHROPIC_API_KEY": self.api_key, "ANTHROPIC_BASE_URL": self.base_url}
@@ -138,6 +155,10 @@ class Stage:
             daemon = Daemon(process, _announced_url(process, home / "stderr.log"), home)
             daemon.calm()
             yield daemon
+
+    def edge(self) -> Child:
+        """Our edge without a store, see :mod:`~tests.bench.edge`."""
+        return Child("edge", self.environment(), self.scratch("e"))
 
     @cached_property
     def daemon(self) -> Daemon:
@@ -156,7 +177,7 @@ class Stage:
         The environment we run in may be a developer's: there the interpreter itself starts with an editable install's
         finder and with hooks of test tools.
         """
-        venv = self._directory("v")
+        venv = self.scratch("v")
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True, env=self.environment())
         packages = Path(sysconfig.get_path("purelib", vars={"base": str(venv), "platbase": str(venv)}))
         where = [REPOSITORY, REPOSITORY / "ctl", Path(click.__file__).parents[1]]
@@ -171,7 +192,7 @@ class Stage:
         """argv, environment and working directory of a raw CLI: the daemon's own launch profile, but no broker."""
         spec = importlib.util.find_spec("claude_agent_sdk")
         assert spec is not None and spec.origin is not None
-        home = self._directory("r")
+        home = self.scratch("r")
         (home / "tmp").mkdir()
         launch = Launch(
             cli=Path(spec.origin).parent / "_bundled" / "claude",
