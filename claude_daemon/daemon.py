@@ -329,7 +329,7 @@ class Daemon:
         durable = self.durable
         control = self._control_routes(
             chats,
-            ControlTaskRoutes(desk, tasks, durable.follow, durable.upkeep, chats, self.schemas),
+            ControlTaskRoutes(desk, tasks, durable.follow, durable.upkeep, chats, self.schemas, record=durable.record),
         )
         self.control = HttpServer(
             application(control.middleware(), control),
@@ -371,6 +371,7 @@ class Daemon:
             status=self.report.status,
             workers=self.report.workers,
             begin_drain=self.begin_drain,
+            record=self.durable.record,
             groups=[tasks],
             refused=journal.control_refused,
         )

@@ -16,7 +16,16 @@ from claude_daemon.config import Settings
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.price import Price
 from claude_daemon.core.task import Task
-from claude_daemon.ports import Engine, HealthReport, QueueLimits, Schemas, Store, WebhookDelivery
+from claude_daemon.ports import (
+    AuditRecord,
+    Engine,
+    HealthReport,
+    QueueLimits,
+    Schemas,
+    Store,
+    StoreUnavailable,
+    WebhookDelivery,
+)
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.book import Book
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
@@ -127,6 +136,13 @@ class Durable:
     async def close(self) -> None:
         if self.webhooks is not None:
             await self.webhooks.client.close()
+
+    async def record(self, audit: AuditRecord) -> None:
+        """What an operator did; where the store takes nothing, the log alone has it."""
+        try:
+            await self.store.record(audit)
+        except StoreUnavailable:
+            journal.told("audit.unwritten", {"act": audit.act, "peer_uid": audit.peer_uid, **audit.details})
 
     def check(self) -> dict[str, HealthReport]:
         """The store's share of health."""

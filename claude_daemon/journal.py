@@ -59,7 +59,9 @@ def model_call(name: str, fields: Mapping[str, Any]) -> None:
     log.info(name, **fields)
 
 
-_WARNINGS: Final = frozenset({"store.failed", "task.lease_lost", "webhook.failed", "webhook.given_up"})
+_WARNINGS: Final = frozenset(
+    {"audit.unwritten", "store.failed", "task.lease_lost", "webhook.failed", "webhook.given_up"}
+)
 
 
 def told(name: str, fields: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@ a process that descends from this daemon (a worker's child) is refused.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ from structlog.contextvars import bind_contextvars
 
 from claude_daemon.api import chat
 from claude_daemon.api.app import Routes
-from claude_daemon.api.middleware import KEY, check_media_type
+from claude_daemon.api.middleware import KEY, REQUEST_ID, check_media_type
 from claude_daemon.api.probes import health_answer
 from claude_daemon.api.server import PEER
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.ports import AuditRecord
 from claude_daemon.service.drain import MAX_DEADLINE_SECONDS, Drain
 from claude_daemon.service.health import Health
 from claude_daemon.wire.parse import parse
@@ -57,6 +59,25 @@ class ControlSettings:
     deadline_s: float
 
 
+Record = Callable[[AuditRecord], Awaitable[None]]
+"""Writes down what was done. A store that takes nothing now is not a reason not to do it."""
+
+
+async def recorded(request: web.Request, record: Record, act: str, **details: Any) -> None:
+    """What an operator did, and who that was by the kernel's word."""
+    peer = request.get(PEER)
+    await record(
+        AuditRecord(
+            at=time.time(),
+            act=f"control.{act}",
+            key_id=request[KEY].id,
+            request_id=request[REQUEST_ID],
+            peer_uid=peer.uid if peer is not None else None,
+            details=details,
+        )
+    )
+
+
 class ControlRoutes:
     """``/control/v1/…``; ``status`` and ``workers`` tell what only the composition root knows.
 
@@ -74,6 +95,7 @@ class ControlRoutes:
         status: Callable[[], Mapping[str, Any]],
         workers: Callable[[], list[dict[str, Any]]],
         begin_drain: Callable[[float, bool], None],
+        record: Record,
         groups: Sequence[Routes] = (),
         refused: Callable[[str, int | None, int | None], None] = lambda reason, uid, pid: None,
     ) -> None:
@@ -85,6 +107,7 @@ class ControlRoutes:
         self._status = status
         self._workers = workers
         self._begin_drain = begin_drain
+        self._record = record
         self._groups = groups
         self._refused = refused
 
@@ -157,6 +180,7 @@ class ControlRoutes:
         asked = parse(DrainRequest, await self._chats.body(request) or b"{}")
         deadline = asked.deadline_s if asked.deadline_s is not None else self._settings.deadline_s
         self._begin_drain(deadline, asked.stop)
+        await recorded(request, self._record, "drain", deadline_s=deadline, stop=asked.stop)
         if not asked.wait:
             return _json(self._drain.progress())
         return await _ndjson(request, self._progress())
@@ -169,6 +193,7 @@ class ControlRoutes:
 
     async def undrain(self, request: web.Request) -> web.Response:
         self._drain.undo()
+        await recorded(request, self._record, "undrain")
         return _json({"state": self._health.state.value})
 
 

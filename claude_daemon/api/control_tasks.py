@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from claude_daemon.api import sse
 from claude_daemon.api.chat import Chats
+from claude_daemon.api.control import Record, recorded
 from claude_daemon.api.submission import asker, wish_of
 from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.core.errors import Code, Refusal
@@ -48,7 +49,15 @@ class ControlTaskRoutes:
     """``tasks`` answers what the public port answers too."""
 
     def __init__(
-        self, desk: TaskDesk, tasks: TaskRoutes, follow: Follow, upkeep: Upkeep, chats: Chats, schemas: Schemas
+        self,
+        desk: TaskDesk,
+        tasks: TaskRoutes,
+        follow: Follow,
+        upkeep: Upkeep,
+        chats: Chats,
+        schemas: Schemas,
+        *,
+        record: Record,
     ) -> None:
         self._desk = desk
         self._tasks = tasks
@@ -56,6 +65,7 @@ class ControlTaskRoutes:
         self._upkeep = upkeep
         self._chats = chats
         self._schemas = schemas
+        self._record = record
 
     def register(self, router: web.UrlDispatcher) -> None:
         base = "/control/v1"
@@ -101,26 +111,29 @@ class ControlTaskRoutes:
         asked = parse(PurgeRequest, await self._chats.body(request))
         if asked.before > time.time():
             raise Refusal.because(Code.INVALID_REQUEST, "`before` lies in the future.", param="before")
+        await recorded(request, self._record, "tasks.purge", before=asked.before)
         try:
             return _json({"purged": await self._upkeep.purge(asked.before)})
         except StoreUnavailable as error:
             raise Refusal(unavailable(error)) from error
 
     async def pause(self, request: web.Request) -> web.Response:
-        return await self._set_paused(True)
+        return await self._set_paused(request, True)
 
     async def resume(self, request: web.Request) -> web.Response:
-        return await self._set_paused(False)
+        return await self._set_paused(request, False)
 
-    async def _set_paused(self, paused: bool) -> web.Response:
+    async def _set_paused(self, request: web.Request, paused: bool) -> web.Response:
         try:
             await (self._upkeep.pause() if paused else self._upkeep.resume())
         except StoreUnavailable as error:
             raise Refusal(unavailable(error)) from error
+        await recorded(request, self._record, "queue.pause" if paused else "queue.resume")
         return _json({"paused": paused})
 
     async def backup(self, request: web.Request) -> web.Response:
         asked = parse(BackupRequest, await self._chats.body(request))
+        await recorded(request, self._record, "backup", path=asked.path)
         try:
             size = await self._upkeep.backup(Path(asked.path))
         except FileExistsError:

@@ -226,6 +226,7 @@ def gate(peer: Peer | None, told: list[object], **settings: frozenset[int]) -> N
         status=dict,
         workers=list,
         begin_drain=lambda deadline, stop: None,
+        record=cast(Any, None),
         refused=lambda *fields: told.append(fields),
     )
     request = make_mocked_request("GET", "/control/v1/health", headers=HEADERS)

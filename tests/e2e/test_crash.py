@@ -53,7 +53,7 @@ class Service:
             program: dict[str, Any] = {}
             environ = {**self.environ}
             if crash_at is not None and not self.killed:
-                program, environ = {"program": CRASHING}, {**environ, "CRASH_AT": crash_at}
+                program, environ = {"program": CRASHING}, {**environ, "CRASH_AT": crash_at.partition(",")[0]}
             self.daemon = DaemonProcess(self.home, self.model, SETTINGS, environ=environ, **program)
             try:
                 await self.daemon.start()
@@ -135,7 +135,7 @@ async def _disturb(service: Service, victim: Task) -> None:
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
         extra: str | None = None
-        steps = ["chat", "pause", "resume", "submit", "cancel", "retry", "purge"]
+        steps = ["chat", "pause", "resume", "worker", "submit", "cancel", "retry", "purge"]
         while len(done) < len(steps):
             step = next(step for step in steps if step not in done)
             daemon = await service.serving()
@@ -144,6 +144,10 @@ async def _disturb(service: Service, victim: Task) -> None:
                     await daemon.chat("[[text=chat]]", lane="direct")
                 elif step in ("pause", "resume"):
                     await daemon.control(f"queue/{step}", "POST")
+                elif step == "worker":
+                    busy = [worker["pid"] for worker in await daemon.workers() if worker["state"] == "busy"]
+                    for pid in busy[:1]:
+                        os.kill(pid, signal.SIGKILL)
                 elif step == "purge":
                     await daemon.control("tasks/purge", "POST", {"before": 1.0})
                 elif step == "submit":
@@ -168,21 +172,22 @@ def check(service: Service, tasks: list[Task], deliveries: Mapping[str, int], po
         assert len(ends) == 1, f"{point}: task {task.number} ended {len(ends)} times"
         assert kept[-1] == (task.events[-1]["seq"], task.events[-1]["type"]), point
         assert deliveries.get(task.id or "", 0) >= 1, f"{point}: task {task.number} was not delivered"
+        _check_ledger(connection, task, point)
     states = dict(connection.execute("SELECT state, count(*) FROM tasks GROUP BY state"))
     assert set(states) <= {"succeeded", "failed", "cancelled"}, f"{point}: {states}"
-    doubled = connection.execute(
-        "SELECT task_id, attempt, count(*) FROM ledger GROUP BY task_id, attempt HAVING count(*) > 1"
-    ).fetchall()
-    assert doubled == [], f"{point}: counted twice: {doubled}"
-    unsettled = connection.execute(
-        "SELECT count(*) FROM tasks t WHERE attempt > 0 AND kind = 'task' AND NOT EXISTS "
-        "(SELECT 1 FROM ledger l WHERE l.task_id = t.id AND l.attempt = t.attempt)"
-    ).fetchone()[0]
-    recovered = connection.execute(
-        "SELECT count(*) FROM tasks WHERE kind = 'task' AND attempt > 0 AND state = 'cancelled'"
-    ).fetchone()[0]
-    assert unsettled <= recovered, f"{point}: {unsettled} settled attempts without a ledger row"
     connection.close()
+
+
+def _check_ledger(connection: sqlite3.Connection, task: Task, point: str) -> None:
+    """One row for each attempt that told its own end, and the last one holds what the task says it used."""
+    (attempt, outcome) = connection.execute("SELECT attempt, outcome FROM tasks WHERE id = ?", (task.id,)).fetchone()
+    rows = connection.execute(
+        "SELECT attempt, input_tokens, output_tokens FROM ledger WHERE task_id = ? ORDER BY n", (task.id,)
+    ).fetchall()
+    attempts = [row[0] for row in rows]
+    assert attempts == sorted(set(attempts)), f"{point}: task {task.number} was counted twice: {rows}"
+    usage = orjson.loads(outcome)["usage"]
+    assert rows[-1] == (attempt, usage["input_tokens"], usage["output_tokens"]), f"{point}: task {task.number}: {rows}"
 
 
 class Receiver:
@@ -195,9 +200,11 @@ class Receiver:
         from aiohttp import web
 
         async def take(request: web.Request) -> web.Response:
-            task = (await request.json())["data"]["id"]
-            self.seen[task] = self.seen.get(task, 0) + 1
-            return web.Response()
+            task = (await request.json())["data"]
+            self.seen[task["id"]] = self.seen.get(task["id"], 0) + 1
+            # one receiver is down at first, one wants to hear no more
+            failing = {"failed": 410, "succeeded": 503 if len(self.seen) == 1 and self.seen[task["id"]] == 1 else 200}
+            return web.Response(status=failing.get(task["state"], 200))
 
         app = web.Application()
         app.router.add_post("/", take)
@@ -227,6 +234,7 @@ async def scene(
                 while any(task.id not in receiver.seen for task in tasks):
                     await asyncio.sleep(0.05)
             daemon = await service.serving()
+            await _rest(daemon)
             pids = [worker["pid"] for worker in await daemon.workers()]
         finally:
             running.cancel()
@@ -238,6 +246,16 @@ async def scene(
         await _gone(pids, point)
         check(service, tasks, receiver.seen, point)
     return service.killed
+
+
+async def _rest(daemon: DaemonProcess) -> None:
+    """Until nothing waits or runs any more, what was tried again at the end included."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            queue = (await daemon.control("status"))["queue"]
+            if not queue["queued"] and not queue["running"]:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def _kill(service: Service, after_s: float) -> None:
@@ -254,15 +272,26 @@ async def _gone(pids: list[int], point: str) -> None:
             await asyncio.sleep(0.02)
 
 
+# What no load brings about within a test; the store's own tests kill it at these too.
+ELSEWHERE = {
+    "set_effects": "comes with tools",
+    "renew": "every 20 s",
+    "check": "only where the disk has failed",
+}
+# What happens often enough for a later time than the first.
+OFTEN = frozenset({"append", "claim", "enqueue", "settle"})
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb not in ELSEWHERE])
 async def test_nothing_is_lost_at_any_commit(
     tmp_path: Path, model: OfflineModel, daemon: DaemonProcess, verb: str, moment: str
 ) -> None:
-    number = random.Random(f"{SEED}{verb}{moment}").choice([1, 1, 2, 3])
-    point = f"{verb}:{moment}:{number}"
+    number = random.Random(f"{SEED}{verb}{moment}").randint(1, 4) if verb in OFTEN else 1
+    point = f"{verb}:{moment}:{number}, seed {SEED}"
     killed = await scene(tmp_path, model, daemon, point, None)
-    print(f"crash point {point}, seed {SEED}: killed {killed} times")
+    assert killed >= 1, f"{point}: never came to that"
+    print(f"crash point {point}: killed {killed} times")
 
 
 @pytest.mark.parametrize("number", range(20))

@@ -1,0 +1,211 @@
+"""What may happen to the store's file, on the real daemon: full, corrupt, newer, restored."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claude_daemon.offline import OfflineModel
+from tests.conftest import StartDaemon
+from tests.support import BIN, DaemonProcess, share_probe
+
+PATIENCE_S = 30.0
+MOUNTED = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs -o size=3m,mode=0700 tmpfs "$SMALL_DISK"
+exec "$CLAUDE_DAEMON" "$@"
+"""
+
+
+def claude_daemon(home: Path, *args: str) -> subprocess.CompletedProcess[str]:
+    env = {"HOME": str(home), "PATH": f"{BIN}:/usr/bin:/bin", "LANG": "C.UTF-8", "CLAUDE_DAEMON_HTTP__PORT": "0"}
+    return subprocess.run([BIN / "claude-daemon", *args], env=env, capture_output=True, text=True, timeout=60)
+
+
+async def ended(daemon: DaemonProcess, task_id: str) -> dict[str, Any]:
+    async with asyncio.timeout(PATIENCE_S):
+        async with daemon.http.get(f"/v1/tasks/{task_id}/events") as response:
+            await response.read()
+        async with daemon.http.get(f"/v1/tasks/{task_id}") as response:
+            document: dict[str, Any] = await response.json()
+            return document
+
+
+async def submit(daemon: DaemonProcess, prompt: str) -> tuple[int, dict[str, Any]]:
+    async with daemon.http.post("/v1/tasks", json={"prompt": prompt}) as response:
+        return response.status, await response.json(content_type=None)
+
+
+def small_disk(path: Path) -> dict[str, Any]:
+    """A daemon whose database is on a disk of 3 MB of its own, in a mount namespace of its own."""
+    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("needs a mount of its own: sudo .venv/bin/python -m pytest tests/e2e/test_store_faults.py")
+    path.mkdir()
+    script = path.parent / "mounted"
+    script.write_text(MOUNTED)
+    return {
+        "program": ("unshare", "--mount", "sh", str(script)),
+        "environ": {
+            "SMALL_DISK": str(path),
+            "CLAUDE_DAEMON": str(BIN / "claude-daemon"),
+            "CLAUDE_DAEMON_STORE__PATH": str(path / "daemon.db"),
+        },
+    }
+
+
+def fill(disk: Path) -> Path:
+    """Writes until there is no room for another page."""
+    file = disk / "filler"
+    with file.open("wb", buffering=0) as filler:
+        for size in (65_536, 4096, 1):
+            try:
+                while True:
+                    filler.write(b"x" * size)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+    return file
+
+
+async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
+    start_daemon: StartDaemon, tmp_path: Path
+) -> None:
+    daemon = await start_daemon({"engine.workers": 2}, **small_disk(tmp_path / "disk"))
+    assert daemon.process is not None
+    disk = Path(f"/proc/{daemon.process.pid}/root") / str(tmp_path / "disk").lstrip("/")
+    status, kept = await submit(daemon, "[[text=kept]]")
+    assert status == 202
+    assert (await ended(daemon, kept["id"]))["state"] == "succeeded"
+    filler = fill(disk)
+    refused: dict[str, Any] = {}
+    accepted: list[str] = []
+    async with asyncio.timeout(PATIENCE_S):
+        while not refused:  # what is left of the WAL takes some more
+            status, body = await submit(daemon, "[[text=late]] " + "x" * 100_000)
+            if status == 202:
+                accepted.append(body["id"])
+            else:
+                refused = body
+    assert (status, refused["code"]) == (503, "store_unavailable")
+    async with daemon.http.get("/live") as response:
+        assert response.status == 200
+    async with asyncio.timeout(PATIENCE_S):
+        while (await daemon.control("ready"))["status"] == "pass":  # checks are read once a second
+            await asyncio.sleep(0.05)
+    async with daemon.http.get("/health") as response:
+        assert (await response.json(content_type=None))["checks"]["store"]["status"] == "fail"
+    async with daemon.http.get(f"/v1/tasks/{kept['id']}") as response:
+        assert (await response.json())["result"]["text"] == "kept"  # reads go on
+    response = await daemon.chat("Hello")
+    assert (response.status, (await response.json())["error"]["type"]) == (503, "overloaded_error")
+    await daemon.logged("store.failed")
+    filler.unlink()
+    await daemon.logged("store.recovered")
+    async with asyncio.timeout(PATIENCE_S):
+        while (await daemon.control("ready"))["status"] != "pass":
+            await asyncio.sleep(0.05)
+    for task_id in accepted:  # what was acknowledged ends, however full the disk was
+        assert (await ended(daemon, task_id))["state"] == "succeeded"
+    status, last = await submit(daemon, "[[text=again]]")
+    assert (status, (await ended(daemon, last["id"]))["state"]) == (202, "succeeded")
+    async with daemon.http.get("/v1/tasks?limit=100") as response:
+        listed = {task["id"] for task in (await response.json())["data"]}
+    assert listed == {kept["id"], last["id"], *accepted}
+
+
+def a_database(home: Path) -> Path:
+    directory = home / ".claude-daemon"
+    directory.mkdir(mode=0o700)
+    return directory / "daemon.db"
+
+
+def test_a_corrupt_store_is_78_and_says_what_to_do(tmp_path: Path) -> None:
+    database = a_database(tmp_path)
+    database.write_bytes(b"this is no database, and never was one" * 100)
+    result = claude_daemon(tmp_path, "run", "--offline")
+    assert result.returncode == 78
+    assert str(database) in result.stderr
+    assert "restore a backup" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert database.read_bytes().startswith(b"this is no database")
+
+
+def test_a_newer_store_is_78_and_stays_as_it_is(tmp_path: Path) -> None:
+    database = a_database(tmp_path)
+    from claude_daemon.store.schema import APPLICATION_ID
+
+    connection = sqlite3.connect(database)
+    connection.execute("CREATE TABLE tasks (id)")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 99")
+    connection.commit()
+    connection.close()
+    before = database.read_bytes()
+    for command in (["run", "--offline"], ["migrate"], ["migrate", "--check"]):
+        result = claude_daemon(tmp_path, *command)
+        assert (result.returncode, "newer claude-daemon" in result.stderr) == (78, True)
+    assert database.read_bytes() == before
+
+
+def test_migrate_tells_what_there_is_to_do(tmp_path: Path) -> None:
+    result = claude_daemon(tmp_path, "migrate", "--check")
+    assert (result.returncode, "up to date" in result.stdout) == (0, True)
+
+
+async def test_a_backup_is_restored_with_its_queue_paused(
+    start_daemon: StartDaemon, model: OfflineModel, tmp_path: Path
+) -> None:
+    daemon = await start_daemon()
+    await daemon.control("queue/pause", "POST")
+    _, waiting = await submit(daemon, "[[text=from the backup]]")
+    copy = tmp_path / "copy.db"
+    answer = await daemon.control("backup", "POST", {"path": str(copy)})
+    assert (answer["path"], answer["size_bytes"]) == (str(copy), copy.stat().st_size)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert (await daemon.control("backup", "POST", {"path": str(copy)}))["code"] == "conflict"
+    await daemon.control("queue/resume", "POST")
+    assert (await ended(daemon, waiting["id"]))["state"] == "succeeded"
+    result = claude_daemon(daemon.home, "restore", str(copy))
+    assert (result.returncode, "already running" in result.stderr) == (73, True)
+    await daemon.stop()
+    result = claude_daemon(daemon.home, "restore", str(copy))
+    assert result.returncode == 0, result.stderr
+    assert "queue paused" in result.stdout
+    again = await start_daemon(home=daemon.home)
+    queue = (await again.control("status"))["queue"]
+    assert (queue["paused"], queue["queued"]) == (True, 1)
+    async with again.http.get(f"/v1/tasks/{waiting['id']}") as response:
+        assert (await response.json())["state"] == "queued"  # as it was then
+    await again.control("queue/resume", "POST")
+    assert (await ended(again, waiting["id"]))["result"]["text"] == "from the backup"
+
+
+def test_what_is_no_backup_is_not_restored(tmp_path: Path) -> None:
+    database = a_database(tmp_path)
+    no_backup = tmp_path / "no.db"
+    no_backup.write_bytes(b"nothing of ours" * 100)
+    for file in (no_backup, tmp_path / "not-there.db"):
+        result = claude_daemon(tmp_path, "restore", str(file))
+        assert (result.returncode, str(file) in result.stderr) == (78, True)
+    assert not database.exists()
+
+
+async def test_a_store_is_private_and_one_file_after_a_stop(
+    daemon: DaemonProcess, model: OfflineModel, tmp_path: Path
+) -> None:
+    """A home that was never used has no store yet: its first start makes one, 0600."""
+    share_probe(daemon, tmp_path)
+    fresh = await DaemonProcess(tmp_path, model, {"engine.workers": 1, "engine.spares": 0}).start()
+    files = sorted((tmp_path / ".claude-daemon").glob("daemon.db*"))
+    assert [file.stat().st_mode & 0o777 for file in files] == [0o600] * len(files)
+    assert await fresh.stop() == 0
+    assert sorted(file.name for file in (tmp_path / ".claude-daemon").glob("daemon.db*")) == ["daemon.db"]
