@@ -38,15 +38,15 @@ def sql(path: Path, *statements: str) -> Any:
     return found
 
 
-def run(script: str, *args: object, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    """A Python process of its own, to its end."""
+def run(*argv: object, before: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    """A Python process of its own, to its end: ``-c`` or ``-m`` and what follows."""
     environ = {**os.environ, "PYTHONPATH": str(ROOT)}
-    argv = [*before, sys.executable, "-c", script, *map(str, args)]
-    return subprocess.run(argv, capture_output=True, text=True, env=environ, timeout=PATIENCE_S)
+    command = [*before, sys.executable, *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, env=environ, cwd=ROOT, timeout=PATIENCE_S)
 
 
-def killed(script: str, *args: object) -> list[str]:
+def killed(*argv: object) -> list[str]:
     """The lines that it has said before it killed itself."""
-    ended = run(script, *args)
+    ended = run(*argv)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     return ended.stdout.splitlines()

@@ -92,7 +92,7 @@ class TestRestore:
 
     async def test_the_file_from_before_is_kept_with_all_that_was_in_it(self, backup: Path, tmp_path: Path) -> None:
         path = tmp_path / "daemon.db"
-        assert killed(JOIN_AND_DIE, path) == []
+        assert killed("-c", JOIN_AND_DIE, path) == []
         kept = restore(backup, path)
         assert kept is not None and kept.parent == path.parent
         assert dump(kept)["nodes"] == [("node_1", 1.0)] and dump(path)["nodes"] == []

@@ -71,7 +71,7 @@ class TestOpening:
 
     async def test_it_opens_what_was_closed_and_what_was_killed(self, path: Path) -> None:
         await made(path)
-        assert killed(JOIN_AND_DIE, path) == []
+        assert killed("-c", JOIN_AND_DIE, path) == []
         assert path.with_name("daemon.db-wal").stat().st_size > 0
         store = SqliteStore.open(path)
         assert (await found(store)).id == "task_1"
@@ -147,7 +147,7 @@ class TestMigrations:
     def old(self, path: Path) -> Path:
         """A file of the first schema, its last words still in the WAL."""
         schema.open_current(path, OLD).close()
-        assert killed(JOIN_AND_DIE, path) == []
+        assert killed("-c", JOIN_AND_DIE, path) == []
         return path
 
     def test_an_older_one_is_migrated_with_its_rows(self, old: Path) -> None:
