@@ -96,10 +96,11 @@ def connect(path: Path) -> Connection:
 
 
 def connect_writer(path: Path) -> Connection:
-    """The one connection that writes; it puts the file into WAL mode."""
+    """The one connection that writes; it puts the file into WAL mode. Raises StoreBroken where that cannot be had."""
     db = connect(path)
     try:
-        db.execute("PRAGMA journal_mode = WAL")
+        if db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise StoreBroken(f"{path} is on a file system that cannot share memory (a network's?): use a local one")
         db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
         db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         db.execute("PRAGMA temp_store = MEMORY")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from sqlite3 import Connection
 from types import ModuleType
@@ -34,7 +34,7 @@ from claude_daemon.ports import (
 from claude_daemon.store import audit as audits
 from claude_daemon.store import copies, meta, queries, retention, rows, tasks, webhooks
 from claude_daemon.store import ledger as ledgers
-from claude_daemon.store.connection import connect_reader
+from claude_daemon.store.connection import connect_reader, opening
 from claude_daemon.store.readers import Readers
 from claude_daemon.store.schema import known_migrations, open_current
 from claude_daemon.store.verbs import Verb
@@ -50,11 +50,13 @@ VERBS: Final = tuple(
 class SqliteStore:
     """Implements :class:`~claude_daemon.ports.Store`, whose docstrings say what each verb promises."""
 
-    def __init__(self, path: Path, writing: Connection, schema_version: int, observer: Observer | None) -> None:
+    def __init__(
+        self, path: Path, writing: Connection, readers: Readers, schema_version: int, observer: Observer | None
+    ) -> None:
         """For :meth:`open`, which makes sure of the file."""
         self.path = path
         self._schema_version = schema_version
-        self._readers = Readers(path)
+        self._readers = readers
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="store-copy")
         self._closing = False
         self._writer = Writer(writing, path, observer)
@@ -67,8 +69,12 @@ class SqliteStore:
         pass, such as a full disk.
         """
         migrations = known_migrations()
-        writing = open_current(path, migrations)
-        return cls(path, writing, len(migrations), observer)
+        with ExitStack() as stack, opening(path):
+            writing = stack.enter_context(closing(open_current(path, migrations)))
+            readers = stack.enter_context(closing(Readers(path)))
+            store = cls(path, writing, readers, len(migrations), observer)
+            stack.pop_all()
+            return store
 
     async def close(self) -> bool:
         """Saves what waits, ends all threads; whether all was saved. Every verb raises StoreUnavailable afterwards."""

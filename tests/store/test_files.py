@@ -12,6 +12,7 @@ import pytest
 
 from claude_daemon.ports import StoreBroken, StoreUnavailable
 from claude_daemon.store import SqliteStore, migrate, needs_migration, schema
+from claude_daemon.store.connection import connect_writer
 from tests.store.files import dump, killed, mode, sql
 from tests.store.samples import found, put, task
 
@@ -131,6 +132,10 @@ class TestOpening:
         path.mkdir()
         with pytest.raises(StoreBroken, match="cannot be opened"):
             SqliteStore.open(path)
+
+    def test_where_there_is_no_wal_there_is_no_store(self) -> None:
+        with pytest.raises(StoreBroken, match="use a local one"):
+            connect_writer(Path(":memory:"))
 
     async def test_one_that_somebody_holds_is_unavailable(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         await made(path)
