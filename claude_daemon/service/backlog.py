@@ -25,25 +25,26 @@ class Backlog:
         """No task is begun: the queue is paused, or the daemon drains."""
 
     def add(self, ticket: Ticket, *, first: bool = False) -> bool:
-        """False for a task that waits already. A ticket's task is kept while few are."""
+        """False for a task that waits already. What its ticket asks is kept while few are, else read in its turn."""
         if ticket.id in self._tickets:
             return False
         self._tickets[ticket.id] = ticket
-        if ticket.task is not None:
-            self.has_read(ticket, ticket.task)
+        if ticket.task is not None and len(self._read) < READ_AHEAD:
+            self._read.add(ticket)
+        else:
+            ticket.task = None
         if not self.held:
             self._put(ticket, first=first)
         return True
 
     def has_read(self, ticket: Ticket, task: Task) -> None:
-        """Keeps what the ticket asks, or lets go of it where enough are read already and others come first."""
+        """Keeps what the ticket asks, whose turn it is; where enough are read, another one is read again later."""
+        if len(self._read) >= READ_AHEAD:
+            other = max(self._read, key=lambda waiting: waiting.queued_at)
+            other.task = None
+            self._read.discard(other)
         ticket.task = task
         self._read.add(ticket)
-        if len(self._read) > READ_AHEAD:
-            # the one that came last is read again when its turn comes
-            ticket = max(self._read, key=lambda waiting: waiting.queued_at)
-            ticket.task = None
-            self._read.discard(ticket)
 
     def take(self, task_id: str) -> Ticket | None:
         """Takes a ticket out, to run its task or to end it; its timer stays as it is."""

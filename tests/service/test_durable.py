@@ -412,7 +412,9 @@ async def test_a_held_queue_begins_no_task_and_lets_chats_pass(store: SqliteStor
 
 async def test_what_is_queued_is_read_when_its_turn_comes_and_not_before(store: SqliteStore) -> None:
     async with office(store, places=0) as o:
-        ids = [(await o.submit()).id for _ in range(20)]
+        # the more urgent comes later: what was read first is not what is run first
+        submitted = [(await o.submit(priority=number // 5)).id for number in range(20)]
+        ids = [task_id for first in (15, 10, 5, 0) for task_id in submitted[first : first + 5]]
         assert len(o.dispatcher._backlog._read) <= 4
         o.engine.places = 1
         o.engine.tell_room()
@@ -525,7 +527,7 @@ async def test_nothing_is_taken_while_the_daemon_drains(store: SqliteStore) -> N
 
 async def test_a_task_whose_time_is_over_ends_wherever_it_is(store: SqliteStore) -> None:
     async with office(store) as o:
-        running = await o.submit(timeout_seconds=0.05)
+        running = await o.submit(timeout_seconds=0.5)
         waiting = await o.submit(timeout_seconds=0.05)
         for task in (running, waiting):
             done = await o.finished(task.id)
