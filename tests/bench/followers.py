@@ -11,6 +11,7 @@ import base64
 import re
 import selectors
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,9 @@ _ARRIVAL_TIMEOUT_S = 30.0
 _PING = b"\x89\x00"  # in JSON text and in the heads of its frames there is no such pair
 _PONG = b"\x8a\x80\0\0\0\0"
 _TEXT = 0x81
+_SO_TIMESTAMPNS = 35  # of Linux; Python has no name for it
+_TIMESPEC = struct.Struct("@qq")
+_STAMP_SPACE = socket.CMSG_SPACE(_TIMESPEC.size)
 _END = re.compile(rb'"type":"task\.(?:succeeded|failed|cancelled)"')
 _LOOK_AGAIN_S = 0.02
 
@@ -41,6 +45,7 @@ class Follow:
     key: str
     followers: int
     task: str | None = None
+    after: int = 0
     watched: int = 0
 
 
@@ -53,7 +58,7 @@ class Expect:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What one follower saw of the deltas: their numbers, and when they came (monotonic seconds)."""
+    """What one follower saw of the deltas: their numbers, and when they came (epoch)."""
 
     seqs: Sequence[int]
     at_s: Sequence[float]
@@ -94,6 +99,8 @@ class _Follower:
         self.bytes = 0
         self.over = False
         self.pieces: list[tuple[float, bytes]] | None = [] if watched else None
+        if watched and sys.platform == "linux":
+            sock.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
     def begin(self) -> None:
         self.bytes, self.over = 0, False
@@ -101,7 +108,7 @@ class _Follower:
             self.pieces = []
 
     def read(self) -> None:
-        data = self.sock.recv(_PIECE_BYTES)
+        data, at = self._received()
         if not data:
             raise Unexpected("the server has closed a follower's connection")
         if _PING in data:
@@ -109,8 +116,19 @@ class _Follower:
             self.sock.send(_PONG)
         self.bytes += len(data)
         if self.pieces is not None:
-            self.pieces.append((time.monotonic(), data))
+            self.pieces.append((at, data))
             self.over = self.over or _END.search(data) is not None
+
+    def _received(self) -> tuple[bytes, float]:
+        """What is there, and when the last of it came (epoch); only for those that are watched."""
+        if self.pieces is None:
+            return self.sock.recv(_PIECE_BYTES), 0.0
+        data, told, _, _ = self.sock.recvmsg(_PIECE_BYTES, _STAMP_SPACE)
+        for level, kind, stamp in told:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+                seconds, nanoseconds = _TIMESPEC.unpack(stamp)
+                return data, seconds + nanoseconds / 1e9
+        return data, time.time()
 
     def seen(self) -> Seen:
         events = [(orjson.loads(text), at) for text, at in _messages(self.pieces or ())]
@@ -171,7 +189,7 @@ def _connected(work: Follow) -> list[_Follower]:
         _read_until(sock, b"\r\n\r\n", b"HTTP/1.1 101 ")
     if work.task is not None:
         for sock in socks:
-            sock.sendall(_masked(orjson.dumps({"op": "subscribe", "task": work.task})))
+            sock.sendall(_masked(orjson.dumps({"op": "subscribe", "task": work.task, "after": work.after})))
         for sock in socks:
             _read_until(sock, b'"op":"ack"', b"")
     return [_Follower(sock, watched=number < work.watched) for number, sock in enumerate(socks)]

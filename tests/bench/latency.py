@@ -80,7 +80,7 @@ def latency(stage: Stage, scale: Scale) -> Iterator[Row]:
         holds=mine.p99 <= _P99_MS,
         notes=[
             f"p99 {mine.p99:.2f} ms, with one follower {theirs.p99:.2f}; an event every {_PACE_MS} ms",
-            "from right before the real CLI's line is written into the daemon's pipe until a follower's read has "
-            "returned; all of them are read by one process, one after the other",
+            "from right before the real CLI's line is written into the daemon's pipe until the kernel has the event in "
+            "a follower's socket",
         ],
     )

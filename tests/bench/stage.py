@@ -76,6 +76,11 @@ class Daemon:
             raise Unexpected(f"no task: {answer.body!r}")
         return str(answer.json["id"])
 
+    def last_seq(self, task: str) -> int:
+        """Where a task is by now, as the store knows."""
+        answer = self._control.get(f"/control/v1/tasks/{task}", {"Claude-Daemon-Control": "1"})
+        return int(answer.json["last_seq"])
+
     def calm(self, *, spare: bool = False) -> None:
         """Waits until every worker is idle, and with ``spare`` one of them unbound."""
         deadline = time.monotonic() + _CALM_TIMEOUT_S

@@ -24,7 +24,7 @@ os.close(writes)
 os.close(0)
 times = os.open({times!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 while data := os.read(reads, 65536):
-    now = time.monotonic()
+    now = time.time()
     rest = data
     while rest:
         rest = rest[os.write(1, rest):]
@@ -48,5 +48,5 @@ class StampedCli:
         return cls(path, times)
 
     def taken(self) -> list[float]:
-        """All times so far, in monotonic seconds."""
+        """All times so far, in seconds since the epoch."""
         return [float(line) for line in self.times.read_text().splitlines()] if self.times.exists() else []

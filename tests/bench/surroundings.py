@@ -11,12 +11,15 @@ from contextlib import suppress
 
 from tests.bench.chats import Chat
 from tests.bench.client import Connection, Unexpected
+from tests.bench.followers import Follow, Followers
 from tests.bench.machine import rss_mb
 from tests.bench.measure import Row, Scale, Summary, compared, interleave
 from tests.bench.stage import Daemon, Stage
 
 _HEALTH_AT_MOST = 6.5
 _READY_P99_MS = 20.0
+_WEBSOCKETS = 1000
+_PACE_MS = 16
 _RSS_AT_MOST_MB = 90.0
 _NOT_IMPORTED = ("aiohttp", "httpx", "rich", "asyncio", "pydantic")
 # Runs the entry point's function as the installed script does, and tells what it has imported by its end.
@@ -74,7 +77,7 @@ def claudectl(stage: Stage, scale: Scale) -> Iterator[Row]:
 
 
 def ready(stage: Stage, scale: Scale) -> Iterator[Row]:
-    """``/ready`` while every worker streams a slow answer, against the same with nothing to do."""
+    """``/ready`` while every worker streams and a thousand WebSockets follow one of them, against nothing to do."""
     daemon = stage.daemon
     with Connection(daemon.url) as probe:
 
@@ -82,22 +85,38 @@ def ready(stage: Stage, scale: Scale) -> Iterator[Row]:
             return [_probed(probe) for _ in range(scale.probes)]
 
         idle = probes()
-        with _Full(daemon):
-            busy = probes()
+        with _Streaming(daemon) as task, _Full(daemon):
+            alone = Summary.ms(probes())
+            with _followed(stage, daemon, None):
+                silent = Summary.ms(probes())
+            with _followed(stage, daemon, task):
+                busy = probes()
         idle += probes()
     daemon.calm()
     mine, theirs = Summary.ms(busy), Summary.ms(idle)
     yield Row(
-        what="/ready, pool full",
+        what=f"/ready, pool full, {_WEBSOCKETS} WebSockets",
         unit="ms",
         ours=mine,
-        reference_is="pool idle",
+        reference_is="nothing to do",
         reference=theirs,
         ratio=mine.median / theirs.median,
         hold=f"p99 ≤ {_READY_P99_MS:g} ms",
         holds=mine.p99 <= _READY_P99_MS,
-        notes=[f"p99 {mine.p99:.2f} ms, idle {theirs.p99:.2f} ms; without WebSockets, which do not exist yet"],
+        notes=[
+            f"p99 {mine.p99:.2f} ms, with nothing to do {theirs.p99:.2f}; every WebSocket follows a task of one event "
+            f"every {_PACE_MS} ms, the other workers say one every 5 ms",
+            f"p99 with the pool full alone {alone.p99:.2f} ms, with WebSockets that follow nothing {silent.p99:.2f}",
+        ],
+        details={"pool_full_p99": alone.p99, "silent_websockets_p99": silent.p99},
     )
+
+
+def _followed(stage: Stage, daemon: Daemon, task: str | None) -> Followers:
+    """A thousand WebSockets that are live: what the task has said by now they do not ask for."""
+    after = daemon.last_seq(task) if task is not None else 0
+    follow = Follow(url=daemon.url, path="/v1/stream", key=daemon.key, followers=_WEBSOCKETS, task=task, after=after)
+    return Followers(follow, stage.environment())
 
 
 def _probed(connection: Connection) -> float:
@@ -107,15 +126,41 @@ def _probed(connection: Connection) -> float:
     return answer.total_s
 
 
+class _Streaming:
+    """While it is entered one worker is busy with a task."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+        self._task = ""
+
+    def __enter__(self) -> str:
+        busy = int(self._daemon.control("status")["workers"]["busy"])
+        self._task = self._daemon.submit(f"Tell me everything. [[tokens=100000]] [[pace={_PACE_MS}ms]]")
+        _wait_busy(self._daemon, busy + 1)
+        return self._task
+
+    def __exit__(self, *exc: object) -> None:
+        self._daemon.act(f"tasks/{self._task}/cancel")
+
+
+def _wait_busy(daemon: Daemon, workers: int) -> None:
+    deadline = time.monotonic() + 30
+    while daemon.control("status")["workers"]["busy"] < workers:
+        if time.monotonic() > deadline:
+            raise TimeoutError("the pool does not fill up")
+        time.sleep(0.01)
+
+
 class _Full:
-    """While it is entered every worker is busy with an answer of one delta every 5 ms."""
+    """While it is entered every worker that was not is busy with an answer of one delta every 5 ms."""
 
     _PROMPT = "Tell me everything. [[tokens=100000]] [[pace=5ms]]"
 
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
-        workers = int(daemon.control("status")["workers"]["limit"])
-        self._connections = [Connection(daemon.url) for _ in range(workers)]
+        workers = daemon.control("status")["workers"]
+        self._limit = int(workers["limit"])
+        self._connections = [Connection(daemon.url) for _ in range(self._limit - int(workers["busy"]))]
         self._threads = [threading.Thread(target=self._read, args=(c,), daemon=True) for c in self._connections]
 
     def _read(self, connection: Connection) -> None:
@@ -126,11 +171,7 @@ class _Full:
     def __enter__(self) -> None:
         for thread in self._threads:
             thread.start()
-        deadline = time.monotonic() + 30
-        while self._daemon.control("status")["workers"]["busy"] < len(self._threads):
-            if time.monotonic() > deadline:
-                raise TimeoutError("the pool does not fill up")
-            time.sleep(0.01)
+        _wait_busy(self._daemon, self._limit)
 
     def __exit__(self, *exc: object) -> None:
         for connection in self._connections:
