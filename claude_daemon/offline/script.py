@@ -171,7 +171,7 @@ def _tool_input(schema: Any) -> dict[str, Any]:
 
 def _json_reply(prompt: Prompt, settings: Settings) -> str | None:
     """The structured output, where the request wants one and no marker asks for other words."""
-    if prompt.schema is None or settings.refusal or settings.text is not None:
+    if prompt.schema is None or settings.refusal or settings.text is not None or not settings.structured:
         return None
     if not settings.formats:
         raise ApiError(400, "output_config: Extra inputs are not permitted")

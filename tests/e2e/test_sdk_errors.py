@@ -266,7 +266,7 @@ async def test_our_own_overload_is_told_as_each_dialect_has_it(start_daemon: Sta
     prompt = unique("[[hang]]")
     async with asyncio.TaskGroup() as group:
         held = [group.create_task(daemon.chat(prompt)) for _ in range(2)]  # one runs, one waits
-        while (await daemon.control("status"))["queue"] != {"waiting": 1, "running": 1}:
+        while (queue := (await daemon.control("status"))["queue"])["waiting"] != 1 or queue["running"] != 1:
             await asyncio.sleep(0.02)
         theirs, ours = await both(by_openai(daemon, "text", "hi"), by_anthropic(daemon, "text", "hi"))
         for task in held:
