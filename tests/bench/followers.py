@@ -38,7 +38,11 @@ _LOOK_AGAIN_S = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Follow:
-    """``task`` None: the connection itself is all that is asked for. ``watched``: how many are looked at closely."""
+    """``task`` None: the connection itself is all that is asked for. ``watched``: how many are looked at closely.
+
+    ``rest_s``: between two looks at what has come. Real followers are elsewhere: those of a thousand who all read at
+    once whatever comes would take a processor from the daemon.
+    """
 
     url: str
     path: str
@@ -47,6 +51,7 @@ class Follow:
     task: str | None = None
     after: int = 0
     watched: int = 0
+    rest_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,8 +218,9 @@ def _masked(text: bytes) -> bytes:
 
 
 class _Readers:
-    def __init__(self, followers: Sequence[_Follower]) -> None:
+    def __init__(self, followers: Sequence[_Follower], rest_s: float) -> None:
         self._followers = followers
+        self._rest_s = rest_s
         self._selector = selectors.DefaultSelector()
         self._selector.register(sys.stdin.buffer, selectors.EVENT_READ)
         for follower in followers:
@@ -223,6 +229,7 @@ class _Readers:
     def run(self) -> None:
         """Reads whatever comes, and does what it is told, until its parent has ended."""
         while True:
+            time.sleep(self._rest_s)
             if not self._read(None):
                 continue
             line = sys.stdin.buffer.readline()
@@ -269,9 +276,10 @@ def main() -> None:
     end_on_sigterm()
     more_files()
     answer("up")
-    followers = _connected(Follow(**orjson.loads(sys.stdin.buffer.readline())))
+    work = Follow(**orjson.loads(sys.stdin.buffer.readline()))
+    followers = _connected(work)
     answer("following")
-    _Readers(followers).run()
+    _Readers(followers, work.rest_s).run()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ _HEALTH_AT_MOST = 6.5
 _READY_P99_MS = 20.0
 _WEBSOCKETS = 1000
 _PACE_MS = 16
+_REST_S = 0.2
 _RSS_AT_MOST_MB = 90.0
 _NOT_IMPORTED = ("aiohttp", "httpx", "rich", "asyncio", "pydantic")
 # Runs the entry point's function as the installed script does, and tells what it has imported by its end.
@@ -115,7 +116,15 @@ def ready(stage: Stage, scale: Scale) -> Iterator[Row]:
 def _followed(stage: Stage, daemon: Daemon, task: str | None) -> Followers:
     """A thousand WebSockets that are live: what the task has said by now they do not ask for."""
     after = daemon.last_seq(task) if task is not None else 0
-    follow = Follow(url=daemon.url, path="/v1/stream", key=daemon.key, followers=_WEBSOCKETS, task=task, after=after)
+    follow = Follow(
+        url=daemon.url,
+        path="/v1/stream",
+        key=daemon.key,
+        followers=_WEBSOCKETS,
+        task=task,
+        after=after,
+        rest_s=_REST_S,
+    )
     return Followers(follow, stage.environment())
 
 
