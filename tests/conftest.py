@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Short enough for a test to wait for, long enough for a busy machine's slowest turn.
-STALL_TIMEOUT_S = 3.0
+STALL_TIMEOUT_S = 2.0
 
 
 @pytest.fixture(scope="session")
@@ -32,7 +32,7 @@ async def model() -> AsyncIterator[OfflineModel]:
 @pytest.fixture(scope="session")
 async def daemon(model: OfflineModel, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaemonProcess]:
     """The one warm daemon: not to be killed, drained or filled up by a test."""
-    settings = {"engine.workers": 3, "engine.stall_timeout_s": STALL_TIMEOUT_S}
+    settings = {"engine.workers": 3, "engine.stall_timeout_s": STALL_TIMEOUT_S, "engine.max_retries": 1}
     process = await DaemonProcess(tmp_path_factory.mktemp("daemon"), model, settings).start()
     yield process
     assert await process.stop() == 0

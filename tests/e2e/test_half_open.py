@@ -30,6 +30,8 @@ from claude_daemon.offline import OfflineModel
 from tests.e2e.test_edge import message, post
 from tests.support import DaemonProcess, share_probe, text_of
 
+pytestmark = pytest.mark.system
+
 # The home of the daemon inside; set only there.
 INSIDE: Final = "HALF_OPEN_HOME"
 CABLE: Final = ("ip", "link", "add", "far", "type", "veth", "peer", "name", "near")
@@ -38,7 +40,7 @@ NEAR, FAR = "192.0.2.1", "192.0.2.2"
 _CLONE_NEWNET: Final = 0x40000000
 _ESTABLISHED: Final = "01"
 # Every deadline here, and what a busy machine needs beyond it.
-DEADLINE_S: Final = 3.0
+DEADLINE_S: Final = 2.0
 SLACK_S: Final = 8.0
 # What a peer may leave unread or unacknowledged for so long.
 UNREAD: Final = f"connection.UNREAD_SECONDS = {DEADLINE_S}; sockets.UNACKNOWLEDGED_MS = {DEADLINE_S * 1000:.0f}"

@@ -76,6 +76,7 @@ def fill(disk: Path) -> Path:
     return file
 
 
+@pytest.mark.system
 async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
     start_daemon: StartDaemon, tmp_path: Path
 ) -> None:
