@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="The numbers this project holds.")
-    parser.add_argument("--quick", action="store_true", help="a smoke of every row in less than a minute")
+    parser.add_argument("--quick", action="store_true", help="a smoke of every row in less than two minutes")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--only", action="append", choices=list(GROUPS), metavar="ROW", help=", ".join(GROUPS))
     return parser

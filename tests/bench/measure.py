@@ -47,7 +47,7 @@ FULL = Scale(
 QUICK = Scale(
     warm=6, per_process=2, spawned=2, history=2, schema=2, direct=40, blocks=1, block_s=1.5, probes=100,
     processes=5, open_requests=8, open_per_s=2.0, closed_requests=8, reference=2,
-    fanout_blocks=1, fanout_block_s=0.5, submission_blocks=1, submission_block_s=1.0, queued=2000,
+    fanout_blocks=1, fanout_block_s=0.5, submission_blocks=1, submission_block_s=1.0, queued=1000,
     latency_rounds=1, latency_events=60, limit_s=180.0,
 )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 import threading
@@ -21,6 +22,8 @@ _READY_P99_MS = 20.0
 _WEBSOCKETS = 1000
 _PACE_MS = 16
 _REST_S = 0.2
+_SEED = 6
+_BETWEEN_PROBES_S = 0.02
 _RSS_AT_MOST_MB = 90.0
 _NOT_IMPORTED = ("aiohttp", "httpx", "rich", "asyncio", "pydantic")
 # Runs the entry point's function as the installed script does, and tells what it has imported by its end.
@@ -79,11 +82,12 @@ def claudectl(stage: Stage, scale: Scale) -> Iterator[Row]:
 
 def ready(stage: Stage, scale: Scale) -> Iterator[Row]:
     """``/ready`` while every worker streams and a thousand WebSockets follow one of them, against nothing to do."""
-    daemon = stage.daemon
+    daemon, chance = stage.daemon, random.Random(_SEED)
     with Connection(daemon.url) as probe:
 
         def probes() -> list[float]:
-            return [_probed(probe) for _ in range(scale.probes)]
+            """At moments of chance: who asks again at once sees the quiet after each pass more often than the pass."""
+            return [_probed(probe, chance.uniform(0, _BETWEEN_PROBES_S)) for _ in range(scale.probes)]
 
         idle = probes()
         with _Streaming(daemon) as task, _Full(daemon):
@@ -128,7 +132,8 @@ def _followed(stage: Stage, daemon: Daemon, task: str | None) -> Followers:
     return Followers(follow, stage.environment())
 
 
-def _probed(connection: Connection) -> float:
+def _probed(connection: Connection, after_s: float) -> float:
+    time.sleep(after_s)
     answer = connection.get("/ready")
     if answer.status != 200:
         raise Unexpected(f"/ready: HTTP {answer.status}: {answer.body!r}")
