@@ -132,9 +132,11 @@ class Dispatcher:
         """Queues a task that the store has as queued; once is enough. ``timeout_s``: by then it ends wherever it is."""
         if self._closing.is_set() or ticket.id in self._runs or not self._backlog.add(ticket, first=first):
             return
+        loop = asyncio.get_running_loop()
         if timeout_s is not None and ticket.expiry is None:
-            loop = asyncio.get_running_loop()
             ticket.expiry = loop.call_later(max(0.0, timeout_s), self._too_late, ticket.id)
+        elif ticket.expiry is not None and ticket.expiry.when() <= loop.time():
+            loop.call_soon(self._too_late, ticket.id)  # its time was over while it was neither here nor there
         self._pump_soon(ticket.lane)
 
     def hold(self) -> None:

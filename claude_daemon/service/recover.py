@@ -19,6 +19,8 @@ _RENEW_S: Final = LEASE_S / 3
 """Two renewals may fail before a lease ends."""
 _POLL_S: Final = 30.0
 """What no hint told of is found by then."""
+_AT_ONCE: Final = 200
+"""Queued tasks that are looked at before others have their turn."""
 
 _CRASHED: Final = Failure(code=Code.INTERRUPTED, message="the daemon ended while the task ran")
 
@@ -112,7 +114,11 @@ class Recovery:
 
     async def _find_queued(self) -> None:
         now, monotonic = self._book.now(), self._monotonic()
-        for found in await self._book.store.queued():
+        for number, found in enumerate(await self._book.store.queued()):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)  # ten thousand of them are not to hold up the loop
+            if self._dispatcher.waits(found.id) or self._dispatcher.find(found.id) is not None:
+                continue
             age = max(0.0, now - found.created_at)
             ticket = Ticket(found.id, found.lane, found.key_id, found.priority, monotonic - age)
             timeout = None if found.deadline_at is None else found.deadline_at - now
