@@ -182,8 +182,11 @@ def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
     from claude_daemon.daemon import Daemon
     from claude_daemon.home import BadKeyFile
     from claude_daemon.ports import StoreBroken, StoreUnavailable
+    from claude_daemon.supervise.descriptors import allow
     from claude_daemon.supervise.pidfile import AlreadyRunning
     from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
+
+    allow(loaded.settings.http.max_connections)
 
     async def main() -> int:
         return await Daemon(loaded, environ).run(announce=_announce)

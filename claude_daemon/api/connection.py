@@ -2,8 +2,8 @@
 
 aiohttp parses and writes; what it lets a peer do without end is bounded here. The class reaches into some
 privates of :class:`aiohttp.web_protocol.RequestHandler` (``_waiter``, ``_messages``, ``_request_count``,
-``_process_keepalive``, ``_ErrInfo``, ``ERROR``); tests/api/test_server.py fails in plain words if a new
-aiohttp moves them.
+``_process_keepalive``, ``_drain_helper``, ``_ErrInfo``, ``ERROR``); tests/api/test_server.py fails in plain words if
+a new aiohttp moves them.
 """
 
 from __future__ import annotations
@@ -157,6 +157,10 @@ class Connection(RequestHandler):
     def resume_writing(self) -> None:
         self._reads_again()
         super().resume_writing()
+
+    async def drained(self) -> None:
+        """Waits until the peer has taken most of what was written past aiohttp. Raises ConnectionError when it left."""
+        await self._drain_helper()
 
     def _reads_again(self) -> None:
         if self._unread_timer is not None:

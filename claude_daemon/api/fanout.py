@@ -1,4 +1,4 @@
-"""Many followers of one task: one synchronous pass writes to all of them, joined from each one's cursor.
+"""Many followers of one task: one pass writes to all of them, joined from each one's cursor.
 
 A follower reads the store until its task's tail covers what comes next, and is live from then on. Live, it costs one
 ``write`` for each pass and no task of its own to wake. The first event after a pause is passed on at once; what
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from itertools import islice
 from typing import Final, Protocol
 
 from claude_daemon.core.event import Event
@@ -25,9 +26,15 @@ PIECE_BYTES: Final = 64 * 1024
 """Of what is read from the store, so much is written before its reader must have taken some."""
 PATIENCE_S: Final = 5.0
 """How long a follower may stay over that: a phone that changes cells is back by then."""
+SLICE: Final = 100
+"""Followers served without a break, about half a millisecond: a pass over a thousand lets others have their turn."""
+MAX_READING: Final = 8
+"""Followers that read the store at once: a thousand that come back together after a restart come one after another."""
 _LOOK_AGAIN_S: Final = 0.05
 """A transport tells us nothing when it has room again."""
 
+_Joined = dict[tuple["Frame", int], tuple[bytes, int]]
+"""What one pass has joined already: form and cursor → the frames after it, and the last event among them."""
 Frame = Callable[[Event], bytes]
 """One event as it goes over the wire. Compared by identity: use the same function for all followers of a kind."""
 
@@ -87,6 +94,8 @@ class _Channel:
         self._live: set[_Live] = set()
         self._scheduled: asyncio.Handle | None = None
         self._passed_at = float("-inf")
+        self._until = 0
+        self._full = False
 
     def __len__(self) -> int:
         return len(self._live)
@@ -104,10 +113,11 @@ class _Channel:
             self._tail.unlisten(self._changed)
 
     def flush(self) -> None:
-        """What is new goes out now."""
+        """What is new goes out now, to all."""
         if self._scheduled is not None:
             self._scheduled.cancel()
-            self._pass()
+            self._scheduled = None
+        self._serve_all(iter(tuple(self._live)), {}, len(self._live))
 
     def _changed(self) -> None:
         if self._scheduled is None:
@@ -118,17 +128,32 @@ class _Channel:
                 self._scheduled = self._loop.call_later(COALESCE_S - since, self._pass)
 
     def _pass(self) -> None:
-        self._scheduled = None
         self._passed_at = self._loop.time()
-        joined: dict[tuple[Frame, int], tuple[bytes, int]] = {}
-        full = False
-        for live in self._live:
-            if not live.done.done():
-                full = self._serve(live, joined) or full
-        if full and self._scheduled is None:
+        self._until = self._tail.last_seq
+        self._full = False
+        self._slice(iter(tuple(self._live)), {})
+
+    def _slice(self, followers: Iterator[_Live], joined: _Joined) -> None:
+        """A part of a pass; what has changed meanwhile is the next one's."""
+        if self._serve_all(followers, joined, SLICE) == SLICE:
+            self._scheduled = self._loop.call_soon(self._slice, followers, joined)
+            return
+        self._scheduled = None
+        if self._tail.last_seq > self._until:
+            self._changed()
+        elif self._full:
             self._scheduled = self._loop.call_later(_LOOK_AGAIN_S, self._pass)
 
-    def _serve(self, live: _Live, joined: dict[tuple[Frame, int], tuple[bytes, int]]) -> bool:
+    def _serve_all(self, followers: Iterator[_Live], joined: _Joined, at_most: int) -> int:
+        """Serves so many, or those there are; how many that were."""
+        served = 0
+        for live in islice(followers, at_most):
+            served += 1
+            if not live.done.done() and self._serve(live, joined):
+                self._full = True
+        return served
+
+    def _serve(self, live: _Live, joined: _Joined) -> bool:
         """Gives one follower what is new to it; True when it had no room for that."""
         tail, after = self._tail, live.cursor.after
         buffered = live.sink.buffered
@@ -139,7 +164,7 @@ class _Channel:
                 live.end(Why.BEHIND)
         elif after < tail.last_seq:
             if buffered > MAX_BUFFERED_BYTES:
-                return self._full(live)
+                return self._is_full(live)
             live.full_since = None
             key = (live.frame, after)
             found = joined.get(key)
@@ -152,7 +177,7 @@ class _Channel:
             live.end(Why.ENDED)
         return False
 
-    def _full(self, live: _Live) -> bool:
+    def _is_full(self, live: _Live) -> bool:
         if live.full_since is None:
             live.full_since = self._passed_at
         elif self._passed_at - live.full_since > PATIENCE_S:
@@ -170,6 +195,7 @@ class Fanout:
         self._channels: dict[Tail, _Channel] = {}
         self._following: dict[_Live, str] = {}
         self._draining = False
+        self._reading = asyncio.Semaphore(MAX_READING)
 
     @property
     def followers(self) -> int:
@@ -183,7 +209,8 @@ class Fanout:
         with self._follow.tails.held(task_id) as tail:
             while True:
                 while not tail.covers(cursor.after):
-                    page = await self._follow.page(task_id, cursor.after)
+                    async with self._reading:
+                        page = await self._follow.page(task_id, cursor.after)
                     if not await self._write(page.events, cursor, sink):
                         return Why.SLOW
                     if page.over:
@@ -205,6 +232,7 @@ class Fanout:
             except TimeoutError:
                 return False
             cursor.after = piece[-1].seq
+            await asyncio.sleep(0)  # a reader that is as fast as we are is not to keep the loop to itself
         return True
 
     async def _follow_live(self, task_id: str, tail: Tail, live: _Live) -> Why:

@@ -10,12 +10,13 @@ import asyncio
 import random
 import struct
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
 from aiohttp import WSCloseCode, WSMsgType, web
 from pydantic import Field
 
+from claude_daemon.api.connection import Connection
 from claude_daemon.api.fanout import Cursor, Fanout, Why
 from claude_daemon.api.submission import asker, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
@@ -129,6 +130,7 @@ class _Sink:
 
     def __init__(self, request: web.Request, socket: web.WebSocketResponse) -> None:
         self._transport = request.transport
+        self._connection = cast(Connection, request.protocol)
         self._socket = socket
 
     def write(self, data: bytes) -> None:
@@ -136,9 +138,8 @@ class _Sink:
             self._transport.write(data)
 
     async def write_piece(self, events: Sequence[Event]) -> None:
-        for event in events:
-            assert event.raw is not None
-            await self._socket.send_str((b'{"op":"event",' + event.raw[1:]).decode())
+        self.write(b"".join(map(frame, events)))
+        await self._connection.drained()
 
     @property
     def buffered(self) -> int:

@@ -12,9 +12,9 @@ from claude_daemon.core.event import Emission, Event
 from claude_daemon.ports import Clock, StoredEvent, Tasks
 from claude_daemon.service.tail import Keeper, Tail
 
-# One read of the store: a screenful of deltas many times over, and little beside what else is in RAM.
+# One read of the store: a screenful of deltas many times over, and little even when a thousand followers hold one each.
 PAGE_EVENTS: Final = 1000
-PAGE_BYTES: Final = 1024 * 1024
+PAGE_BYTES: Final = 128 * 1024
 
 NO_TASK: Final = Failure(code=Code.NOT_FOUND, message="There is no such task.")
 
