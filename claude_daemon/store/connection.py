@@ -19,8 +19,8 @@ SIDES: Final = ("-wal", "-shm")
 
 BUSY_SECONDS: Final = 5.0
 """Somebody may look at the file with the sqlite3 shell; who holds it for longer is an outage, and is told as one."""
-CACHE_KIB: Final = 8 * 1024
-"""For each connection: the inner pages of every index of a million tasks."""
+CACHE_KIB: Final = 2 * 1024
+"""For each connection: the inner pages of every index. The rest is in the kernel's cache, which is nobody's RSS."""
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 """What the WAL is cut back to once it was larger, because a long read kept it from being emptied."""
 
