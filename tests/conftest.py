@@ -1,4 +1,4 @@
-"""What all tests share: one offline model and one warm daemon for the whole run."""
+"""What all tests share: one offline model and one warm daemon for the whole run of a process."""
 
 from __future__ import annotations
 
@@ -54,6 +54,18 @@ async def start_daemon(daemon: DaemonProcess, model: OfflineModel, tmp_path: Pat
     yield start
     for process in started:
         await process.stop()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """One of several processes tells the one that started it."""
+    told = getattr(session.config, "workeroutput", None)
+    if told is not None:
+        told["spawned_clis"] = dict(spawned_clis)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    spawned_clis.update(getattr(node, "workeroutput", {}).get("spawned_clis", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

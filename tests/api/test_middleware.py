@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from claude_daemon.api.server import Limits, read_body
 from claude_daemon.core.key import Key, Keyring, digest, new_secret
 from tests.api.test_server import Answer, Served, assert_ours, parse, serving
 
-SECRET, REVOKED = new_secret(secrets.token_bytes), new_secret(secrets.token_bytes)
+SECRET, REVOKED = new_secret(lambda n: b"s" * n), new_secret(lambda n: b"r" * n)
 KEYRING = Keyring(
     [Key(id="key_1", name="alice", digest=digest(SECRET), role="standard", trust_domain="key_1")],
 )
