@@ -154,7 +154,8 @@ async def test_a_schema_is_kept(daemon: DaemonProcess, lane: str) -> None:
 async def test_a_form_that_is_missing_or_wrong_is_an_error(daemon: DaemonProcess, marker: str) -> None:
     response = await daemon.chat(f"fill it in {marker} [[tokens=3]]", output_config=FORM)
     assert response.status == 502
-    assert (await daemon.logged("task.settled", code="schema_mismatch"))["lane"] == "text"
+    line = await daemon.logged("task.settled", task_id=response.headers["X-Task-ID"])
+    assert (line["code"], line["lane"]) == ("schema_mismatch", "text")
 
 
 async def test_usage_is_what_the_upstream_metered(daemon: DaemonProcess) -> None:
