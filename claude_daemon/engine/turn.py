@@ -332,6 +332,9 @@ _TOLD_USAGE = frozenset(
 
 def _failure_of_result(message: Mapping[str, Any]) -> Failure:
     """What an error result says, as far as the CLI tells it."""
+    if message.get("subtype") == "error_max_structured_output_retries":
+        why = "the model did not come to an answer in the asked form"
+        return Failure(code=Code.SCHEMA_MISMATCH, message=why)
     said = message.get("result") or "; ".join(map(str, message.get("errors") or ())) or "the turn ended in an error"
     status = message.get("api_error_status")
     if isinstance(status, int):

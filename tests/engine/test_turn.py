@@ -278,6 +278,12 @@ def test_a_form_that_never_came_is_an_error() -> None:
     assert (caller.text, caller.code) == ("", Code.SCHEMA_MISMATCH)
 
 
+def test_a_form_that_the_model_never_gets_right_is_its_own_failure() -> None:
+    result = {"type": "result", "subtype": "error_max_structured_output_retries", "is_error": True, "errors": ["no"]}
+    caller = Caller(structured=True).hear([*stream(["no form"]), result])
+    assert (caller.text, caller.code) == ("", Code.SCHEMA_MISMATCH)
+
+
 @pytest.mark.parametrize("reason", ["max_tokens", "refusal", "model_context_window_exceeded"])
 @pytest.mark.parametrize("structured", [False, True])
 def test_a_final_stop_reason_ends_the_turn_there(reason: str, structured: bool) -> None:
