@@ -135,7 +135,9 @@ class Engine(Section):
     workers: Count = 4
     spares: CountOrZero = 1
     direct_max: Count = 64
-    max_turns_per_worker: Count = 200
+    # Measured over 900 turns: memory grows from 180 to 335 MB and then no more, latency not at all; a new process
+    # costs half a second of one core.
+    max_turns_per_worker: Count = 600
     max_worker_age_s: Seconds = 3600
     max_worker_rss_mb: Count = 600
     turn_timeout_s: Seconds = 600
