@@ -135,7 +135,7 @@ async def _disturb(service: Service, victim: Task) -> None:
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
         extra: str | None = None
-        steps = ["chat", "pause", "resume", "worker", "submit", "cancel", "retry", "purge"]
+        steps = ["chat", "pause", "resume", "submit", "worker", "cancel", "retry", "purge"]
         while len(done) < len(steps):
             step = next(step for step in steps if step not in done)
             daemon = await service.serving()
@@ -146,8 +146,9 @@ async def _disturb(service: Service, victim: Task) -> None:
                     await daemon.control(f"queue/{step}", "POST")
                 elif step == "worker":
                     busy = [worker["pid"] for worker in await daemon.workers() if worker["state"] == "busy"]
-                    for pid in busy[:1]:
-                        os.kill(pid, signal.SIGKILL)
+                    if not busy:
+                        raise ValueError("none is busy: a moment later")
+                    os.kill(busy[0], signal.SIGKILL)
                 elif step == "purge":
                     await daemon.control("tasks/purge", "POST", {"before": 1.0})
                 elif step == "submit":
