@@ -455,7 +455,7 @@ async def test_tls_with_what_answers_otherwise_is_named() -> None:
 
 async def clients(server: RedisServer) -> int:
     """Those that a server has beside the one that asks."""
-    return len(await server.command("CLIENT", "LIST")) - 1
+    return len((await server.command("CLIENT", "LIST")).splitlines()) - 1
 
 
 async def test_another_address_is_connected_to_and_the_first_one_left(server: RedisServer, tmp_path: Path) -> None:
