@@ -18,7 +18,7 @@ from types import FrameType
 
 import orjson
 
-from tests.bench import durable, fanout, first_delta, latency, mixed, surroundings, throughput
+from tests.bench import durable, fanout, first_delta, latency, mixed, shutdown, surroundings, throughput
 from tests.bench.machine import OthersWork, load_average
 from tests.bench.measure import FULL, QUICK, Row, Scale
 from tests.bench.render import document, table
@@ -42,6 +42,7 @@ GROUPS: Mapping[str, Group] = {
     "fanout": fanout.flooding,
     "durable": durable.submissions,
     "waiting": durable.waiting,
+    "shutdown": shutdown.shutdown,
     "mixed-open": mixed.open_loop,
     "mixed-closed": mixed.closed_loop,
 }

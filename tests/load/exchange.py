@@ -113,7 +113,7 @@ class Connection:
         headers = {name.decode(): value.decode() for name, value in head.headers}
         return Answer(status=head.status_code, headers=headers, body=bytes(body))
 
-    async def _event(self) -> h11.Event | type[h11.PAUSED]:
+    async def _event(self) -> object:
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
                 self._http.receive_data(await self._received())
