@@ -7,9 +7,12 @@ import ssl
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from claude_daemon import journal
 from claude_daemon.api.anthropic import CountTokens
+from claude_daemon.api.chat import BodyLimits
+from claude_daemon.api.control import ControlSettings
 from claude_daemon.api.server import Limits
 from claude_daemon.config import Loaded, Settings
 from claude_daemon.core.errors import Failure, Refusal
@@ -21,10 +24,15 @@ from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.layers import Layer
 from claude_daemon.ports import Gateway
+from claude_daemon.service.drain import DrainSettings
 from claude_daemon.sources import Source
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
-from claude_daemon.upstream.direct import DirectEngine, DirectSettings
+from claude_daemon.upstream.direct import DirectSettings
+from claude_daemon.upstream.webhook import signing_key
 from claude_daemon.wire.text_lane import text_lane_unsupported
+
+if TYPE_CHECKING:
+    from claude_daemon.store.redis import RedisLink
 
 
 class BadSetting(ValueError):
@@ -72,15 +80,7 @@ def text_lane(
         changed()
 
     pool = Pool(
-        PoolSettings(
-            workers=engine.workers,
-            spares=engine.spares,
-            max_turns_per_worker=engine.max_turns_per_worker,
-            max_worker_age_s=engine.max_worker_age_s,
-            max_worker_rss_mb=engine.max_worker_rss_mb,
-            stall_timeout_s=engine.stall_timeout_s,
-            turn_timeout_s=engine.turn_timeout_s,
-        ),
+        pool_settings(loaded.settings),
         spawner,
         capabilities=nothing_known,
         default_model=engine.models.get(engine.default_model, engine.default_model),
@@ -100,6 +100,19 @@ def text_lane(
     )
 
 
+def pool_settings(settings: Settings) -> PoolSettings:
+    engine = settings.engine
+    return PoolSettings(
+        workers=engine.workers,
+        spares=engine.spares,
+        max_turns_per_worker=engine.max_turns_per_worker,
+        max_worker_age_s=engine.max_worker_age_s,
+        max_worker_rss_mb=engine.max_worker_rss_mb,
+        stall_timeout_s=engine.stall_timeout_s,
+        turn_timeout_s=engine.turn_timeout_s,
+    )
+
+
 def models(loaded: Loaded, told: Mapping[str, str]) -> dict[str, str]:
     """Alias → model id: the shipped table as the CLI corrects it (``told``: id → alias), and what somebody set."""
     configured = loaded.settings.engine.models
@@ -112,15 +125,29 @@ def _text_unsupported(spec: TaskSpec) -> Failure | None:
     return text_lane_unsupported(spec.request)
 
 
-def direct_lane(settings: Settings, client: MessagesClient) -> DirectEngine:
+def direct_settings(settings: Settings) -> DirectSettings:
     engine = settings.engine
-    return DirectEngine(
-        client,
-        DirectSettings(
-            direct_max=engine.direct_max,
-            stall_timeout_s=engine.stall_timeout_s,
-            turn_timeout_s=engine.turn_timeout_s,
-        ),
+    return DirectSettings(
+        direct_max=engine.direct_max,
+        stall_timeout_s=engine.stall_timeout_s,
+        turn_timeout_s=engine.turn_timeout_s,
+    )
+
+
+def body_limits(settings: Settings) -> BodyLimits:
+    return BodyLimits(max_bytes=settings.http.max_body_bytes, timeout_s=settings.http.body_timeout_s)
+
+
+def drain_settings(settings: Settings) -> DrainSettings:
+    return DrainSettings(lame_duck_s=settings.drain.lame_duck_s, grace_s=settings.drain.kill_grace_s)
+
+
+def control_settings(settings: Settings) -> ControlSettings:
+    control = settings.control
+    return ControlSettings(
+        allowed_uids=frozenset(control.allowed_uids),
+        allowed_gids=frozenset(control.allowed_gids),
+        deadline_s=settings.drain.deadline_s,
     )
 
 
@@ -136,6 +163,39 @@ def limits(settings: Settings) -> Limits:
     )
 
 
+def redis_link(settings: Settings, *, changed: Callable[[], None]) -> RedisLink | None:
+    """The watched connection to Redis, None where none is configured: then nothing of its client is loaded.
+
+    Raises BadSetting.
+    """
+    url = settings.redis.url
+    if url is None:
+        return None
+    from claude_daemon.store.redis import BadAddress, RedisLink
+
+    try:
+        return RedisLink(url, told=journal.told, changed=changed)
+    except BadAddress as error:
+        raise BadSetting(f"redis.url: {error}") from error
+
+
+def validate(settings: Settings) -> None:
+    """Looks at what a reload would bring into force and could fail. Raises BadSetting."""
+    secret, url = settings.webhooks.secret, settings.redis.url
+    if secret is not None:
+        try:
+            signing_key(secret.reveal())
+        except ValueError as error:
+            raise BadSetting(f"webhooks.secret: {error}") from None
+    if url is not None:
+        from claude_daemon.store.redis import Address, BadAddress
+
+        try:
+            Address.of(url)
+        except BadAddress as error:
+            raise BadSetting(f"redis.url: {error}") from error
+
+
 def counter(client: MessagesClient) -> CountTokens:
     """Asks the upstream to count tokens."""
 
@@ -149,7 +209,19 @@ def counter(client: MessagesClient) -> CountTokens:
     return count
 
 
-def tls(settings: Settings) -> ssl.SSLContext | None:
+class Certificate:
+    """What the public port speaks TLS with. A renewed one serves the handshakes that come after it."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self.listening = self.current = context
+        context.sni_callback = self._choose
+
+    def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
+        """Called in every handshake, whether the client has named a server or not."""
+        connection.context = self.current
+
+
+def tls(settings: Settings) -> Certificate | None:
     """What the public port speaks TLS with, None if it does not. Raises BadSetting."""
     cert, key = settings.http.tls_cert, settings.http.tls_key
     if cert is None or key is None:
@@ -159,4 +231,4 @@ def tls(settings: Settings) -> ssl.SSLContext | None:
         context.load_cert_chain(cert, key, password="")  # one that needs a password fails here and asks nobody
     except OSError as error:
         raise BadSetting(f"http.tls_cert {cert}, http.tls_key {key}: {error.strerror or error}") from error
-    return context
+    return Certificate(context)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import signal
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +13,6 @@ import click
 from claude_daemon import __version__
 
 EX_USAGE: Final = 64
-EX_CANTCREAT: Final = 73
-EX_NOPERM: Final = 77
-EX_CONFIG: Final = 78
 
 _PROFILES = click.Choice(["dev", "staging", "prod"])
 _CONFIG = click.option(
@@ -32,18 +27,62 @@ def cli() -> None:
     """Claude Code as a service that one can leave running."""
 
 
+_OFFLINE = click.option(
+    "--offline", is_flag=True, help="Answer from the built-in offline model: no account, no network."
+)
+_PORT = click.option("--port", type=int, help="Listen on this port (0: any free one) instead of http.port.")
+
+
 @cli.command()
 @_CONFIG
 @_PROFILE
-@click.option("--offline", is_flag=True, help="Answer from the built-in offline model: no account, no network.")
-@click.option("--port", type=int, help="Listen on this port (0: any free one) instead of http.port.")
-def run(config: str | None, profile: str | None, offline: bool, port: int | None) -> None:
+@_OFFLINE
+@_PORT
+@click.option("--takeover", is_flag=True, help="Wait for the daemon that has this home to go, instead of exit 73.")
+def run(config: str | None, profile: str | None, offline: bool, port: int | None, takeover: bool) -> None:
     """Serve in the foreground until told to stop (SIGTERM, Ctrl-C, claudectl drain --stop).
 
     Example: claude-daemon run --offline
     """
-    flags: dict[str, Any] = {"config": config, "profile": profile, "offline": offline, "http.port": port}
-    sys.exit(_run(flags, os.environ))
+    from claude_daemon.running import run as run_daemon
+
+    sys.exit(run_daemon(_flags(config, profile, offline, port), takeover=takeover))
+
+
+@cli.command()
+@_CONFIG
+@_PROFILE
+@_OFFLINE
+@_PORT
+def start(config: str | None, profile: str | None, offline: bool, port: int | None) -> None:
+    """Start the daemon in the background, and return when it listens.
+
+    Its words go to the log (log.file). Stop it with: claude-daemon stop
+
+    Example: claude-daemon start --profile prod
+    """
+    from claude_daemon.running import start as start_daemon
+
+    sys.exit(start_daemon(_flags(config, profile, offline, port)))
+
+
+@cli.command()
+@_CONFIG
+@_PROFILE
+def stop(config: str | None, profile: str | None) -> None:
+    """Stop the daemon of this home, whoever started it: it drains, and this returns when it is gone.
+
+    Example: claude-daemon stop
+    """
+    from claude_daemon.running import stop as stop_daemon
+
+    sys.exit(stop_daemon(_flags(config, profile)))
+
+
+def _flags(config: str | None, profile: str | None, offline: bool = False, port: int | None = None) -> dict[str, Any]:
+    """As ``config.load`` takes them. A file is named absolutely: a daemon stands elsewhere than its caller."""
+    where = None if config is None else os.path.abspath(os.path.expanduser(config))  # noqa: PTH100, PTH111
+    return {"config": where, "profile": profile, "offline": offline, "http.port": port}
 
 
 @cli.command("check-config")
@@ -55,8 +94,9 @@ def check_config(config: str | None, profile: str | None) -> None:
     Example: claude-daemon check-config --profile prod
     """
     from claude_daemon.layers import explain
+    from claude_daemon.running import loaded_or_exit
 
-    loaded = _load({"config": config, "profile": profile}, os.environ)
+    loaded = loaded_or_exit(_flags(config, profile))
     rows = explain(loaded)
     width = max(len(key) for key, _, _ in rows)
     for key, value, origin in rows:
@@ -84,7 +124,7 @@ def migrate(config: str | None, profile: str | None, check: bool) -> None:
         click.echo(f"{database} is up to date" if kept is None else f"{database} is migrated; it was kept as {kept}")
         return 0
 
-    sys.exit(_with_store({"config": config, "profile": profile}, work))
+    sys.exit(_with_store(_flags(config, profile), work))
 
 
 @cli.command()
@@ -106,16 +146,17 @@ def restore(config: str | None, profile: str | None, file: Path) -> None:
         click.echo(f"{database} is restored, its queue paused{beside}")
         return 0
 
-    sys.exit(_with_store({"config": config, "profile": profile}, work))
+    sys.exit(_with_store(_flags(config, profile), work))
 
 
 def _with_store(flags: Mapping[str, Any], work: Callable[[Path], int]) -> int:
     """Does something to the store's file while no daemon has it open; the exit status."""
     from claude_daemon.home import take
     from claude_daemon.ports import StoreBroken, StoreUnavailable
+    from claude_daemon.running import EX_CANTCREAT, EX_CONFIG, loaded_or_exit, refused, say
     from claude_daemon.supervise.pidfile import AlreadyRunning, PidFile
 
-    paths = _load(flags, os.environ).paths
+    paths = loaded_or_exit(flags).paths
     os.umask(0o077)
     try:
         take(paths.home)
@@ -123,127 +164,11 @@ def _with_store(flags: Mapping[str, Any], work: Callable[[Path], int]) -> int:
         with PidFile(paths.pid_file):
             return work(paths.database)
     except StoreBroken as error:
-        return _say(EX_CONFIG, error)
+        return say(EX_CONFIG, error)
     except (AlreadyRunning, StoreUnavailable) as error:
-        return _say(EX_CANTCREAT, error)
+        return say(EX_CANTCREAT, error)
     except OSError as error:
-        return _refused(error)
-
-
-def _load(flags: Mapping[str, Any], environ: Mapping[str, str]) -> Any:
-    """The configuration, or all that is wrong with it on stderr and exit 78."""
-    from claude_daemon.config import ConfigError, load
-    from claude_daemon.config.in_force import idle, refused
-
-    try:
-        loaded = load(flags, environ)
-        if faults := refused(loaded):
-            raise ConfigError(faults)
-        for key in idle(loaded):
-            click.echo(f"claude-daemon: {key} does nothing yet in this version", err=True)
-        return loaded
-    except ConfigError as error:
-        for fault in error.faults:
-            click.echo(f"claude-daemon: {fault}", err=True)
-        sys.exit(EX_CONFIG)
-
-
-def _run(flags: Mapping[str, Any], environ: Mapping[str, str]) -> int:
-    # until the daemon handles it itself there is nothing to drain and nothing to leave behind
-    signal.signal(signal.SIGTERM, _leave)
-    signal.signal(signal.SIGHUP, _leave)
-    from claude_daemon.home import take
-    from claude_daemon.supervise.pidfile import running
-    from claude_daemon.telemetry.logging import configure, get_logger
-
-    loaded = _load(flags, environ)
-    os.umask(0o077)
-    paths = loaded.paths
-    try:
-        repaired = take(paths.home)
-        holder = running(paths.pid_file)
-        if holder is not None:  # said before all that takes time to import; the lock itself decides later
-            return _say(EX_CANTCREAT, f"already running (pid {holder}, {paths.pid_file})")
-        if paths.log_file is not None:
-            paths.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle = configure(loaded.settings.log, stream=sys.stderr, path=paths.log_file, secrets=loaded.secrets.values())
-    except OSError as error:
-        return _refused(error)
-    try:
-        if repaired is not None:
-            get_logger("claude_daemon.home").warning("home.repaired", reason=repaired)
-        return _serve(loaded, environ)
-    finally:
-        handle.close()
-
-
-def _serve(loaded: Any, environ: Mapping[str, str]) -> int:
-    from claude_daemon.assembly import BadSetting
-    from claude_daemon.daemon import Daemon
-    from claude_daemon.home import BadKeyFile
-    from claude_daemon.ports import StoreBroken, StoreUnavailable
-    from claude_daemon.supervise.descriptors import allow
-    from claude_daemon.supervise.pidfile import AlreadyRunning
-    from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
-
-    allow(loaded.settings.http.max_connections)
-
-    async def main() -> int:
-        return await Daemon(loaded, environ).run(announce=_announce)
-
-    try:
-        return _run_loop(main())
-    except (BadKeyFile, BadSetting, StoreBroken) as error:
-        return _say(EX_CONFIG, error)
-    except (AlreadyRunning, SocketInUse, PathTooLong, StoreUnavailable) as error:
-        return _say(EX_CANTCREAT, error)
-    except OSError as error:
-        # an error without a file is the network's
-        where = f" ({loaded.settings.http.host}:{loaded.settings.http.port})" if error.filename is None else ""
-        return _refused(error, where)
-
-
-def _run_loop(main: Coroutine[Any, Any, int]) -> int:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main)
-    return uvloop.run(main)
-
-
-def _leave(number: int, frame: object) -> None:
-    sys.exit(0)
-
-
-def _refused(error: OSError, where: str = "") -> int:
-    return _say(EX_NOPERM if isinstance(error, PermissionError) else EX_CANTCREAT, f"{error}{where}")
-
-
-def _announce(daemon: Any) -> None:
-    """What a person who started it in a terminal wants to know; nothing where nobody reads it."""
-    key = daemon.loaded.paths.local_key
-    offline = " (the offline model: no account, no network)" if daemon.source.name == "offline" else ""
-    text = f"""
-claude-daemon {__version__} serves at {daemon.url}{offline}
-The key is in {key}. Try it:
-
-  curl -N {daemon.url}/v1/chat/completions \\
-    -H "Authorization: Bearer $(cat {key})" -H 'Content-Type: application/json' \\
-    -d '{{"model": "sonnet", "stream": true, "messages": [{{"role": "user", "content": "Hello!"}}]}}'
-
-Add -H 'Claude-Daemon-Lane: text' to be answered by a warm Claude Code process.
-{Path(sys.executable).with_name("claudectl")} status shows how it is; Ctrl-C drains and stops it.
-"""
-    try:
-        click.echo(text)
-    except OSError:  # whoever started it has gone: what is still buffered must not fail once more at the end
-        with Path(os.devnull).open("w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-
-
-def _say(status: int, error: object) -> int:
-    click.echo(f"claude-daemon: {error}", err=True)
-    return status
+        return refused(error)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The composition root: builds every part, owns the root TaskGroup, runs the lifecycle.
+"""The composition root: builds every part, owns the root TaskGroup, runs the lifecycle, applies a reload.
 
 Order of a start: signals, lock, sockets (LIFECYCLE.md: listen first), then the engine. Order of an end: drain,
 public listener, dispatcher, workers, broker, control socket, store, lock.
@@ -7,71 +7,97 @@ public listener, dispatcher, workers, broker, control socket, store, lock.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from claude_daemon import __version__, assembly, journal
-from claude_daemon.api import chat
-from claude_daemon.api.anthropic import AnthropicRoutes
-from claude_daemon.api.app import application
-from claude_daemon.api.control import ControlRoutes, ControlSettings
+from claude_daemon import __version__, assembly, journal, stacks
+from claude_daemon.api.control import ControlRoutes
+from claude_daemon.api.control_daemon import ControlDaemonRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
-from claude_daemon.api.fanout import Fanout
-from claude_daemon.api.middleware import Gate
-from claude_daemon.api.openai import OpenAIRoutes
-from claude_daemon.api.probes import ProbeRoutes
-from claude_daemon.api.server import HttpServer
-from claude_daemon.api.tasks import TaskRoutes
-from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import BadSetting
-from claude_daemon.config import Loaded
-from claude_daemon.core.key import Key, Keyring, digest
+from claude_daemon.config import ConfigError, Loaded, Settings
+from claude_daemon.configuration import Configuration
+from claude_daemon.core.errors import Code, Failure, Fault, Refusal
+from claude_daemon.core.key import Key, digest
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.durable import Durable
-from claude_daemon.engine.lane import bundled_cli
+from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.schema import SchemaChecker
+from claude_daemon.front import Front
 from claude_daemon.home import local_secret
-from claude_daemon.ports import Engine
+from claude_daemon.operations import Operations
+from claude_daemon.ports import AuditRecord, Engine, HealthReport
 from claude_daemon.report import Report
+from claude_daemon.restart import Restart, Sockets
 from claude_daemon.service.admit import Admission
+from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
-from claude_daemon.sources import find_source
+from claude_daemon.sources import Source, find_source
 from claude_daemon.store import SqliteStore
 from claude_daemon.supervise.pidfile import PidFile
 from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_of, tcp_sockets, unlink_own
+from claude_daemon.supervise.stages import Stage
+from claude_daemon.supervision import Supervision
+from claude_daemon.surroundings import Surroundings
 from claude_daemon.upstream.broker import Broker
 from claude_daemon.upstream.client import MessagesClient, proxy_for
+from claude_daemon.upstream.direct import DirectEngine
+
+if TYPE_CHECKING:
+    from claude_daemon.store.redis import RedisLink
 
 log = journal.log
 
 EXIT_CRASH: Final = 1
 EXIT_UNSAVED: Final = 75
-# SIGHUP is the terminal that was closed; it drains until it means a reload.
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# The last line of a progress stream is on its way when the control socket goes.
-_CONTROL_FLUSH_S: Final = 1.0
 
 
 class Daemon:
-    """One daemon: construct it in its loop, :meth:`run` it once. The home is taken already."""
+    """One daemon: construct it in its loop, :meth:`run` it once. The home is checked already."""
 
-    def __init__(self, loaded: Loaded, environ: Mapping[str, str]) -> None:
-        self.loaded = loaded
+    source: Source
+    text: TextLane
+    direct: DirectEngine | None
+    durable: Durable
+    dispatcher: Dispatcher
+    admission: Admission
+    report: Report
+    front: Front
+    drain: Drain
+    redis: RedisLink | None
+
+    def __init__(self, loaded: Loaded, surroundings: Surroundings) -> None:
+        self.configuration = Configuration(loaded, time.monotonic)
+        self.started = loaded
+        self.surroundings = surroundings
         self.health = Health(
             version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=journal.state_changed
         )
+        self.supervision = Supervision(
+            surroundings.notifier, self.health, status=self._status, needs_time=self._needs_time
+        )
+        self.restart = Restart(
+            surroundings.argv,
+            surroundings.environ,
+            self._listeners,
+            supervisor=surroundings.supervisor,
+        )
         self.url = ""
-        self._environ = environ
         self._stop = asyncio.Event()
         self._signals = 0
+        self._reload_asked = asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None
+        self._serving = False
 
     # life
 
@@ -91,7 +117,10 @@ class Daemon:
     async def _run(self, announce: Callable[[Daemon], None]) -> int:
         async with AsyncExitStack() as stack:
             self._handle_signals(stack)
-            self._take_home(stack)
+            await self._unless_stopped(self._take_lock(stack))
+            if self._stop.is_set():
+                return 0
+            self._take_home()
             self._open_store(stack)
             self._listen(stack)
             try:
@@ -106,25 +135,6 @@ class Daemon:
         log.info("daemon.stopped")
         return 0
 
-    def _handle_signals(self, stack: AsyncExitStack) -> None:
-        """From here to the very end, so that there is no moment in which a signal leaves files behind."""
-        loop = asyncio.get_running_loop()
-        for number in _SIGNALS:
-            loop.add_signal_handler(number, self._stop_signal)
-            stack.callback(signal.signal, number, signal.SIG_IGN)  # all is done: nothing is left to interrupt
-            stack.callback(loop.remove_signal_handler, number)
-
-    def _stop_signal(self) -> None:
-        """The first one drains, a second one waits no longer; while starting, one is enough."""
-        self._signals += 1
-        if self._starting is not None:
-            self._stop.set()
-            self._starting.cancel()
-        elif self._signals == 1:
-            self.begin_drain(self.loaded.settings.drain.deadline_s, stop=True)
-        else:
-            self.drain.hurry()
-
     async def _unless_stopped(self, starting: Awaitable[None]) -> None:
         """Waits for a step of the start, and gives it up when told to stop."""
         self._starting = task = asyncio.current_task()
@@ -138,19 +148,28 @@ class Daemon:
         finally:
             self._starting = None
 
-    def _take_home(self, stack: AsyncExitStack) -> None:
-        paths = self.loaded.paths
+    async def _take_lock(self, stack: AsyncExitStack) -> None:
+        """The home is ours from here on. A successor waits until its predecessor has let go of it."""
+        paths = self.started.paths
         for directory in (paths.run_dir, paths.engine_dir):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        stack.callback(PidFile(paths.pid_file).close)
+        if self.surroundings.takeover:
+            self.surroundings.teller.tell(Stage.WAITING)
+            log.info("daemon.waiting", reason="for the lock of the daemon before")
+            pid_file = await _wait_for(paths.pid_file)
+        else:
+            pid_file = PidFile(paths.pid_file)
+        stack.callback(pid_file.close)
+
+    def _take_home(self) -> None:
         secret = local_secret(
-            paths.local_key, secrets.token_bytes, lambda said: log.warning("home.repaired", reason=said)
+            self.started.paths.local_key, secrets.token_bytes, lambda said: log.warning("home.repaired", reason=said)
         )
         self.local = Key(id="local", name="local", digest=digest(secret), role="standard", trust_domain="default")
 
     def _open_store(self, stack: AsyncExitStack) -> None:
         """The lock is ours, so nobody else has it open. Raises StoreBroken, StoreUnavailable."""
-        self._store = SqliteStore.open(self.loaded.paths.database)
+        self._store = SqliteStore.open(self.started.paths.database)
         stack.push_async_callback(self._close_store)
 
     async def _close_store(self) -> None:
@@ -158,57 +177,83 @@ class Daemon:
 
     def _listen(self, stack: AsyncExitStack) -> None:
         """From here on the kernel holds the connections of those who come before we can answer."""
-        http, control = self.loaded.settings.http, self.loaded.settings.control
-        path = self.loaded.paths.control_socket
-        self._tls = assembly.tls(self.loaded.settings)
-        self._control_sock = control_socket(path, control.mode)
+        http, control = self.started.settings.http, self.started.settings.control
+        inherited, path = self.surroundings.inherited, self.started.paths.control_socket
+        self._certificate = assembly.tls(self.started.settings)
+        self._control_sock = inherited.control or control_socket(path, control.mode)
+        if inherited.control is None or self.surroundings.takeover:  # else its path is somebody else's
+            stack.callback(self._unlink_control, path, inode_of(path))
         stack.callback(self._control_sock.close)
-        stack.callback(unlink_own, path, inode_of(path))
-        self._public_socks = tcp_sockets(http.host, http.port)
+        self._public_socks = list(inherited.public) or tcp_sockets(http.host, http.port)
         for sock in self._public_socks:
             stack.callback(sock.close)
-        scheme, host = "https" if self._tls else "http", http.host.strip("[]")
-        authority = f"[{host}]" if ":" in host else host
-        self.url = f"{scheme}://{authority}:{self._public_socks[0].getsockname()[1]}"
+        address, port = self._public_socks[0].getsockname()[:2]
+        host = address if inherited.public else http.host
+        self.url = _url(host, port, tls=self._certificate is not None)
         AcceptErrors(journal.accept_failed).install(asyncio.get_running_loop())
 
+    def _unlink_control(self, path: Path, inode: tuple[int, int, int]) -> None:
+        if not self.restart.pids:  # a successor listens on it still
+            unlink_own(path, inode)
+
     async def _serve(self, announce: Callable[[Daemon], None]) -> None:
+        self._serving = True
         async with asyncio.TaskGroup() as group:
-            text = group.create_task(self.text.run())
-            dispatching = group.create_task(self.dispatcher.run())
-            watching = group.create_task(self.health.watch())
-            draining = group.create_task(self.drain.run())
+            text = group.create_task(self.text.run(), name="text lane")
+            dispatching = group.create_task(self.dispatcher.run(), name="dispatcher")
+            others = [
+                group.create_task(self.health.watch(), name="health"),
+                group.create_task(self.supervision.run(), name="supervision"),
+                group.create_task(self._reload_when_asked(), name="reload"),
+            ]
+            if self.redis is not None:
+                others.append(group.create_task(self.redis.run(), name="redis"))
+            draining = group.create_task(self.drain.run(), name="drain")
             await self.durable.start()
-            upkeep = group.create_task(self.durable.run())
-            probed = group.create_task(self.text.probed())
-            stopped = group.create_task(self._stop.wait())
+            upkeep = group.create_task(self.durable.run(), name="upkeep")
+            probed = group.create_task(self.text.probed(), name="probe")
+            stopped = group.create_task(self._stop.wait(), name="stop")
+            self.surroundings.teller.tell(Stage.LISTENING, url=self.url)
             await asyncio.wait({probed, stopped}, return_when=asyncio.FIRST_COMPLETED)
             if self.health.state is DaemonState.STARTING:
-                self.health.settle()
-                log.info("daemon.ready", url=self.url, state=self.health.state, version=__version__)
-                announce(self)
+                self._started(announce)
             await stopped
             probed.cancel()
             await draining
-            self.fanout.close()
-            await self.streams.close()
-            await self._flush()
-            self.health.move(DaemonState.STOPPING)
-            self.public.stop_listening()
+            await self._end_requests()
             upkeep.cancel()
             self.dispatcher.close()
             await dispatching
             self._saved = not self.dispatcher.unsaved
             await self._end_workers(text)
-            watching.cancel()
+            if self.redis is not None:
+                await self.redis.close()
+            for task in others:
+                task.cancel()
+
+    def _started(self, announce: Callable[[Daemon], None]) -> None:
+        self.health.settle()
+        log.info("daemon.ready", url=self.url, state=self.health.state, version=__version__)
+        self.supervision.ready()
+        probe = self.health.ready()
+        self.surroundings.teller.tell(Stage.READY, ready=probe.ok, reason=probe.reason, url=self.url)
+        self.surroundings.teller.close()
+        announce(self)
+
+    async def _end_requests(self) -> None:
+        await self.front.send_on()
+        await self._flush()
+        self.health.move(DaemonState.STOPPING)
+        self.front.public.stop_listening()
 
     async def _flush(self) -> None:
         """Answers are complete now, but for their last bytes; a peer that takes none of them is not waited for."""
-        until = time.monotonic() + self.loaded.settings.drain.kill_grace_s
-        while self.public.in_flight and not self.drain.hurried and (left := until - time.monotonic()) > 0:
+        until = time.monotonic() + self.drain.settings.grace_s
+        public = self.front.public
+        while public.in_flight and not self.drain.hurried and (left := until - time.monotonic()) > 0:
             async with asyncio.TaskGroup() as group:
                 waits = {
-                    group.create_task(self.public.wait_idle(left)),
+                    group.create_task(public.wait_idle(left)),
                     group.create_task(self.drain.changed(left)),
                 }
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -221,28 +266,185 @@ class Daemon:
             text.cancel()  # in the middle of a probe, which ends what it has started
         await asyncio.wait({text})
 
-    def begin_drain(self, deadline_seconds: float, stop: bool) -> None:
-        """From a signal or the control socket; with ``stop`` the daemon ends after it. Raises Refusal."""
-        self.drain.begin(deadline_seconds, stop=stop)
-        log.info("daemon.draining", deadline_seconds=deadline_seconds, stop=self.drain.stopping)
-        if stop:
+    # signals
+
+    def _handle_signals(self, stack: AsyncExitStack) -> None:
+        """From here to the very end, so that there is no moment in which a signal leaves files behind."""
+        loop = asyncio.get_running_loop()
+        for number, action in (
+            (signal.SIGTERM, self._told_to_stop),
+            (signal.SIGINT, self._told_to_stop),
+            (signal.SIGQUIT, partial(self._told_to_stop, fast=True)),
+            (signal.SIGHUP, self._reload_asked.set),
+            (signal.SIGUSR1, self._reopen_log),
+            (signal.SIGUSR2, self._dump_stacks),
+        ):
+            loop.add_signal_handler(number, action)
+            stack.callback(signal.signal, number, signal.SIG_IGN)  # all is done: nothing is left to interrupt
+            stack.callback(loop.remove_signal_handler, number)
+
+    def _told_to_stop(self, *, fast: bool = False) -> None:
+        """The first one drains, a second one waits no longer; while starting, one is enough."""
+        self._signals += 1
+        if self._starting is not None:
             self._stop.set()
+            self._starting.cancel()
+        elif self._serving:
+            if self._signals == 1:
+                self.begin_drain(self.settings.drain.deadline_s, stop=True)
+                self.durable.note(self._act("drain", stop=True, fast=fast))
+            if fast or self._signals > 1:
+                self.drain.hurry()
+
+    def _act(self, name: str, **details: Any) -> AuditRecord:
+        """What the daemon did of its own accord, or for a signal."""
+        return AuditRecord(at=time.time(), act=f"daemon.{name}", key_id=self.local.id, details=details)
+
+    def _reopen_log(self) -> None:
+        if self.surroundings.log.reopen():
+            log.info("log.reopened")
+
+    def _dump_stacks(self) -> None:
+        found = stacks.document()
+        for kind in ("tasks", "threads"):
+            for entry in found[kind]:
+                log.warning(f"daemon.stacks.{kind}", **entry)
+
+    # drain and restart
+
+    @property
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self.configuration.loaded.settings
+
+    @property
+    def inherited(self) -> bool:
+        """Whether somebody else holds our listener too, and gives it to the next daemon."""
+        return bool(self.surroundings.inherited.public) and not self.surroundings.takeover
+
+    def _listeners(self) -> Sockets:
+        return self.front.listeners()
+
+    def begin_drain(self, deadline_seconds: float, stop: bool, *, successor: bool = False) -> None:
+        """From a signal or the control socket; with ``stop`` the daemon ends after it. Raises Refusal."""
+        handed_over = stop and (successor or self.inherited)
+        self.drain.begin(deadline_seconds, stop=stop, handed_over=handed_over)
+        log.info(
+            "daemon.draining",
+            deadline_seconds=deadline_seconds,
+            stop=self.drain.stopping,
+            handed_over=self.drain.handed_over,
+        )
+        if stop:
+            self.supervision.stopping()
+            self._stop.set()
+
+    async def _begin_restart(self) -> int:
+        """The successor's pid; from here on this daemon drains and ends. Raises Refusal."""
+        if self.health.state not in (DaemonState.READY, DaemonState.DEGRADED, DaemonState.DRAINED):
+            raise Refusal.because(Code.CONFLICT, f"the daemon is {self.health.state}")
+        pid = await self.restart.successor()
+        log.info("daemon.restarting", successor=pid)
+        self.begin_drain(self.settings.drain.deadline_s, stop=True, successor=True)
+        return pid
+
+    def _status(self) -> str:
+        """One line for people."""
+        state = self.health.state.value
+        if self.health.state is DaemonState.STARTING:
+            return f"{state}: probing Claude Code"
+        told = f"{state}: {self.dispatcher.running} running, {self.dispatcher.queued} queued"
+        if self.drain.active:
+            return f"{told}, {self.drain.remaining_seconds:.0f} s left"
+        blocked = self.health.blocking_failure()
+        return told if blocked is None else f"{told}; not ready: {blocked}"
+
+    def _needs_time(self) -> bool:
+        """While it starts, and while it ends within the time it was given."""
+        if self.health.state is DaemonState.STARTING:
+            return True
+        return self.drain.stopping and (self.drain.remaining_seconds > 0 or not self.dispatcher.idle)
+
+    # reload
+
+    async def _reload_when_asked(self) -> None:
+        """For SIGHUP; never ends. One that comes while the daemon starts counts when it has started."""
+        await self.health.started(None)
+        while True:
+            await self._reload_asked.wait()
+            self._reload_asked.clear()
+            try:
+                self.reload()
+            except Refusal as refusal:
+                journal.reload_refused(refusal.failure)
+
+    def reload(self) -> Mapping[str, Any]:
+        """Loads the configuration again and applies it; what has changed. Raises Refusal, and nothing has."""
+        self.supervision.reloading()
+        try:
+            new = self.surroundings.reload()
+            certificate = assembly.tls(new.settings)
+            assembly.validate(new.settings)
+        except ConfigError as error:
+            faults = tuple(Fault(path=fault.key or fault.where, message=str(fault)) for fault in error.faults)
+            message = f"nothing was changed: {len(faults)} fault{'s' * (len(faults) != 1)} in the configuration"
+            raise Refusal(Failure(code=Code.BAD_CONFIGURATION, message=message, faults=faults)) from error
+        except BadSetting as error:
+            raise Refusal.because(Code.BAD_CONFIGURATION, f"nothing was changed: {error}") from error
+        else:
+            return self.apply(new, certificate)
+        finally:
+            self.supervision.reloaded()
+
+    def apply(self, new: Loaded, certificate: assembly.Certificate | None) -> Mapping[str, Any]:
+        """Brings a configuration into force that was found good: every part takes its share, none can fail or wait."""
+        settings = new.settings
+        changed = self.configuration.change(new)
+        self.surroundings.log.apply(settings.log, new.secrets.values())
+        self.front.apply(settings, certificate)
+        self.durable.apply(settings)
+        self.drain.settings = assembly.drain_settings(settings)
+        if self.direct is not None:
+            self.direct.settings = assembly.direct_settings(settings)
+        if self.redis is not None and settings.redis.url is not None:
+            self.redis.retarget(settings.redis.url)
+        self._apply_engine(new)
+        self.health.note()
+        told = {
+            "changed": [{"key": change.key, "old": change.old, "new": change.new} for change in changed],
+            "needs_restart": self.configuration.needs_restart,
+            "config": self.configuration.document(),
+        }
+        journal.reloaded(told)
+        self.durable.note(self._act("reload", **told))
+        return told
+
+    def _apply_engine(self, new: Loaded) -> None:
+        engine, pool = new.settings.engine, self.text.pool
+        if "credential" not in self.configuration.needs_restart:
+            self.source = self.report.source = self.source.renewed(new.credential)
+        self.admission.default_model = engine.default_model
+        self._models_changed()
+        told_otherwise = self.text.respawn_with(
+            max_retries=engine.max_retries,
+            request_timeout_s=engine.turn_timeout_s,
+            oauth_token=self.source.oauth_token,
+        )
+        pool.apply(assembly.pool_settings(new.settings))
+        if told_otherwise:
+            pool.recycle_rolling("the configuration has changed")
 
     # parts
 
     async def _build(self, stack: AsyncExitStack) -> None:
-        settings = self.loaded.settings
+        settings = self.started.settings
+        environ = self.surroundings.environ
         subreaper = become_subreaper()
         cli = settings.engine.cli_path or bundled_cli() or Path("claude")
-        self.source = source = await find_source(self.loaded, cli, self._environ, stack)
-        if source.name == "offline":
+        self.source = await find_source(self.started, cli, environ, stack)
+        if self.source.name == "offline":
             log.warning("engine.offline", reason="the offline model answers: no account, no network")
-        client = None
-        if (credential := source.credential) is not None:
-            proxy = proxy_for(source.base_url, self._environ)
-            client = MessagesClient(source.base_url, lambda: credential, proxy=proxy)
-            stack.push_async_callback(client.close)
-            await client.start()
+        client = await self._client(stack)
         broker = Broker(client, told=journal.model_call)
         stack.push_async_callback(broker.stop)
         await broker.start()
@@ -250,16 +452,16 @@ class Daemon:
         stack.push_async_callback(self.schemas.stop)
         await self.schemas.start()
         self.text = assembly.text_lane(
-            self.loaded,
+            self.started,
             cli,
-            source,
+            self.source,
             broker,
-            self._environ,
+            environ,
             changed=self._engine_changed,
             owns_process=subreaper,
-            known=lambda: self.schemas.pids,
+            known=lambda: self.schemas.pids | self.restart.pids,
         )
-        self.direct = assembly.direct_lane(settings, client) if client is not None else None
+        self.direct = DirectEngine(client, assembly.direct_settings(settings)) if client is not None else None
         engines: list[Engine] = [self.text] if self.direct is None else [self.direct, self.text]
         self.durable = Durable(settings, self._store, engines, self.schemas)
         stack.push_async_callback(self.durable.close)
@@ -268,110 +470,141 @@ class Daemon:
             self.dispatcher,
             engines,
             state=lambda: self.health.state,
+            lenient=lambda: self.health.lenient,
             store_error=lambda: self._store.status().error,
             models=settings.engine.models,
             default_model=settings.engine.default_model,
-            login=source.kind,
+            login=self.source.kind,
         )
+        self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun)
         self.report = Report(
-            loaded=self.loaded,
-            source=source,
+            configuration=self.configuration,
+            source=self.source,
             text=self.text,
             direct=self.direct,
             dispatcher=self.dispatcher,
             health=self.health,
             paused=lambda: self.durable.upkeep.paused,
             url=self.url,
+            supervisor=self.surroundings.supervisor,
         )
-        self.durable.serve(self.admission, self.health)
-        self.health.sources += [self.report.engine_checks, self.report.source_check, self.durable.check]
-        await self._build_edge(stack, client)
+        self.health.sources += [
+            self.report.engine_checks,
+            self.report.source_check,
+            self.durable.check,
+            self.configuration.check,
+        ]
+        self.redis = assembly.redis_link(settings, changed=self.health.note)
+        if self.redis is not None:
+            self.health.sources.append(self._redis_check)
+        self._build_front(stack, client)
+        await self.front.listen(self._public_socks, self._control_sock, self._certificate)
+
+    def _redis_check(self) -> Mapping[str, HealthReport]:
+        assert self.redis is not None
+        return {"redis": self.redis.check()}
+
+    async def _client(self, stack: AsyncExitStack) -> MessagesClient | None:
+        """The way to the upstream, where we hold a credential for it; a rotated one counts from the next call on."""
+        if self.source.credential is None:
+            return None
+        base_url = self.source.base_url
+        proxy = proxy_for(base_url, self.surroundings.environ)
+        client = MessagesClient(base_url, lambda: self.source.in_force, proxy=proxy)
+        stack.push_async_callback(client.close)
+        await client.start()
+        return client
 
     def _engine_changed(self) -> None:
         """Workers have come or gone, or the CLI has been probed: then it has the last word on its own aliases."""
-        self.admission.models = assembly.models(self.loaded, self.text.pool.capabilities.aliases)
-        self.text.pool.default_model = self.admission.model(None)
+        self._models_changed()
         self.health.note()
 
-    async def _build_edge(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
-        settings, limits = self.loaded.settings, assembly.limits(self.loaded.settings)
-        http = settings.http
-        body = chat.BodyLimits(max_bytes=http.max_body_bytes, timeout_s=http.body_timeout_s)
-        chats = chat.Chats(self.admission, self.dispatcher, body)
-        gate = Gate(
-            identify=Keyring([self.local]).identify,
-            allowed_hosts=http.accepted_hosts,
-            allowed_origins=http.allowed_origins,
+    def _models_changed(self) -> None:
+        self.admission.models = assembly.models(self.configuration.loaded, self.text.pool.capabilities.aliases)
+        self.text.pool.default_model = self.admission.model(None)
+
+    def _build_front(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
+        self.front = Front(
+            self.started.settings, self.durable, self.admission, self.health, self.schemas, self.local, client
         )
-        desk = self.durable.desk
-        self.fanout = Fanout(self.durable.follow, lambda task_id: self.dispatcher.find(task_id) is not None)
-        self.streams = StreamRoutes(desk, self.fanout, self.schemas, max_message_bytes=http.max_body_bytes)
-        tasks = TaskRoutes(desk, chats, self.fanout, self.schemas)
-        public = application(
-            gate.middleware(),
-            ProbeRoutes(self.health),
-            OpenAIRoutes(chats, self.schemas),
-            AnthropicRoutes(chats, self.schemas, assembly.counter(client) if client is not None else None),
-            tasks,
-            self.streams,
-        )
-        self.public = HttpServer(
-            public, limits=limits, ids=assembly.ids, on_access=journal.access, on_error=journal.unhandled
-        )
+        public = self.front.public
         edge = Edge(
-            begin=self._drain_begins,
-            end=self._drain_ends,
-            connections=lambda: len(self.public.connections),
+            begin=self.front.begin_drain,
+            end=self.front.end_drain,
+            leave=public.stop_listening,
+            connections=lambda: len(public.connections),
+            unanswered=lambda: public.unanswered,
+            silent=lambda: public.silent,
+            notices=lambda: self.front.notices,
         )
-        self.drain = Drain(
-            self.health, self.dispatcher, edge, time.monotonic, grace_seconds=settings.drain.kill_grace_s
-        )
-        durable = self.durable
-        control = self._control_routes(
-            chats,
-            ControlTaskRoutes(desk, tasks, durable.follow, durable.upkeep, chats, self.schemas, record=durable.record),
-        )
-        self.control = HttpServer(
-            application(control.middleware(), control),
-            limits=limits,
-            ids=assembly.ids,
-            on_access=journal.control_access,
-            on_error=journal.unhandled,
-        )
-        stack.push_async_callback(self.control.close)
-        stack.push_async_callback(self.control.wait_idle, _CONTROL_FLUSH_S)
-        stack.push_async_callback(self.public.close)
-        await self.public.listen(self._public_socks, ssl=self._tls)
-        await self.control.listen_unix(self._control_sock)
+        settings = assembly.drain_settings(self.started.settings)
+        self.drain = Drain(self.health, self.dispatcher, edge, time.monotonic, settings=settings)
+        public.changed = self.drain.note
+        self.front.controlled_by(self._control_routes())
+        stack.push_async_callback(self.front.close_control)
+        stack.push_async_callback(public.close)
 
-    def _drain_begins(self) -> None:
-        """No task is begun any more, and who follows one that does not run here goes where it will."""
-        self.public.begin_drain()
-        self.dispatcher.hold()
-        self.fanout.begin_drain()
-        self.streams.begin_drain()
-
-    def _drain_ends(self) -> None:
-        self.public.end_drain()
-        self.fanout.end_drain()
-        self.durable.upkeep.undrained()
-
-    def _control_routes(self, chats: chat.Chats, tasks: ControlTaskRoutes) -> ControlRoutes:
-        control = self.loaded.settings.control
-        return ControlRoutes(
-            ControlSettings(
-                allowed_uids=frozenset(control.allowed_uids),
-                allowed_gids=frozenset(control.allowed_gids),
-                deadline_s=self.loaded.settings.drain.deadline_s,
-            ),
+    def _control_routes(self) -> ControlRoutes:
+        durable, front = self.durable, self.front
+        operations = Operations(
+            self.text.pool,
+            front,
+            self.drain,
+            durable.upkeep,
+            self.surroundings.log,
+            begin_drain=self.begin_drain,
+            deadline_s=lambda: self.settings.drain.deadline_s,
+            reload=self.reload,
+            restart=self._begin_restart,
+        )
+        routes = ControlRoutes(
+            assembly.control_settings(self.started.settings),
             self.health,
             self.drain,
-            chats,
+            front.chats,
             self.local,
             status=self.report.status,
             workers=self.report.workers,
             begin_drain=self.begin_drain,
-            record=self.durable.record,
-            groups=[tasks],
+            record=durable.record,
             refused=journal.control_refused,
         )
+        routes.groups += [
+            ControlDaemonRoutes(
+                operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
+            ),
+            ControlTaskRoutes(
+                durable.desk,
+                front.tasks,
+                durable.follow,
+                durable.upkeep,
+                front.chats,
+                self.schemas,
+                record=durable.record,
+            ),
+        ]
+        return routes
+
+
+async def _wait_for(path: Path) -> PidFile:
+    """The pid file, when whoever holds it is gone. A thread waits, since the kernel's lock has no other way to."""
+    loop = asyncio.get_running_loop()
+    taken: asyncio.Future[PidFile] = loop.create_future()
+
+    def settle(pid_file: PidFile) -> None:
+        if not taken.done():
+            taken.set_result(pid_file)
+
+    def take() -> None:
+        pid_file = PidFile(path, wait=True)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we wait no longer
+            loop.call_soon_threadsafe(settle, pid_file)
+
+    threading.Thread(target=take, name="lock", daemon=True).start()  # it ends with us, should we not wait so long
+    return await taken
+
+
+def _url(host: str, port: int, *, tls: bool) -> str:
+    host = host.strip("[]")
+    return f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -57,6 +57,7 @@ class Durable:
         """Raises BadSetting."""
         self.store = store
         self.settings = settings
+        self._group: asyncio.TaskGroup | None = None
         self.tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, time.time))
         self.book = Book(
             store,
@@ -70,12 +71,7 @@ class Durable:
         )
         self.dispatcher = Dispatcher(
             engines,
-            DispatchSettings(
-                max_waiting=settings.http.max_waiting,
-                wait_timeout_s=settings.queue.wait_timeout_s,
-                max_attempts=settings.queue.max_attempts,
-                stall_s=settings.store.stall_s,
-            ),
+            _dispatch_settings(settings),
             schemas=schemas,
             now=time.time,
             monotonic=time.monotonic,
@@ -88,14 +84,14 @@ class Durable:
         self.follow = Follow(store, self.tails)
         self.webhooks = self._webhooks()
 
-    def serve(self, admission: Admission, health: Health) -> None:
+    def serve(self, admission: Admission, health: Health, *, draining: Callable[[], bool]) -> None:
         """What needs the rest of the daemon."""
         queue = self.settings.queue
         self.desk = TaskDesk(
             admission,
             self.dispatcher,
             self.book,
-            limits=QueueLimits(max_queued=queue.max_queued, max_queued_per_key=queue.max_queued_per_key),
+            limits=_queue_limits(self.settings),
             monotonic=time.monotonic,
             ids=assembly.ids,
             check_webhook=self._check_webhook,
@@ -112,10 +108,23 @@ class Durable:
             self.dispatcher,
             now=time.time,
             retention_days=queue.retention_days,
-            draining=lambda: not health.admitting,
+            draining=draining,
             changed=health.note,
             told=journal.told,
         )
+
+    def apply(self, settings: Settings) -> None:
+        """What a reload may change of it; ``settings`` have passed :func:`~claude_daemon.assembly.validate`."""
+        self.settings = settings
+        self.dispatcher.apply(_dispatch_settings(settings))
+        self.book.price = _prices(settings).get
+        self.desk.limits = _queue_limits(settings)
+        self.recovery.max_attempts = settings.queue.max_attempts
+        self.upkeep.retention_days = settings.queue.retention_days
+        configured = settings.webhooks
+        if self.webhooks is not None and configured.secret is not None:
+            secret = configured.secret.reveal()
+            self.webhooks.client.apply(secret, timeout_s=configured.timeout_s, allow_private=configured.allow_private)
 
     async def start(self) -> None:
         """Finds what the daemon before has left. Raises StoreUnavailable."""
@@ -126,7 +135,8 @@ class Durable:
 
     async def run(self) -> None:
         """Leases, retention, the store's own health, webhooks; until it is cancelled."""
-        async with asyncio.TaskGroup() as group:
+        async with asyncio.TaskGroup() as self._group:
+            group = self._group
             group.create_task(self.recovery.run())
             group.create_task(self.upkeep.sweep())
             group.create_task(self.upkeep.watch())
@@ -136,6 +146,11 @@ class Durable:
     async def close(self) -> None:
         if self.webhooks is not None:
             await self.webhooks.client.close()
+
+    def note(self, audit: AuditRecord) -> None:
+        """The same for whoever cannot wait; while :meth:`run` is running."""
+        assert self._group is not None
+        self._group.create_task(self.record(audit))
 
     async def record(self, audit: AuditRecord) -> None:
         """What an operator did; where the store takes nothing, the log alone has it."""
@@ -169,15 +184,13 @@ class Durable:
         configured = self.settings.webhooks
         if configured.secret is None:
             return None
-        try:
-            client = WebhookClient(
-                configured.secret.reveal(),
-                timeout_s=configured.timeout_s,
-                allow_private=configured.allow_private,
-                now=time.time,
-            )
-        except ValueError as error:
-            raise assembly.BadSetting(f"webhooks.secret: {error}") from None
+        assembly.validate(self.settings)
+        client = WebhookClient(
+            configured.secret.reveal(),
+            timeout_s=configured.timeout_s,
+            allow_private=configured.allow_private,
+            now=time.time,
+        )
         loop = WebhookLoop(self.store, client, self._body, now=time.time, random=random.random, told=journal.told)
         return Webhooks(client, loop)
 
@@ -192,6 +205,20 @@ class Durable:
             return None
         told = {"type": f"task.{task.state}", "timestamp": task.finished_at, "data": task_document(task)}
         return orjson.dumps(told)
+
+
+def _dispatch_settings(settings: Settings) -> DispatchSettings:
+    return DispatchSettings(
+        max_waiting=settings.http.max_waiting,
+        wait_timeout_s=settings.queue.wait_timeout_s,
+        max_attempts=settings.queue.max_attempts,
+        stall_s=settings.store.stall_s,
+    )
+
+
+def _queue_limits(settings: Settings) -> QueueLimits:
+    queue = settings.queue
+    return QueueLimits(max_queued=queue.max_queued, max_queued_per_key=queue.max_queued_per_key)
 
 
 def _prices(settings: Settings) -> dict[str, Price]:

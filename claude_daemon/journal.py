@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
+from claude_daemon.core.errors import Failure
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.task import Task
 from claude_daemon.engine.pool import PoolEvent
@@ -26,6 +27,15 @@ class Asked(Protocol):
 
 def state_changed(old: DaemonState, new: DaemonState) -> None:
     log.info("daemon.state", old=old, new=new)
+
+
+def reload_refused(failure: Failure) -> None:
+    log.error("daemon.reload_refused", reason=failure.message, faults=[fault.message for fault in failure.faults])
+
+
+def reloaded(told: Mapping[str, Any]) -> None:
+    changed = {change["key"]: f"{change['old']} -> {change['new']}" for change in told["changed"]}
+    log.info("daemon.reloaded", changed=changed, needs_restart=told["needs_restart"], hash=told["config"]["hash"])
 
 
 def access(request: Asked, status: int, seconds: float, sent: int) -> None:
@@ -60,7 +70,7 @@ def model_call(name: str, fields: Mapping[str, Any]) -> None:
 
 
 _WARNINGS: Final = frozenset(
-    {"audit.unwritten", "store.failed", "task.lease_lost", "webhook.failed", "webhook.given_up"}
+    {"audit.unwritten", "store.failed", "task.lease_lost", "webhook.failed", "webhook.given_up", "redis.lost"}
 )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from claude_daemon import __version__
-from claude_daemon.config import Loaded
+from claude_daemon.configuration import Configuration
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.worker import Start
 from claude_daemon.engine.lane import TextLane
@@ -19,11 +19,11 @@ from claude_daemon.sources import Source
 from claude_daemon.upstream.direct import DirectEngine
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Report:
-    """Reads the parts when it is asked; keeps nothing."""
+    """Reads the parts when it is asked; keeps nothing. ``source`` changes when its credential does."""
 
-    loaded: Loaded
+    configuration: Configuration
     source: Source
     text: TextLane
     direct: DirectEngine | None
@@ -31,6 +31,7 @@ class Report:
     health: Health
     paused: Callable[[], bool]
     url: str
+    supervisor: str
 
     def engine_checks(self) -> Mapping[str, HealthReport]:
         """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
@@ -53,17 +54,19 @@ class Report:
 
     def status(self) -> dict[str, Any]:
         """Everything ``claudectl status`` shows."""
-        paths, pool = self.loaded.paths, self.text.pool
+        started, pool = self.configuration.started, self.text.pool
         document = self.health.document(details=True)
         return {
             "version": __version__,
             "pid": os.getpid(),
             "state": document["state"],
             "uptime_seconds": document["uptime_seconds"],
-            "profile": self.loaded.profile,
+            "profile": started.profile,
+            "supervisor": self.supervisor,
+            "config": self.configuration.document(),
             "url": self.url,
-            "home": str(paths.home),
-            "key_file": str(paths.local_key),
+            "home": str(started.paths.home),
+            "key_file": str(started.paths.local_key),
             "upstream": self.source.name,
             "base_url": self.source.base_url,
             "credential": {"kind": self.source.kind, "origin": self.source.origin},

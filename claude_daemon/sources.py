@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from claude_daemon.config import Loaded
+from claude_daemon.config import Credential, Loaded
 from claude_daemon.engine.lane import login_present
 from claude_daemon.engine.launch import Access
 from claude_daemon.offline import OfflineModel
@@ -26,6 +26,18 @@ class Source:
     credential: UpstreamCredential | None = None
     oauth_token: str | None = field(default=None, repr=False)
 
+    @property
+    def in_force(self) -> UpstreamCredential:
+        """Only where we hold one."""
+        assert self.credential is not None
+        return self.credential
+
+    def renewed(self, credential: Credential | None) -> Source:
+        """The same with a rotated credential; as it is where it does not live on one of the configuration's."""
+        if credential is None or (self.credential is None and self.oauth_token is None) or self.name == "offline":
+            return self
+        return _of_credential(credential, self.base_url)
+
 
 async def find_source(loaded: Loaded, cli: Path, environ: Mapping[str, str], stack: AsyncExitStack) -> Source:
     """The one that the configuration means. An offline model is started on ``stack``."""
@@ -33,7 +45,7 @@ async def find_source(loaded: Loaded, cli: Path, environ: Mapping[str, str], sta
     if engine.upstream == "offline":
         return await _offline(stack)
     if loaded.credential is not None:
-        return _of_credential(loaded)
+        return _of_credential(loaded.credential, engine.base_url)
     if await login_present(cli, environ, loaded.paths.engine_dir):
         return Source(name="anthropic", base_url=engine.base_url, access=Access.LOGIN, kind="login", origin="claude")
     if engine.upstream == "auto":
@@ -54,14 +66,12 @@ async def _offline(stack: AsyncExitStack) -> Source:
     )
 
 
-def _of_credential(loaded: Loaded) -> Source:
-    credential = loaded.credential
-    assert credential is not None
+def _of_credential(credential: Credential, base_url: str) -> Source:
     oauth = credential.kind == "oauth_token"  # never leaves the CLI
     secret = credential.secret.reveal()
     return Source(
         name="anthropic",
-        base_url=loaded.settings.engine.base_url,
+        base_url=base_url,
         access=Access.OAUTH if oauth else Access.BROKER,
         kind=credential.kind,
         origin=str(credential.origin),

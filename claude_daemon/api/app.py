@@ -8,6 +8,9 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 
+Application = web.Application
+
+
 class Routes(Protocol):
     """A group of routes."""
 

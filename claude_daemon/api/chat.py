@@ -67,11 +67,11 @@ class Chats:
     def __init__(self, admission: Admission, dispatcher: Dispatcher, limits: BodyLimits) -> None:
         self.admission = admission
         self._dispatcher = dispatcher
-        self._limits = limits
+        self.limits = limits
 
     async def body(self, request: web.Request) -> bytes:
         """The whole body; raises Refusal when it is too large or too slow."""
-        return await read_body(request, self._limits.max_bytes, self._limits.timeout_s)
+        return await read_body(request, self.limits.max_bytes, self.limits.timeout_s)
 
     def lane(self, request: web.Request) -> Lane:
         """Raises Refusal while nothing is admitted, so that a drain is told before faults in the body."""

@@ -20,6 +20,7 @@ from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
+from claude_daemon.api.middleware import KEY, REQUEST_ID
 from claude_daemon.core.errors import Code, Failure, Refusal
 
 if TYPE_CHECKING:
@@ -69,10 +70,12 @@ class Connection(RequestHandler):
         "_head_bytes",
         "_head_timer",
         "_payload",
-        "_server",
         "_unread_timer",
+        "born",
+        "id",
         "peer",
         "peer_address",
+        "server",
     )
 
     def __init__(self, server: HttpServer, **settings: Any) -> None:
@@ -86,7 +89,9 @@ class Connection(RequestHandler):
             access_log=cast(Any, None),  # HttpServer keeps its own
             **settings,
         )
-        self._server = server
+        self.server = server
+        self.id = server.next_id()
+        self.born = self._loop.time()
         self._head = b""  # the first bytes of a head that is not complete
         self._head_bytes = 0
         self._head_timer: asyncio.TimerHandle | None = None
@@ -109,9 +114,14 @@ class Connection(RequestHandler):
         return self._request_count > 0
 
     @property
+    def queued(self) -> bool:
+        """Whether a request has arrived that nobody serves yet."""
+        return bool(self._messages) and self._current_request is None
+
+    @property
     def closing(self) -> bool:
         """Whether the answer under way is its last one."""
-        return self._server.draining or self._close or (self._broken and not self._messages)
+        return self.server.draining or self._close or (self._broken and not self._messages)
 
     @property
     def path(self) -> str:
@@ -131,11 +141,34 @@ class Connection(RequestHandler):
             task.cancel()
         return task
 
+    def describe(self) -> dict[str, Any]:
+        """What it is and does, for people. A key is told by its id."""
+        request, transport = self._current_request, self.transport
+        key = request.get(KEY) if request is not None else None
+        return {
+            "id": self.id,
+            "peer": _address(transport.get_extra_info("peername")) if transport is not None else None,
+            "age_seconds": round(self._loop.time() - self.born, 3),
+            "requests": self._request_count,
+            "state": self._state(request),
+            "request_id": request.get(REQUEST_ID) if request is not None else None,
+            "path": request.path if request is not None else None,
+            "key_id": key.id if key is not None else None,
+            "unsent_bytes": transport.get_write_buffer_size() if transport is not None else 0,
+        }
+
+    def _state(self, request: web.BaseRequest | None) -> str:
+        if self._upgraded:
+            return "websocket"
+        if request is None:
+            return "idle"
+        return "stream" if request.writer.output_size > 0 else "active"
+
     # what the transport tells
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)
-        refusal = self._server.admit(self, transport)
+        refusal = self.server.admit(self, transport)
         if refusal is not None:
             self._manager = self._parser = None
             transport.set_protocol(refusal)
@@ -175,6 +208,8 @@ class Connection(RequestHandler):
             self._head = data[:256]
         super().data_received(data)
         if self._request_count != requests:
+            if not requests:
+                self.server.noted()
             self._heads_complete(len(data), self._request_count - requests)
         elif not in_body and not self._upgraded and not self._close:
             self._head_grew(data, waiting)
@@ -213,7 +248,7 @@ class Connection(RequestHandler):
             self._head_timer = None
 
     def _await_head(self) -> None:
-        self._head_timer = self._loop.call_later(self._server.limits.header_timeout_s, self._head_is_late)
+        self._head_timer = self._loop.call_later(self.server.limits.header_timeout_s, self._head_is_late)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
@@ -268,8 +303,8 @@ class Connection(RequestHandler):
         elif status == 400:
             failure = Failure(code=Code.INVALID_REQUEST, message="The request is not valid HTTP.")
         else:
-            failure = self._server.unhandled(request, exc)
-        return self._server.answer_broken(request, failure)
+            failure = self.server.unhandled(request, exc)
+        return self.server.answer_broken(request, failure)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -314,6 +349,13 @@ class TurnedAway(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _address(peername: Any) -> str | None:
+    if not isinstance(peername, tuple):
+        return None
+    host, port = str(peername[0]), peername[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _is_too_large(message: Any) -> bool:

@@ -99,7 +99,7 @@ class ControlRoutes:
         groups: Sequence[Routes] = (),
         refused: Callable[[str, int | None, int | None], None] = lambda reason, uid, pid: None,
     ) -> None:
-        self._settings = settings
+        self.settings = settings
         self._health = health
         self._drain = drain
         self._chats = chats
@@ -108,7 +108,7 @@ class ControlRoutes:
         self._workers = workers
         self._begin_drain = begin_drain
         self._record = record
-        self._groups = groups
+        self.groups = list(groups)
         self._refused = refused
 
     def register(self, router: web.UrlDispatcher) -> None:
@@ -119,7 +119,7 @@ class ControlRoutes:
         router.add_get(f"{base}/workers", self.workers)
         router.add_post(f"{base}/drain", self.drain)
         router.add_post(f"{base}/undrain", self.undrain)
-        for group in self._groups:
+        for group in self.groups:
             group.register(router)
 
     def middleware(self) -> Middleware:
@@ -158,7 +158,7 @@ class ControlRoutes:
         bind_contextvars(key_id=self._local.id)
 
     def _may(self, uid: int, gid: int) -> bool:
-        return uid in {0, os.getuid()} | self._settings.allowed_uids or gid in self._settings.allowed_gids
+        return uid in {0, os.getuid()} | self.settings.allowed_uids or gid in self.settings.allowed_gids
 
     async def health(self, request: web.Request) -> web.Response:
         return health_answer(self._health, details=True)
@@ -168,24 +168,25 @@ class ControlRoutes:
         if wait > 0:
             await self._health.wait_ready(min(wait, _MAX_READY_WAIT_S))
         probe = self._health.ready()
-        return _json(probe.body(), 200 if probe.ok else 503)
+        return json_answer(probe.body(), 200 if probe.ok else 503)
 
     async def status(self, request: web.Request) -> web.Response:
-        return _json(dict(self._status()))
+        return json_answer(dict(self._status()))
 
     async def workers(self, request: web.Request) -> web.Response:
-        return _json({"workers": self._workers()})
+        return json_answer({"workers": self._workers()})
 
     async def drain(self, request: web.Request) -> web.StreamResponse:
         asked = parse(DrainRequest, await self._chats.body(request) or b"{}")
-        deadline = asked.deadline_s if asked.deadline_s is not None else self._settings.deadline_s
+        deadline = asked.deadline_s if asked.deadline_s is not None else self.settings.deadline_s
         self._begin_drain(deadline, asked.stop)
         await recorded(request, self._record, "drain", deadline_s=deadline, stop=asked.stop)
         if not asked.wait:
-            return _json(self._drain.progress())
-        return await _ndjson(request, self._progress())
+            return json_answer(self._drain.progress())
+        return await ndjson(request, self.progress())
 
-    async def _progress(self) -> AsyncIterator[Mapping[str, Any]]:
+    async def progress(self) -> AsyncIterator[Mapping[str, Any]]:
+        """The lines of a drain, up to its end."""
         while self._health.state is DaemonState.DRAINING:
             yield self._drain.progress()
             await self._drain.changed(_PROGRESS_INTERVAL_S)
@@ -194,10 +195,10 @@ class ControlRoutes:
     async def undrain(self, request: web.Request) -> web.Response:
         self._drain.undo()
         await recorded(request, self._record, "undrain")
-        return _json({"state": self._health.state.value})
+        return json_answer({"state": self._health.state.value})
 
 
-async def _ndjson(request: web.Request, lines: AsyncIterator[Mapping[str, Any]]) -> web.StreamResponse:
+async def ndjson(request: web.Request, lines: AsyncIterator[Mapping[str, Any]]) -> web.StreamResponse:
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
     await response.prepare(request)
     async with aclosing(cast(Any, lines)):
@@ -206,7 +207,7 @@ async def _ndjson(request: web.Request, lines: AsyncIterator[Mapping[str, Any]])
     return response
 
 
-def _json(body: Mapping[str, Any], status: int = 200) -> web.Response:
+def json_answer(body: Mapping[str, Any], status: int = 200) -> web.Response:
     return web.Response(status=status, body=orjson.dumps(body), content_type="application/json")
 
 

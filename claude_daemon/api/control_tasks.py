@@ -18,7 +18,7 @@ from claude_daemon.api.control import Record, recorded
 from claude_daemon.api.submission import asker, wish_of
 from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.core.errors import Code, Refusal
-from claude_daemon.core.task import Kind
+from claude_daemon.core.task import Task
 from claude_daemon.ports import Schemas, StoreUnavailable
 from claude_daemon.service.follow import Follow
 from claude_daemon.service.tasks import TaskDesk, unavailable
@@ -82,18 +82,18 @@ class ControlTaskRoutes:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         """Submits a task and streams its events; with ``?detach=true`` the task as it was queued."""
-        document = load(await self._chats.body(request))
-        task, _ = await self._desk.submit(asker(request), await wish_of(document, self._schemas))
         if request.query.get("detach") == "true":
-            return _json(wire.task_document(task), 202)
-        return await self._ndjson(request, task.id, 0)
+            return _json(wire.task_document(await self._submitted(request)), 202)
+        return await self._ndjson(request, (await self._submitted(request)).id, 0)
+
+    async def _submitted(self, request: web.Request) -> Task:
+        document = load(await self._chats.body(request))
+        return (await self._desk.submit(asker(request), await wish_of(document, self._schemas)))[0]
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The task's events from ``?after=`` on, up to its end."""
-        task = await self._desk.get(asker(request), request.match_info["id"])
-        if task.spec.kind is Kind.CHAT:
-            raise Refusal.because(Code.CONFLICT, "A chat keeps no events.")
-        return await self._ndjson(request, task.id, sse.cursor(request.query.get("after", ""), "after"))
+        task_id = await self._tasks.followed(request)
+        return await self._ndjson(request, task_id, sse.cursor(request.query.get("after", ""), "after"))
 
     async def _ndjson(self, request: web.Request, task_id: str, after: int) -> web.StreamResponse:
         response = web.StreamResponse(headers={**_NDJSON, "X-Task-ID": task_id})

@@ -57,6 +57,7 @@ NO_RETRY: Final[Mapping[str, str]] = {"x-should-retry": "false"}
 
 TABLE: Final[Mapping[Code, Row]] = {
     Code.INVALID_REQUEST: Row(status=400),
+    Code.BAD_CONFIGURATION: Row(status=400),
     Code.UNSUPPORTED_PARAMETER: Row(status=400),
     Code.LANE_UNAVAILABLE: Row(status=400),
     Code.UNAUTHENTICATED: Row(status=401, headers={"WWW-Authenticate": "Bearer"}),

@@ -94,7 +94,7 @@ class _Channel:
         self._live: set[_Live] = set()
         self._scheduled: asyncio.Handle | None = None
         self._passed_at = float("-inf")
-        self._until = 0
+        self._dirty = False  # something has changed since this pass began
         self._full = False
 
     def __len__(self) -> int:
@@ -120,6 +120,7 @@ class _Channel:
         self._serve_all(iter(tuple(self._live)), {}, len(self._live))
 
     def _changed(self) -> None:
+        self._dirty = True
         if self._scheduled is None:
             since = self._loop.time() - self._passed_at
             if since >= COALESCE_S:
@@ -129,8 +130,7 @@ class _Channel:
 
     def _pass(self) -> None:
         self._passed_at = self._loop.time()
-        self._until = self._tail.last_seq
-        self._full = False
+        self._dirty = self._full = False
         self._slice(iter(tuple(self._live)), {})
 
     def _slice(self, followers: Iterator[_Live], joined: _Joined) -> None:
@@ -139,7 +139,7 @@ class _Channel:
             self._scheduled = self._loop.call_soon(self._slice, followers, joined)
             return
         self._scheduled = None
-        if self._tail.last_seq > self._until:
+        if self._dirty:
             self._changed()
         elif self._full:
             self._scheduled = self._loop.call_later(_LOOK_AGAIN_S, self._pass)
@@ -195,6 +195,8 @@ class Fanout:
         self._channels: dict[Tail, _Channel] = {}
         self._following: dict[_Live, str] = {}
         self._draining = False
+        self.sent_on = 0
+        """Followers that were told to go on elsewhere, since the start."""
         self._reading = asyncio.Semaphore(MAX_READING)
 
     @property
@@ -252,7 +254,7 @@ class Fanout:
         self._draining = True
         for live, task_id in self._following.items():
             if not self._runs(task_id):
-                live.end(Why.DRAIN)
+                self._send_on(live)
 
     def end_drain(self) -> None:
         self._draining = False
@@ -263,7 +265,11 @@ class Fanout:
         for channel in self._channels.values():
             channel.flush()
         for live in self._following:
-            live.end(Why.DRAIN)
+            self._send_on(live)
+
+    def _send_on(self, live: _Live) -> None:
+        self.sent_on += 1
+        live.end(Why.DRAIN)
 
 
 def _pieces(events: Sequence[Event]) -> Iterator[Sequence[Event]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -68,13 +68,18 @@ def secret_of(request: web.Request) -> str | None:
     return None
 
 
+async def _at_once() -> None:
+    """Start-up is over."""
+
+
 class Gate:
     """The middleware of the public port.
 
     ``allowed_hosts`` are names without a port: the port in ``Host`` is whatever a client or a tunnel
     reaches us by, and DNS rebinding, against which this stands, shows in the name. ``*`` allows every name.
     ``identify`` is :meth:`Keyring.identify <claude_daemon.core.key.Keyring.identify>` of the keyring that
-    is good at the time.
+    is good at the time. ``started`` returns when start-up is over: whoever comes earlier waits for it, and is served
+    then, for a restart must cost nobody a request.
     """
 
     def __init__(
@@ -84,11 +89,17 @@ class Gate:
         allowed_hosts: Iterable[str],
         allowed_origins: Iterable[str] = (),
         open_routes: frozenset[str] = OPEN_ROUTES,
+        started: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
         self._identify = identify
+        self._open_routes = open_routes
+        self._started = started
+        self.apply(allowed_hosts, allowed_origins)
+
+    def apply(self, allowed_hosts: Iterable[str], allowed_origins: Iterable[str]) -> None:
+        """From the next request on."""
         self._hosts = frozenset(host.lower().removesuffix(".") for host in allowed_hosts)
         self._origins = frozenset(origin.lower().removesuffix("/") for origin in allowed_origins)
-        self._open_routes = open_routes
 
     def middleware(self) -> Middleware:
         """For ``web.Application(middlewares=[…])``."""
@@ -96,6 +107,8 @@ class Gate:
         @web.middleware
         async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
             self.check(request)
+            if request.path not in self._open_routes:
+                await self._started()
             return await handler(request)
 
         return gate

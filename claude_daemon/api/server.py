@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import resource
 import socket
 import ssl as tls
@@ -37,7 +38,7 @@ from claude_daemon.api.middleware import (
     traceparent_of,
 )
 from claude_daemon.core.errors import Code, Failure, Refusal
-from claude_daemon.ports import Ids
+from claude_daemon.ports import Ids, StoreUnavailable
 
 __all__ = ["PEER", "HttpServer", "Limits", "Request", "read_body"]
 
@@ -78,6 +79,7 @@ class Request(web.Request):
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         await super()._prepare_hook(response)
+        cast(Connection, self.protocol).server.begun(self)
         headers = response.headers
         headers.popall(hdrs.SERVER, None)
         headers["X-Request-ID"] = self[REQUEST_ID]
@@ -102,20 +104,28 @@ class HttpServer(web.Server):
     ) -> None:
         app.freeze()
         super().__init__(self._serve, request_factory=self._make, handler_cancellation=True)
-        self.limits = limits
         self.draining = False
         self.in_flight = 0
         """Requests whose answer is not complete, streams and WebSockets included."""
         self.turned_away = 0
         """Connections that were refused, since the start."""
+        self.changed: Callable[[], None] = lambda: None
+        """Told what a drain waits for: an answer has begun, a connection has spoken or is gone."""
+        self._unanswered: set[int] = set()  # by identity: requests have no hash
         self._app = app
         self._ids = ids
         self._on_access = on_access
         self._on_error = on_error
+        self._made = 0
         self._listeners: list[asyncio.Server] = []
         self._per_peer: Counter[str] = Counter()
         self._idle = asyncio.Event()
         self._idle.set()
+        self.apply(limits)
+
+    def apply(self, limits: Limits) -> None:
+        """For connections and requests from now on."""
+        self.limits = limits
         self._last_descriptor = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - limits.reserved_descriptors
 
     def __call__(self) -> Connection:
@@ -145,7 +155,50 @@ class HttpServer(web.Server):
             listener.close()
         self._listeners.clear()
 
+    def listeners(self) -> list[socket.socket]:
+        """A second descriptor of each listening socket, for a successor; the caller closes them."""
+        found = [sock for listener in self._listeners for sock in listener.sockets]
+        return [socket.socket(fileno=os.dup(sock.fileno())) for sock in found]
+
+    # who is connected
+
+    def next_id(self) -> str:
+        self._made += 1
+        return f"conn_{self._made}"
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Every connection with what it does, the oldest first, for people."""
+        return [connection.describe() for connection in cast("list[Connection]", self.connections)]
+
+    def end_one(self, connection_id: str) -> bool:
+        """Closes a connection with whatever it does; False when there is none of this id."""
+        for connection in cast("list[Connection]", self.connections):
+            if connection.id == connection_id:
+                connection.end()
+                return True
+        return False
+
     # draining
+
+    @property
+    def unanswered(self) -> int:
+        """Requests whose answer has not begun."""
+        return len(self._unanswered) + sum(c.queued for c in cast("list[Connection]", self.connections))
+
+    @property
+    def silent(self) -> int:
+        """Connections that have not brought a request yet."""
+        return sum(not c.used for c in cast("list[Connection]", self.connections))
+
+    def begun(self, request: web.BaseRequest) -> None:
+        """The answer's head is being written, or there is none."""
+        if id(request) in self._unanswered:
+            self._unanswered.remove(id(request))
+            self.noted()
+
+    def noted(self) -> None:
+        if self.draining:
+            self.changed()
 
     def begin_drain(self) -> None:
         """Every further answer ends its connection, and connections that wait for their next request are
@@ -224,6 +277,7 @@ class HttpServer(web.Server):
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
+        self.noted()
         address = handler.peer_address
         if address is not None:
             self._per_peer[address] -= 1
@@ -252,6 +306,7 @@ class HttpServer(web.Server):
         sent."""
         request = _without_expect(cast(Request, request))
         started, status = time.monotonic(), CLIENT_GONE
+        self._unanswered.add(id(request))
         self.in_flight += 1
         self._idle.clear()
         try:
@@ -264,6 +319,7 @@ class HttpServer(web.Server):
             status = 500
             raise
         finally:
+            self.begun(request)
             self.in_flight -= 1
             if not self.in_flight:
                 self._idle.set()
@@ -287,6 +343,8 @@ class HttpServer(web.Server):
             failure = errors.failure_of_http_error(error)
             if isinstance(error, web.HTTPMethodNotAllowed):
                 headers[hdrs.ALLOW] = ", ".join(sorted(error.allowed_methods))
+        except StoreUnavailable as error:
+            failure = Failure(code=Code.STORE_UNAVAILABLE, message=f"The store does not answer now: {error}.")
         except ConnectionError:
             raise
         except Exception as error:

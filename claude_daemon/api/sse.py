@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import orjson
@@ -14,7 +14,6 @@ from claude_daemon.api.chat import SSE_HEADERS, TASK_HEADER
 from claude_daemon.api.fanout import Cursor, Fanout, Why
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.event import Event
-from claude_daemon.core.task import Task
 
 COMMENT_S: Final = 15.0
 """Proxies cut what is silent for a minute, some after half of one."""
@@ -73,23 +72,23 @@ class _Sink:
         return self._transport.get_write_buffer_size()
 
 
-async def stream(
-    request: web.Request, fanout: Fanout, task: Task, after: int, *, headers: Mapping[str, str] | None = None
-) -> web.StreamResponse:
+async def stream(request: web.Request, fanout: Fanout, task_id: str, after: int) -> web.StreamResponse:
     """The task's events after the cursor, up to its end, or up to a ``drain`` event that tells where to go on."""
-    response = web.StreamResponse(headers={**SSE_HEADERS, TASK_HEADER: task.id, **(headers or {})})
+    response = web.StreamResponse(headers={**SSE_HEADERS, TASK_HEADER: task_id})
     await response.prepare(request)
     await response.write(b"retry: %d\n\n" % RETRY_MS)  # and with it the head: from here on we may write ourselves
     sink, cursor = _Sink(request, response), Cursor(after)
     async with asyncio.TaskGroup() as group:
         beat = group.create_task(_beat(sink))
         try:
-            why = await fanout.serve(task.id, cursor, sink, frame)
+            why = await fanout.serve(task_id, cursor, sink, frame)
         finally:
             beat.cancel()
+    if why is Why.SLOW and request.transport is not None:
+        request.transport.abort()  # a goodbye would wait behind all that it has not read
     if why is Why.DRAIN:
         wait = random.randint(*DRAIN_RETRY_MS)  # noqa: S311 - no secret
-        told = orjson.dumps({"task": task.id, "cursor": cursor.after, "retry_after_ms": wait})
+        told = orjson.dumps({"task": task_id, "cursor": cursor.after, "retry_after_ms": wait})
         await response.write(b"retry: %d\nevent: drain\ndata: %b\n\n" % (wait, told))
     return response
 

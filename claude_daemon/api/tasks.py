@@ -8,17 +8,18 @@ from typing import Any, Final
 
 import orjson
 from aiohttp import web
+from multidict import MultiMapping
 
 from claude_daemon.api import sse
 from claude_daemon.api.chat import Chats
 from claude_daemon.api.fanout import Fanout
-from claude_daemon.api.submission import asker, idempotency_of, wish_of
+from claude_daemon.api.submission import IDEMPOTENCY_KEY, asker, idempotency_of, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.task import Kind, State, Task
 from claude_daemon.ports import BatchState, Schemas
 from claude_daemon.service.tasks import TaskDesk, Wish
 from claude_daemon.wire import tasks as wire
-from claude_daemon.wire.parse import load
+from claude_daemon.wire.parse import MAX_NAME, load, nearest
 
 DEFAULT_LIMIT: Final = 20
 MAX_LIMIT: Final = 100
@@ -46,16 +47,20 @@ class TaskRoutes:
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         """202 once the task is durable; 200 with the first task for an idempotency key that was used before."""
-        document = load(await self._chats.body(request))
-        wish = await wish_of(document, self._schemas)
-        task, new = await self._desk.submit(asker(request), wish, idempotency_of(request, document))
         if wants_events(request):
-            return await sse.stream(request, self._fanout, task, 0)
+            return await sse.stream(request, self._fanout, (await self._submitted(request))[0].id, 0)
+        task, new = await self._submitted(request)
         headers = {"Location": f"/v1/tasks/{task.id}", "X-Task-ID": task.id}
         return _json(wire.task_document(task), status=202 if new else 200, headers=headers)
 
+    async def _submitted(self, request: web.Request) -> tuple[Task, bool]:
+        """On its own, so that whoever only follows keeps nothing of what was asked."""
+        document = load(await self._chats.body(request))
+        wish = await wish_of(document, self._schemas)
+        return await self._desk.submit(asker(request), wish, idempotency_of(request, document))
+
     async def list(self, request: web.Request) -> web.Response:
-        query = request.query
+        query = query_of(request, "kind", "state", "limit", "cursor")
         page = await self._desk.list(
             asker(request),
             kind=_one(Kind, query.get("kind"), "kind") if "kind" in query else Kind.TASK,
@@ -69,15 +74,23 @@ class TaskRoutes:
         return _json(wire.task_document(await self._task(request)))
 
     async def events(self, request: web.Request) -> web.StreamResponse:
+        query_of(request, "after")
+        return await sse.stream(request, self._fanout, await self.followed(request), sse.cursor_of(request))
+
+    async def followed(self, request: web.Request) -> str:
+        """The id of a task that has events, and nothing else of it: a stream lives long. Raises Refusal."""
         task = await self._task(request)
         if task.spec.kind is Kind.CHAT:
             raise Refusal.because(Code.CONFLICT, "A chat keeps no events.")
-        return await sse.stream(request, self._fanout, task, sse.cursor_of(request))
+        return task.id
 
     async def cancel(self, request: web.Request) -> web.Response:
         return _json(wire.task_document(await self._desk.cancel(asker(request), request.match_info["id"])))
 
     async def submit_batch(self, request: web.Request) -> web.Response:
+        if IDEMPOTENCY_KEY in request.headers:
+            why = "A batch has no idempotency key; submit tasks one by one where that is needed."
+            raise Refusal.because(Code.UNSUPPORTED_PARAMETER, why, param=IDEMPOTENCY_KEY)
         wishes: list[Wish | Failure] = []
         for number, document in enumerate(wire.parse_batch(await self._chats.body(request))):
             if number % _AT_ONCE == 0:
@@ -98,6 +111,15 @@ class TaskRoutes:
 
 def wants_events(request: web.Request) -> bool:
     return "text/event-stream" in request.headers.get("Accept", "")
+
+
+def query_of(request: web.Request, *known: str) -> MultiMapping[str]:
+    """The query. Raises Refusal for a name that is not known: a filter that is misspelt would let everything pass."""
+    for name in request.query:
+        if name not in known:
+            why = f"This query parameter is not known here.{nearest(name, known)}"
+            raise Refusal.because(Code.UNSUPPORTED_PARAMETER, why, param=name[:MAX_NAME])
+    return request.query
 
 
 def limit_of(given: str | None) -> int:

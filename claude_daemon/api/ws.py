@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal, cast
 
 import orjson
 from aiohttp import WSCloseCode, WSMsgType, web
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from claude_daemon.api.connection import Connection
 from claude_daemon.api.fanout import Cursor, Fanout, Why
@@ -22,11 +22,11 @@ from claude_daemon.api.submission import asker, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Event
 from claude_daemon.core.task import Kind
-from claude_daemon.ports import Schemas
-from claude_daemon.service.tasks import Asker, TaskDesk
+from claude_daemon.ports import Schemas, StoreUnavailable
+from claude_daemon.service.tasks import Asker, TaskDesk, unavailable
 from claude_daemon.wire import tasks as wire
 from claude_daemon.wire.openai_messages import Strict
-from claude_daemon.wire.parse import load, nearest, validate
+from claude_daemon.wire.parse import load, nearest, validate, wrong
 
 SUBPROTOCOL: Final = "claude-daemon.v1"
 HEARTBEAT_S: Final = 20.0
@@ -39,7 +39,19 @@ DRAIN_RETRY_MS: Final = (1000, 5000)
 """What a client waits before it comes back, spread so that not all come in one moment."""
 
 _Id = Annotated[str, Field(min_length=1, max_length=64)]
-_Ref = Annotated[str, Field(max_length=128)] | int | None
+MAX_REF: Final = 128
+"""Characters of a client's own name for what it asks."""
+
+
+def _ref(given: object) -> object:
+    if given is None or (isinstance(given, int) and not isinstance(given, bool)):
+        return given
+    if isinstance(given, str) and len(given) <= MAX_REF:
+        return given
+    raise wrong(f"A `ref` is a string of at most {MAX_REF} characters, or an integer.")
+
+
+_Ref = Annotated[Any, BeforeValidator(_ref)]
 
 
 class _Op(Strict):
@@ -86,8 +98,11 @@ class StreamRoutes:
         self._desk = desk
         self._fanout = fanout
         self._schemas = schemas
-        self._max_message_bytes = max_message_bytes
+        self.max_message_bytes = max_message_bytes
         self.open: set[_Connection] = set()
+        self._goodbye = WSCloseCode.GOING_AWAY
+        self.told = 0
+        """Connections that were told of a drain, since the start."""
 
     def register(self, router: web.UrlDispatcher) -> None:
         router.add_get("/v1/stream", self.stream)
@@ -99,13 +114,15 @@ class StreamRoutes:
             timeout=CLOSE_TIMEOUT_S,
             autoclose=False,  # a goodbye is returned with its own code, below
             compress=False,  # a pass over many followers writes the same bytes to all
-            max_msg_size=self._max_message_bytes,
+            max_msg_size=self.max_message_bytes,
         )
         if not socket.can_prepare(request).ok:
             why = "This route speaks WebSocket alone (RFC 6455), version 13."
             raise Refusal.because(Code.INVALID_REQUEST, why)
         await socket.prepare(request)
-        connection = _Connection(request, socket, self._desk, self._fanout, self._schemas)
+        connection = _Connection(
+            request, socket, self._desk, self._fanout, self._schemas, goodbye=lambda: self._goodbye
+        )
         self.open.add(connection)
         try:
             await connection.serve()
@@ -113,16 +130,21 @@ class StreamRoutes:
             self.open.discard(connection)
         return socket
 
-    def begin_drain(self) -> None:
-        """Tells everybody where they are; those that follow no task that still runs are closed."""
+    def begin_drain(self, *, back_soon: bool) -> None:
+        """Tells everybody where they are; those that follow no task that still runs are closed.
+
+        ``back_soon``: a successor is known, and the goodbye says so.
+        """
+        self._goodbye = WSCloseCode.SERVICE_RESTART if back_soon else WSCloseCode.GOING_AWAY
+        self.told += len(self.open)
         for connection in list(self.open):
             connection.begin_drain()
 
-    async def close(self, code: int = WSCloseCode.GOING_AWAY) -> None:
+    async def close(self) -> None:
         """Closes everybody."""
         async with asyncio.TaskGroup() as group:
             for connection in list(self.open):
-                group.create_task(connection.close(code, b"the daemon stops"))
+                group.create_task(connection.go())
 
 
 class _Sink:
@@ -152,13 +174,21 @@ class _Connection:
     """One client. Its messages are acted on in order; each subscription is a task of its own."""
 
     def __init__(
-        self, request: web.Request, socket: web.WebSocketResponse, desk: TaskDesk, fanout: Fanout, schemas: Schemas
+        self,
+        request: web.Request,
+        socket: web.WebSocketResponse,
+        desk: TaskDesk,
+        fanout: Fanout,
+        schemas: Schemas,
+        *,
+        goodbye: Callable[[], int],
     ) -> None:
         self._request = request
         self._socket = socket
         self._desk = desk
         self._fanout = fanout
         self._schemas = schemas
+        self._goodbye = goodbye
         self._sink = _Sink(request, socket)
         self._asker: Asker = asker(request)
         self._subscriptions: dict[str, tuple[asyncio.Task[None], Cursor]] = {}
@@ -197,12 +227,16 @@ class _Connection:
             self._drained.set()
             self._group.create_task(self._tell_drain())
 
+    async def go(self) -> None:
+        """The daemon drains, and nothing that this client waits for will come any more."""
+        await self.close(self._goodbye(), b"the daemon drains")
+
     async def _tell_drain(self) -> None:
         wait = random.randint(*DRAIN_RETRY_MS)  # noqa: S311 - no secret
         cursors = {task_id: cursor.after for task_id, (_, cursor) in self._subscriptions.items()}
         await self._send({"op": "drain", "retry_after_ms": wait, "cursors": cursors})
         if not self._subscriptions:
-            await self.close(WSCloseCode.GOING_AWAY, b"the daemon drains")
+            await self.go()
 
     async def _send(self, message: Mapping[str, Any]) -> None:
         if not self._socket.closed:
@@ -224,6 +258,8 @@ class _Connection:
             await action(message)
         except Refusal as refusal:
             await self._send_error(ref, refusal.failure)
+        except StoreUnavailable as error:
+            await self._send_error(ref, unavailable(error))
 
     async def _send_error(self, ref: Any, failure: Failure, task_id: str | None = None) -> None:
         known = ref if isinstance(ref, str | int) else None
@@ -294,10 +330,13 @@ class _Connection:
         except Refusal as refusal:
             await self._send_error(ref, refusal.failure, task_id)
             why = Why.ENDED
+        except StoreUnavailable as error:
+            await self._send_error(ref, unavailable(error), task_id)
+            why = Why.ENDED
         except ConnectionError:
             why = Why.GONE
         self._subscriptions.pop(task_id, None)
         if why is Why.SLOW:
             await self.close(WSCloseCode.TRY_AGAIN_LATER, b"too slow a reader: come back with your cursor")
         elif self._drained.is_set() and not self._subscriptions:
-            await self.close(WSCloseCode.GOING_AWAY, b"the daemon drains")
+            await self.go()

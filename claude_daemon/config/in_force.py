@@ -33,8 +33,6 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "agent": "tasks with tools",
         "engine.approval_timeout_s": "approvals",
         "engine.idle_session_s": "sessions",
-        "redis": "Redis",
-        "drain.lame_duck_s": "load balancers",
     }
 )
 """Told in the log: they do nothing yet."""

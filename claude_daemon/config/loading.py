@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
 from claude_daemon.config.credential import Credential, credentials_in
+from claude_daemon.config.digests import file_digest
 from claude_daemon.config.layout import Layout
 from claude_daemon.config.models import Settings
 from claude_daemon.config.paths import Paths
@@ -38,7 +39,8 @@ class Loaded:
     """The effective configuration.
 
     ``origins`` has an entry for every dotted key; ``secrets`` holds every secret found, by dotted key or
-    variable, unused credentials too (for masking). ``supervisor`` is CLAUDE_DAEMON_SUPERVISOR.
+    variable, unused credentials too (for masking). ``supervisor`` is CLAUDE_DAEMON_SUPERVISOR. ``file_digest`` is the
+    configuration file's, None where there is none.
     """
 
     settings: Settings
@@ -48,6 +50,7 @@ class Loaded:
     secrets: Mapping[str, Secret]
     credential: Credential | None
     supervisor: str | None
+    file_digest: str | None = None
 
 
 def load(argv_flags: Mapping[str, Any], environ: Mapping[str, str], *, home: Path | None = None) -> Loaded:
@@ -62,6 +65,7 @@ def load(argv_flags: Mapping[str, Any], environ: Mapping[str, str], *, home: Pat
     layout = Layout.of(environ, home)
     profile, profile_origin = _profile(flags.pop("profile", None), environ, faults)
     config_file, named = _config_file(flags.pop("config", None), environ, layout)
+    before = file_digest(config_file)
     root = table(Settings(), DEFAULT)
     for layer in (
         table(PROFILES[profile], profile_origin),
@@ -85,6 +89,7 @@ def load(argv_flags: Mapping[str, Any], environ: Mapping[str, str], *, home: Pat
         secrets=secrets | {name: credential.secret for name, credential in credentials.items()},
         credential=next(iter(credentials.values()), None),
         supervisor=environ.get("CLAUDE_DAEMON_SUPERVISOR") or None,
+        file_digest=before,
     )
 
 

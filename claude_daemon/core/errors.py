@@ -22,6 +22,7 @@ class Code(StrEnum):
 
     # the request itself
     INVALID_REQUEST = "invalid_request"
+    BAD_CONFIGURATION = "bad_configuration"
     UNSUPPORTED_PARAMETER = "unsupported_parameter"
     LANE_UNAVAILABLE = "lane_unavailable"
     UNAUTHENTICATED = "unauthenticated"

@@ -63,9 +63,12 @@ def _special(live: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape) -
 
 
 def surplus(workers: Sequence[Worker], sizes: Sizes, usual: Shape) -> Sequence[Worker]:
-    """Whom to retire because a burst is over."""
+    """Whom to retire because a burst is over, or the pool is to be smaller: bound ones first, spares last."""
     live = [worker for worker in workers if worker.state not in _ENDED]
-    return _least_used(live, usual, len(live) - sizes.limit)
+    count = len(live) - sizes.limit
+    chosen = list(_least_used(live, usual, count))
+    spares = sorted((w for w in _idle(live) if w not in chosen), key=lambda worker: worker.born)
+    return chosen + spares[: max(count - len(chosen), 0)]
 
 
 def next_worn(workers: Sequence[Worker], reason: Callable[[Worker], str | None]) -> tuple[Worker, str] | None:
@@ -78,5 +81,9 @@ def next_worn(workers: Sequence[Worker], reason: Callable[[Worker], str | None])
 
 def _least_used(live: Sequence[Worker], usual: Shape, count: int) -> Sequence[Worker]:
     """Idle processes that are no spares: bound already, or of a shape that few ask for."""
-    idle = [w for w in live if w.state is WorkerState.IDLE and (w.binding is not None or w.wanted != usual)]
+    idle = [w for w in _idle(live) if w.binding is not None or w.wanted != usual]
     return sorted(idle, key=lambda worker: worker.last_used)[: max(count, 0)]
+
+
+def _idle(live: Sequence[Worker]) -> Sequence[Worker]:
+    return [worker for worker in live if worker.state is WorkerState.IDLE]

@@ -66,6 +66,12 @@ class TextLane:
         self._next_sweep: asyncio.TimerHandle | None = None
         self.up = False
 
+    def respawn_with(self, *, max_retries: int, request_timeout_s: float, oauth_token: str | None) -> bool:
+        """What processes are told from now on; whether those that live were told something else."""
+        return self._spawner.apply(
+            max_retries=max_retries, request_timeout_s=request_timeout_s, oauth_token=oauth_token
+        )
+
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         return self.pool.unsupported(spec)
 

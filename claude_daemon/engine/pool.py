@@ -15,9 +15,10 @@ import contextlib
 import contextvars
 import os
 import random
+import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,6 +102,46 @@ class Pool:
         self._late_bindings: deque[float] = deque(maxlen=64)
         self._lends_forms = True
         self._filled_once = asyncio.Event()
+
+    # what an operator asks
+
+    def apply(self, settings: PoolSettings) -> None:
+        """Other sizes and limits from now on; a turn under way keeps its own."""
+        self.settings = settings
+        self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
+        self._changed()
+
+    def recycle(self, workers: Iterable[Worker], reason: str) -> None:
+        """Replaces idle workers now, busy ones after their turn."""
+        for worker in list(workers):
+            self._wear_out(worker, reason)
+            if worker.state is WorkerState.IDLE:
+                self._retire(worker, reason)
+
+    def recycle_rolling(self, reason: str) -> None:
+        """Replaces every worker, one idle one after another, busy ones after their turn."""
+        for worker in self.workers.values():
+            self._wear_out(worker, reason)
+        self._replace_worn()
+
+    def kill(self, worker: Worker) -> None:
+        """Ends its process now. A turn on it fails as one on a crashed worker does, and is made again where it may."""
+        self._wear_out(worker, "killed")
+        if worker.process is not None:
+            worker.process.kill(signal.SIGKILL)
+        if worker.state is WorkerState.IDLE:
+            self._retire(worker, "killed")
+
+    def kill_busy(self) -> list[str]:
+        """Ends the processes of all who have a turn; their ids."""
+        busy = self._in(WorkerState.BUSY)
+        for worker in busy:
+            self.kill(worker)
+        return [worker.id for worker in busy]
+
+    def _wear_out(self, worker: Worker, reason: str) -> None:
+        if worker.unfit is None:
+            worker.unfit = reason
 
     # what the dispatcher asks
 
@@ -305,6 +346,7 @@ class Pool:
         self._say("worker.ready", "info", worker, seconds=round(time.monotonic() - worker.born, 3))
         self._filled_once.set()
         self._changed()
+        self._replace_worn()
 
     def _wants_plain(self, shape: Shape) -> bool:
         """One process is warmed for requests without a system prompt while there are spares enough beside it."""
@@ -399,12 +441,15 @@ class Pool:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_INTERVAL_S)
-            worn = next_worn(list(self.workers.values()), self._worn_out)
-            if worn is not None:
-                self._retire(*worn)
+            self._replace_worn()
             self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
             self._fill()
             self._tell_end()
+
+    def _replace_worn(self) -> None:
+        worn = next_worn(list(self.workers.values()), self._worn_out)
+        if worn is not None:
+            self._retire(*worn)
 
     def _retire(self, worker: Worker, reason: str) -> None:
         if worker.state in (WorkerState.RETIRING, WorkerState.GONE):

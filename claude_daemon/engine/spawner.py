@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from claude_daemon.engine.capabilities import Capabilities
@@ -49,6 +49,14 @@ class Spawner:
         self._ledger = Ledger(site.directory / "ledger")
         self._homes = site.directory / "homes"
         self._config = site.directory / "config" / "default"
+
+    def apply(self, *, max_retries: int, request_timeout_s: float, oauth_token: str | None) -> bool:
+        """What processes are told from now on; whether those that live were told something else."""
+        before = self._site
+        self._site = replace(
+            before, max_retries=max_retries, request_timeout_s=request_timeout_s, oauth_token=oauth_token
+        )
+        return self._site != before
 
     @property
     def brokered(self) -> bool:

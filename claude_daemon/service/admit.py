@@ -28,7 +28,10 @@ class Admitted:
 
 
 class Admission:
-    """The gate. ``models``: alias → model id. ``login``: the kind of credential, told where a lane needs another."""
+    """The gate. ``models``: alias → model id. ``login``: the kind of credential, told where a lane needs another.
+
+    ``lenient``: whether work is taken although the state says no.
+    """
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class Admission:
         engines: Sequence[Engine],
         *,
         state: Callable[[], DaemonState],
+        lenient: Callable[[], bool] = lambda: False,
         store_error: Callable[[], str | None] = lambda: None,
         models: Mapping[str, str],
         default_model: str,
@@ -44,14 +48,15 @@ class Admission:
         self._dispatcher = dispatcher
         self._engines = {engine.lane: engine for engine in engines}
         self._state = state
+        self._lenient = lenient
         self._store_error = store_error
         self.models = models
-        self._default_model = default_model
+        self.default_model = default_model
         self._login = login
 
     def model(self, name: str | None) -> str:
         """The model id that a client's name means. Raises Refusal for a name nobody knows."""
-        asked = name or self._default_model
+        asked = name or self.default_model
         resolved = self.models.get(asked, asked)
         if resolved in self.models.values() or _MODEL.fullmatch(resolved):
             return resolved
@@ -79,7 +84,7 @@ class Admission:
     def check_open(self) -> None:
         """Raises Refusal while no new work is taken."""
         state = self._state()
-        if state in ADMITTING:
+        if state in ADMITTING or self._lenient():
             if self._store_error() is not None:
                 raise Refusal.because(Code.STORE_UNAVAILABLE, "Nothing can be stored now; nothing was accepted.")
             return

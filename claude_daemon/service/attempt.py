@@ -26,7 +26,7 @@ class Attempts:
         self._book = book
         self._monotonic = monotonic
         self._parts = parts
-        self._stall_s = stall_s
+        self.stall_s = stall_s
 
     async def make(self, run: Run, lease: Lease) -> Ended | None:
         """How it ended; None where the task is not ours to run. Raises StoreUnavailable where nobody can tell."""
@@ -84,7 +84,7 @@ class Attempts:
             run.heard(emission)
         run.tail.append([part for emission in emissions for part in self._parts(emission)])
         try:
-            async with asyncio.timeout(self._stall_s):
+            async with asyncio.timeout(self.stall_s):
                 await run.tail.room()
         except TimeoutError:
             return Ended(outcome=ended_with(STALLED))

@@ -59,7 +59,7 @@ class Book:
         self.now = now
         self._encode = encode
         self._ids = ids
-        self._price = price
+        self.price = price
         self._ended = ended
 
     def event(self, task_id: str, seq: int, emission: Emission) -> StoredEvent:
@@ -177,7 +177,7 @@ class Book:
         )
 
     def _priced(self, outcome: Outcome, task: Task) -> Outcome:
-        price = self._price(task.spec.model)
+        price = self.price(task.spec.model)
         return outcome if price is None else replace(outcome, cost_micro_usd=cost_micro_usd(outcome.usage, price))
 
     def _with_result(self, run: Run, outcome: Outcome) -> Outcome:

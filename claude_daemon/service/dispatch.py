@@ -102,6 +102,11 @@ class Dispatcher:
         for engine in engines:
             engine.on_room(self._pumper(engine.lane))
 
+    def apply(self, settings: DispatchSettings) -> None:
+        """For what comes from now on."""
+        self._settings = settings
+        self._attempts.stall_s = settings.stall_s
+
     # chats
 
     def submit(self, spec: TaskSpec) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -44,6 +45,8 @@ class Health:
     changed: Callable[[DaemonState, DaemonState], None] = lambda old, new: None
     state: DaemonState = DaemonState.STARTING
     born: float = 0.0
+    lenient: bool = False
+    """Work is taken although the state says no: a lame duck's, and that of connections accepted before a successor."""
     _cached: dict[str, HealthReport] = field(default_factory=dict)
     _cached_at: float = float("-inf")
     _noted: Hint = field(default_factory=Hint)
@@ -59,7 +62,14 @@ class Health:
     @property
     def admitting(self) -> bool:
         """Whether new work is taken, as far as the state says."""
-        return self.state in ADMITTING
+        return self.state in ADMITTING or self.lenient
+
+    async def started(self, timeout_seconds: float | None) -> None:
+        """Waits until start-up is over, or so long (None: for ever)."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                while self.state is DaemonState.STARTING:
+                    await self._noted.wait()
 
     async def wait_ready(self, timeout_seconds: float) -> bool:
         """Waits until :meth:`ready` says yes; False at the timeout, and at once when it never will again."""

@@ -57,7 +57,7 @@ class Recovery:
         self._dispatcher = dispatcher
         self._book = book
         self._monotonic = monotonic
-        self._max_attempts = max_attempts
+        self.max_attempts = max_attempts
         self._told = told
 
     async def start(self) -> None:
@@ -105,7 +105,7 @@ class Recovery:
         await self._find_queued()
 
     async def _recover(self, task: Task, node: str) -> None:
-        again, outcome = after_crash(task, self._max_attempts)
+        again, outcome = after_crash(task, self.max_attempts)
         self._told("task.recovered", {"task_id": task.id, "node": node, "attempt": task.attempt, "again": again})
         if again:
             await self._book.put_back(task, outcome)  # and is found among the queued

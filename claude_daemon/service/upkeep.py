@@ -37,7 +37,7 @@ class Upkeep:
         self._store = store
         self._dispatcher = dispatcher
         self._now = now
-        self._retention_days = retention_days
+        self.retention_days = retention_days
         self._draining = draining
         self._changed = changed
         self._told = told
@@ -47,7 +47,7 @@ class Upkeep:
         """Deletes what is older than it is kept, now and every hour; never ends."""
         while True:
             with contextlib.suppress(StoreUnavailable):  # the next sweep finds it still
-                purged = await self.purge(self._now() - self._retention_days * _DAY_S)
+                purged = await self.purge(self._now() - self.retention_days * _DAY_S)
                 if purged:
                     self._told("store.swept", {"tasks": purged})
             await asyncio.sleep(SWEEP_S)

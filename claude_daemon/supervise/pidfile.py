@@ -87,6 +87,18 @@ def running(path: Path) -> int | None:
         os.close(fd)
 
 
+def wait_until_free(path: Path) -> None:
+    """Returns when no daemon holds this file; blocks until then."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH)
+    finally:
+        os.close(fd)
+
+
 def _lock(path: Path, *, wait: bool) -> int:
     operation = fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB
     while True:

@@ -51,7 +51,8 @@ def console_renderer(*, colors: bool) -> Callable[[Event], bytes]:
 def _told(fields: Mapping[str, Any], why: str = "") -> Iterator[str]:
     """The lines of an exception, its causes after it."""
     yield f"{why}{fields['type']}: {fields['message']}"
-    yield from (f"  {frame}" for frame in fields["stack"])
+    stack = fields["stack"]
+    yield from (f"  {frame}" for frame in (stack if isinstance(stack, list) else [stack]))  # deep down it is a text
     if cause := fields.get("cause"):
         yield from _told(cause, "because of ")
     for inner in fields.get("exceptions", ()):

@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from email.utils import parsedate_to_datetime
-from functools import partial
 from io import BytesIO
 from typing import Final
 
@@ -94,7 +93,7 @@ class WebhookClient:
             use_dns_cache=False,
             force_close=True,
             limit=0,  # the loop that calls us bounds how many there are
-            socket_factory=partial(checked_socket, allow_private=self._allow_private),
+            socket_factory=self._socket,
         )
         self._session = aiohttp.ClientSession(
             connector=connector,
@@ -109,6 +108,12 @@ class WebhookClient:
         if self._session is not None:
             await self._session.close()
         self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    def apply(self, secret: str, *, timeout_s: float, allow_private: bool) -> None:
+        """For deliveries from now on. Raises ValueError for a secret that is none, and changes nothing then."""
+        self._key = signing_key(secret)
+        self._timeout_s = timeout_s
+        self._allow_private = self._resolver.allow_private = allow_private
 
     def check(self, url: str) -> str | None:
         return check_url(url, self._allow_private)
@@ -139,6 +144,9 @@ class WebhookClient:
         target = receiver(url, allow_private=self._allow_private)
         return self._session.post(target, data=BytesIO(body), headers=headers, allow_redirects=False)
 
+    def _socket(self, info: aiohttp.AddrInfoType) -> socket.socket:
+        return checked_socket(info, allow_private=self._allow_private)
+
     async def _look_up(self, host: str) -> Sequence[str]:
         return await asyncio.get_running_loop().run_in_executor(self._lookups, _addresses_of, host)
 
@@ -164,13 +172,13 @@ class CheckedResolver(AbstractResolver):
 
     def __init__(self, resolve: Resolve, *, allow_private: bool) -> None:
         self._resolve = resolve
-        self._allow_private = allow_private
+        self.allow_private = allow_private
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         """Raises ReceiverRefused, and OSError for a name without an address."""
-        found = [checked(text, allow_private=self._allow_private) for text in await self._resolve(host)]
+        found = [checked(text, allow_private=self.allow_private) for text in await self._resolve(host)]
         if not found:
             raise OSError(f"{host} has no address")
         return [

@@ -170,8 +170,26 @@ def _sentence(model: type[BaseModel], parts: Sequence[int | str], detail: ErrorD
     if kind == "extra_forbidden":
         near = nearest(str(parts[-1]), _names(model)) if len(parts) == 1 else ""
         return f"This parameter is not known here.{near}"
+    context = detail.get("ctx", {})
+    if kind in ("too_short", "too_long"):
+        bound = "At least" if kind == "too_short" else "At most"
+        number = context["min_length" if kind == "too_short" else "max_length"]
+        return f"{bound} {number} {'item' if number == 1 else 'items'}, and not {context['actual_length']}."
+    if kind in _KINDS:
+        return f"This must be {_KINDS[kind]}."
     message = detail["msg"].removeprefix("Value error, ")
     return message if message.endswith((".", "?")) else f"{message}."
+
+
+_KINDS: Final[Mapping[str, str]] = {
+    "dict_type": "an object",
+    "model_type": "an object",
+    "list_type": "an array",
+    "string_type": "a string",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+}
 
 
 def _names(model: type[BaseModel]) -> list[str]:

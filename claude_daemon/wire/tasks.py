@@ -57,6 +57,14 @@ _Metadata = Annotated[
         }
     ),
 ]
+
+
+def _says_something(prompt: str) -> str:
+    if not prompt.strip():
+        raise wrong("The prompt is blank.")
+    return prompt
+
+
 _ONE_CONVERSATION: Final[dict[str, Any]] = {
     "oneOf": [
         {"required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
@@ -70,7 +78,7 @@ class TaskRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra=_ONE_CONVERSATION)
 
-    prompt: Annotated[str, Field(min_length=1)] | None = None
+    prompt: Annotated[str, Field(min_length=1), AfterValidator(_says_something)] | None = None
     """The whole conversation, where it is one message; else ``messages``."""
     messages: (
         Annotated[list[Annotated[InputMessage, ONE_OF_MANY]], Field(min_length=1, max_length=MAX_MESSAGES)] | None

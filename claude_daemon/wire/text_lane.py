@@ -18,6 +18,7 @@ Finding = tuple[str, str]
 Check = Callable[[Any], Finding | None]
 
 _DIRECT: Final = "only the direct lane honours it"
+_BLANK: Final = "it is blank, and the CLI would ask no model about it"
 _PREFILL: Final = "it cannot continue an assistant's message (prefill); the last must be the user's"
 
 
@@ -131,7 +132,15 @@ def _in_messages(messages: list[Mapping[str, Any]]) -> Finding | None:
         if found is not None:
             return found
     last = len(messages) - 1
-    return None if messages[last]["role"] == "user" else (f"messages.{last}.role", _PREFILL)
+    if messages[last]["role"] != "user":
+        return f"messages.{last}.role", _PREFILL
+    return (f"messages.{last}.content", _BLANK) if _is_blank(messages[last]["content"]) else None
+
+
+def _is_blank(content: Any) -> bool:
+    if isinstance(content, str):
+        return not content.strip()
+    return all(block["type"] == "text" and not block["text"].strip() for block in content)
 
 
 def _in_message(path: str, message: Mapping[str, Any]) -> Finding | None:

@@ -20,7 +20,13 @@ def test_every_code_has_a_row_with_an_error_status_in_every_dialect(code: Code) 
 
 # INTERFACE.md, "Errors", by cause; what differs by dialect is in the tests below
 SPECIFIED = {
-    400: ["INVALID_REQUEST", "UNSUPPORTED_PARAMETER", "LANE_UNAVAILABLE", "UPSTREAM_INVALID_REQUEST"],
+    400: [
+        "INVALID_REQUEST",
+        "BAD_CONFIGURATION",
+        "UNSUPPORTED_PARAMETER",
+        "LANE_UNAVAILABLE",
+        "UPSTREAM_INVALID_REQUEST",
+    ],
     401: ["UNAUTHENTICATED"],
     403: ["FORBIDDEN", "FROM_WORKER", "ORIGIN_NOT_ALLOWED"],
     404: ["NOT_FOUND", "MODEL_NOT_FOUND", "UPSTREAM_NOT_FOUND"],

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from claude_daemon.api import fanout as module
 from claude_daemon.api.fanout import MAX_BUFFERED_BYTES, Cursor, Fanout, Why
@@ -102,6 +104,112 @@ async def test_what_comes_while_a_pass_is_under_way_is_the_next_ones() -> None:
         c.scene.end()
     for sink, _, _ in there:
         assert sink.seqs == [event.seq for event in c.scene.disk.kept]
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2, 3])
+async def test_who_attaches_between_two_slices_of_the_last_pass_gets_it_too(passes: int) -> None:
+    async with crowd() as c:
+        c.scene.attempt()
+        for _ in range(350):
+            c.follow()
+        await c.live(350)
+        await asyncio.sleep(2 * module.COALESCE_S)
+        tail, late = c.scene.tail, module._Live(Cursor(0), Sink(), frame)
+        assert tail is not None
+        channel = c.fanout._channels[tail]
+        c.scene.say()
+        c.scene.end()
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        channel.attach(late)  # as one does that held the tail, and has just read what the store had
+        async with asyncio.timeout(PATIENCE_S):
+            assert await late.done is Why.ENDED
+    assert late.cursor.after == c.scene.disk.kept[-1].seq
+
+
+class Follower:
+    """One that leaves and comes back with its cursor."""
+
+    def __init__(self, c: Crowd) -> None:
+        self._crowd = c
+        self.seqs: list[int] = []
+        self.come()
+
+    def come(self) -> None:
+        self.sink, self.serving, self.cursor = self._crowd.follow(self.seqs[-1] if self.seqs else 0)
+
+    async def leave(self) -> None:
+        self.serving.cancel()
+        await asyncio.wait({self.serving})
+        self.seqs += self.sink.seqs
+
+
+STEPS = st.lists(
+    st.sampled_from(["say", "many", "commit", "commit", "attempt", "pass", "pass", "join", "leave", "full", "room"]),
+    max_size=60,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(STEPS, st.sampled_from([1, 1200, 100_000]))
+async def test_whoever_comes_leaves_and_reads_slowly_gets_every_event_once_and_in_order(
+    steps: list[str], max_bytes: int
+) -> None:
+    async with crowd(max_bytes) as c:
+        followers = [Follower(c)]
+        c.scene.attempt()
+        for number, step in enumerate(steps):
+            follower = followers[number % len(followers)]
+            match step:
+                case "say":
+                    c.scene.say()
+                case "many":
+                    c.scene.say(7)
+                case "commit":
+                    c.scene.disk.commit()
+                case "attempt":
+                    c.scene.attempt()
+                case "join":
+                    followers.append(Follower(c))
+                case "leave":
+                    await follower.leave()
+                    follower.come()
+                case "full":
+                    follower.sink.buffered = MAX_BUFFERED_BYTES + 1
+                case "room":
+                    follower.sink.buffered = 0
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+        for follower in followers:
+            follower.sink.buffered = 0
+        c.scene.end()
+        for follower in followers:
+            async with asyncio.timeout(PATIENCE_S):
+                assert await follower.serving is Why.ENDED
+            follower.seqs += follower.sink.seqs
+    expected = [event.seq for event in c.scene.disk.kept]
+    for follower in followers:
+        assert follower.seqs == expected
+
+
+async def test_a_follower_that_leaves_a_hundred_times_in_2000_events_gets_the_same_as_one_that_never_did() -> None:
+    async with crowd(4096) as c:
+        steady, restless = Follower(c), Follower(c)
+        c.scene.attempt()
+        for number in range(100):
+            c.scene.say(20)
+            for _ in range(number % 7):
+                await asyncio.sleep(0)
+            c.scene.disk.commit()
+            await restless.leave()
+            restless.come()
+        c.scene.end()
+        async with asyncio.timeout(PATIENCE_S):
+            assert {await steady.serving, await restless.serving} == {Why.ENDED}
+        for follower in (steady, restless):
+            follower.seqs += follower.sink.seqs
+    assert restless.seqs == steady.seqs == [event.seq for event in c.scene.disk.kept]
+    assert len(steady.seqs) > 2000
 
 
 async def test_the_first_after_a_pause_is_not_kept_back() -> None:

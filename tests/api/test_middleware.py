@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -51,6 +52,37 @@ async def ask(
     if body:
         lines.append(f"Content-Length: {len(body)}")
     return parse(await served.raw(("\r\n".join(lines) + "\r\n\r\n" + body).encode()))
+
+
+# the start
+
+
+async def test_who_comes_while_the_daemon_starts_waits_for_it_and_probes_do_not() -> None:
+    began, started = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        began.set()
+        await started.wait()
+
+    def starting(served: list[Served], limits: Limits) -> web.Application:
+        gate = Gate(identify=KEYRING.identify, allowed_hosts=("localhost",), started=wait)
+
+        async def answer(request: web.Request) -> web.Response:
+            return web.Response()
+
+        app = web.Application(middlewares=[gate.middleware()])
+        for path in ("/ready", "/v1/models"):
+            app.router.add_get(path, answer)
+        return app
+
+    async with serving(starting) as served, asyncio.TaskGroup() as group:
+        early = group.create_task(ask(served, "/v1/models", BEARER))
+        await began.wait()
+        assert (await ask(served, "/ready")).status == 200
+        assert (await ask(served, "/v1/models")).status == 401  # who may not ask need not wait for that
+        assert not early.done()
+        started.set()
+        assert (await early).status == 200
 
 
 # keys

@@ -729,6 +729,88 @@ async def test_a_drain_can_be_undone() -> None:
         await client.close()
 
 
+async def test_a_drain_knows_who_is_not_answered_yet_and_who_has_said_nothing() -> None:
+    async with serving() as served:
+        server, changed = served.server, asyncio.Event()
+        server.changed = changed.set
+        silent, busy = await served.connect(), await served.connect()
+        busy.send(b"GET /wait" + HEAD + b"\r\n")
+        await served.waiting.wait()
+        assert (server.unanswered, server.silent) == (1, 1)
+        server.begin_drain()
+        served.go.set()
+        await busy.answer()
+        async with asyncio.timeout(PATIENCE):
+            await changed.wait()
+        assert server.unanswered == 0
+        changed.clear()
+        silent.send(b"GET /hello" + HEAD + b"\r\n")
+        assert (await silent.answer()).status == 200
+        assert changed.is_set()
+        assert (server.unanswered, server.silent) == (0, 0)
+        for client in (silent, busy):
+            await client.close()
+
+
+async def test_a_request_that_has_arrived_and_is_not_begun_counts_as_not_answered() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        client.send(b"GET /hello" + HEAD + b"\r\n")
+        await client.writer.drain()
+        seen = [(0, 0)]
+        while not served.accessed:
+            now = (served.server.silent, served.server.unanswered)
+            if now != seen[-1]:
+                seen.append(now)
+            await asyncio.sleep(0)
+        assert seen[:3] == [(0, 0), (1, 0), (0, 1)]  # nobody in between has neither spoken nor said nothing
+        await client.close()
+
+
+async def test_a_stream_that_has_begun_counts_as_answered() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        client.send(b"GET /ws" + HEAD + b"Upgrade: websocket\r\nConnection: Upgrade\r\n")
+        client.send(b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        assert (await client.answer()).status == 101
+        assert (served.server.unanswered, served.server.in_flight) == (0, 1)
+        await client.close()
+
+
+async def test_connections_are_listed_with_what_they_do_and_one_can_be_ended() -> None:
+    async with serving() as served:
+        idle, busy = await served.connect(), await served.connect()
+        idle.send(b"GET /hello" + HEAD + b"\r\n")
+        await idle.answer()
+        busy.send(b"GET /wait" + HEAD + b"X-Request-ID: mine\r\n\r\n")
+        await served.waiting.wait()
+        first, second = served.server.listing()
+        assert (first["state"], first["requests"], first["request_id"], first["path"]) == ("idle", 1, None, None)
+        assert (second["state"], second["requests"]) == ("active", 1)
+        assert (second["request_id"], second["path"]) == ("mine", "/wait")
+        assert first["id"] != second["id"]
+        port = busy.writer.get_extra_info("sockname")[1]
+        assert second["peer"] == f"127.0.0.1:{port}"
+        assert not served.server.end_one("conn_none")
+        assert served.server.end_one(second["id"])
+        await asyncio.wait_for(served.cancelled.wait(), PATIENCE)
+        assert await busy.all() == b""
+        assert [entry["id"] for entry in served.server.listing()] == [first["id"]]
+        for client in (idle, busy):
+            await client.close()
+
+
+async def test_a_successor_takes_the_listener_and_the_connections_that_wait_in_it() -> None:
+    async with serving() as served:
+        (ours,) = served.server.listeners()
+        served.server.stop_listening()
+        client = await served.connect()
+        client.send(b"GET /hello" + HEAD + b"Connection: close\r\n\r\n")
+        await served.server.listen([ours])
+        assert parse(await client.all()).status == 200
+        await client.close()
+
+
 async def test_close_cancels_what_still_runs_and_refuses_new_connections() -> None:
     async with serving() as served:
         client = await served.connect()

@@ -228,7 +228,8 @@ class Edge:
             models=settings.engine.models,
             default_model=settings.engine.default_model,
         )
-        self.durable.serve(admission, Health(version="bench", monotonic=time.monotonic))
+        health = Health(version="bench", monotonic=time.monotonic)
+        self.durable.serve(admission, health, draining=lambda: False)
         self.durable.dispatcher.hold()  # as a daemon whose queue is paused
         self._plain = _Plain()
         self._sources: dict[str, _Source] = {}

@@ -9,7 +9,14 @@ import pytest
 
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.lifecycle import DaemonState
-from claude_daemon.service.drain import MAX_DEADLINE_SECONDS, Drain, Edge
+from claude_daemon.service.drain import (
+    FIRST_WORDS_SECONDS,
+    MAX_DEADLINE_SECONDS,
+    SETTLE_SECONDS,
+    Drain,
+    DrainSettings,
+    Edge,
+)
 from claude_daemon.service.health import Health
 from claude_daemon.service.hint import Hint
 from tests.service.doubles import PATIENCE_S, SUCCEEDED, Clock, Desk, FakeEngine, ended
@@ -20,15 +27,27 @@ S = DaemonState
 class Setting:
     """A drain that runs for as long as the ``async with`` lasts. Its clock stands still unless a test moves it."""
 
-    def __init__(self, state: DaemonState = S.READY, *, grace_seconds: float = 5.0) -> None:
+    def __init__(
+        self, state: DaemonState = S.READY, *, grace_seconds: float = 5.0, lame_duck_seconds: float = 0.0
+    ) -> None:
         self.clock = Clock()
         self.desk = Desk(FakeEngine(places=1))
         self.health = Health(version="1", monotonic=self.clock)
         if state is not S.STARTING:
             self.health.move(state)
         self.told: list[str] = []
-        edge = Edge(begin=lambda: self.told.append("begin"), end=lambda: self.told.append("end"), connections=lambda: 7)
-        self.drain = Drain(self.health, self.desk.dispatcher, edge, self.clock, grace_seconds=grace_seconds)
+        self.unanswered = self.silent = 0
+        edge = Edge(
+            begin=lambda handed_over: self.told.append("handed over" if handed_over else "begin"),
+            end=lambda: self.told.append("end"),
+            leave=lambda: self.told.append("leave"),
+            connections=lambda: 7,
+            unanswered=lambda: self.unanswered,
+            silent=lambda: self.silent,
+            notices=lambda: 3,
+        )
+        settings = DrainSettings(lame_duck_s=lame_duck_seconds, grace_s=grace_seconds)
+        self.drain = Drain(self.health, self.desk.dispatcher, edge, self.clock, settings=settings)
 
     async def __aenter__(self) -> Setting:
         await self.desk.__aenter__()
@@ -225,6 +244,7 @@ async def test_progress_tells_how_far_it_is() -> None:
             "waiting": 1,
             "queued": 0,
             "connections": 7,
+            "notices": 3,
             "remaining_s": 60.0,
         }
         setting.drain.begin(0, stop=False)
@@ -252,3 +272,82 @@ async def test_a_hint_wakes_all_who_wait_now_and_nobody_later() -> None:
         hint.give()
     assert [wait.result() for wait in waits] == [True] * 3
     assert await hint.wait(0.01) is False
+
+
+async def test_a_lame_duck_works_on_until_its_time_is_over() -> None:
+    async with Setting(lame_duck_seconds=10) as setting:
+        setting.drain.begin(60, stop=False)
+        assert setting.health.state is S.DRAINING
+        assert setting.health.lenient and not setting.health.ready().ok
+        assert setting.drain.progress()["remaining_s"] == 70
+        await setting.stays(S.DRAINING)
+        assert setting.told == []
+        setting.clock.now += 10
+        setting.drain.note()
+        await setting.reaches(S.DRAINED)
+        assert setting.told == ["begin"]
+        assert not setting.health.lenient
+
+
+async def test_a_lame_duck_that_is_undone_was_never_held_back() -> None:
+    async with Setting(lame_duck_seconds=10) as setting:
+        setting.drain.begin(60, stop=False)
+        setting.drain.undo()
+        assert (setting.health.state, setting.health.lenient, setting.told) == (S.READY, False, [])
+        setting.clock.now += 100
+        await setting.stays(S.READY)
+
+
+async def test_hurry_ends_a_lame_duck() -> None:
+    async with Setting(lame_duck_seconds=3600) as setting:
+        setting.drain.begin(60, stop=True)
+        setting.drain.hurry()
+        await setting.reaches(S.DRAINED)
+        assert setting.told == ["begin"]
+
+
+async def test_a_hand_over_accepts_nobody_and_serves_whoever_was_accepted() -> None:
+    async with Setting(lame_duck_seconds=10) as setting:
+        setting.unanswered = 1
+        setting.drain.begin(60, stop=True, handed_over=True)
+        assert setting.told == ["leave", "handed over"]  # no lame duck: whoever comes now waits for the successor
+        assert setting.health.lenient
+        setting.clock.now += FIRST_WORDS_SECONDS
+        setting.drain.note()
+        await setting.stays(S.DRAINING)
+        setting.unanswered = 0
+        setting.drain.note()
+        await setting.reaches(S.DRAINED)
+
+
+@pytest.mark.parametrize(("silent", "patience"), [(0, SETTLE_SECONDS), (1, FIRST_WORDS_SECONDS)])
+async def test_a_hand_over_gives_those_who_just_connected_time_to_speak(silent: int, patience: float) -> None:
+    async with Setting() as setting:
+        setting.silent = silent
+        setting.drain.begin(60, stop=True, handed_over=True)
+        setting.clock.now += patience * 0.99
+        setting.drain.note()
+        await setting.stays(S.DRAINING)
+        setting.clock.now += patience * 0.02
+        setting.drain.note()
+        await setting.reaches(S.DRAINED)
+
+
+async def test_a_stop_that_hands_over_after_a_drain_leaves_the_listener_to_its_successor() -> None:
+    async with Setting() as setting:
+        setting.drain.begin(60, stop=False)
+        await setting.reaches(S.DRAINED)
+        setting.drain.begin(60, stop=True, handed_over=True)
+        assert setting.told == ["begin", "leave", "handed over"]
+        async with asyncio.timeout(PATIENCE_S):
+            await setting.running
+
+
+async def test_a_drain_waits_for_requests_that_are_not_answered_yet() -> None:
+    async with Setting() as setting:
+        setting.unanswered = 1
+        setting.drain.begin(60, stop=False)
+        await setting.stays(S.DRAINING)
+        setting.unanswered = 0
+        setting.drain.note()
+        await setting.reaches(S.DRAINED)

@@ -1,0 +1,118 @@
+"""What an operator can do to a running daemon, beyond its tasks: everything behind the control socket's verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+from claude_daemon import stacks
+from claude_daemon.config import Level
+from claude_daemon.core.errors import Code, Refusal
+from claude_daemon.engine.pool import Pool
+from claude_daemon.engine.worker import Worker
+from claude_daemon.front import Front
+from claude_daemon.service.drain import Drain
+from claude_daemon.service.upkeep import Upkeep
+from claude_daemon.telemetry.logging import LogHandle
+
+StopMode = Literal["smart", "fast", "immediate"]
+
+
+class Operations:
+    """Implements :class:`~claude_daemon.api.control_daemon.Operations`. ``stop`` begins the end, with a deadline."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        front: Front,
+        drain: Drain,
+        upkeep: Upkeep,
+        log: LogHandle,
+        *,
+        begin_drain: Callable[[float, bool], None],
+        deadline_s: Callable[[], float],
+        reload: Callable[[], Mapping[str, Any]],
+        restart: Callable[[], Awaitable[int]],
+    ) -> None:
+        self._pool = pool
+        self._front = front
+        self._drain = drain
+        self._upkeep = upkeep
+        self._log = log
+        self._begin_drain = begin_drain
+        self._deadline_s = deadline_s
+        self.reload = reload
+        self.restart = restart
+
+    # the whole
+
+    def stop(self, mode: StopMode) -> None:
+        """smart: a drain; fast: what runs is interrupted now; immediate: and workers are killed."""
+        self._begin_drain(self._deadline_s() if mode == "smart" else 0.0, True)
+        if mode == "immediate":
+            self._drain.hurry()
+            self._pool.kill_busy()
+
+    async def panic(self) -> list[str]:
+        """Nothing runs any more, and nothing is begun until somebody says so; the workers that were killed."""
+        self._begin_drain(0.0, False)
+        killed = self._pool.kill_busy()
+        await self._upkeep.pause()
+        return killed
+
+    # workers
+
+    def scale(self, workers: int | None, spares: int | None) -> dict[str, int]:
+        settings = self._pool.settings
+        sizes = {
+            "workers": settings.workers if workers is None else workers,
+            "spares": settings.spares if spares is None else spares,
+        }
+        self._pool.apply(replace(settings, **sizes))
+        return sizes
+
+    def recycle_all(self, *, rolling: bool) -> list[str]:
+        ids = list(self._pool.workers)
+        if rolling:
+            self._pool.recycle_rolling("an operator's word")
+        else:
+            self._pool.recycle(self._pool.workers.values(), "an operator's word")
+        return ids
+
+    def recycle(self, worker_id: str) -> str:
+        """The worker's state then. Raises Refusal."""
+        worker = self._worker(worker_id)
+        self._pool.recycle([worker], "an operator's word")
+        return worker.state.value
+
+    def kill(self, worker_id: str) -> str:
+        """The worker's state then. Raises Refusal."""
+        worker = self._worker(worker_id)
+        self._pool.kill(worker)
+        return worker.state.value
+
+    def _worker(self, worker_id: str) -> Worker:
+        worker = self._pool.workers.get(worker_id)
+        if worker is None:
+            raise Refusal.because(Code.NOT_FOUND, f"there is no worker {worker_id}", param="id")
+        return worker
+
+    # what it tells
+
+    def levels(self) -> dict[str, Level]:
+        return self._log.levels
+
+    def set_level(self, level: Level | None, logger: str) -> None:
+        self._log.set_level(level, logger)
+
+    def connections(self) -> list[dict[str, Any]]:
+        return self._front.connections()
+
+    def close_connection(self, connection_id: str) -> None:
+        """Raises Refusal."""
+        if not self._front.close_connection(connection_id):
+            raise Refusal.because(Code.NOT_FOUND, f"there is no connection {connection_id}", param="id")
+
+    def stacks(self) -> dict[str, Any]:
+        return stacks.document()
