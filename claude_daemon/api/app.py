@@ -7,7 +7,6 @@ from typing import Protocol
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-
 Application = web.Application
 
 
