@@ -225,15 +225,16 @@ class _Connection:
     def begin_drain(self) -> None:
         if self._group is not None and not self._drained.is_set():
             self._drained.set()
-            self._group.create_task(self._tell_drain())
+            # now: those that are sent elsewhere follow nothing any more when the message goes
+            cursors = {task_id: cursor.after for task_id, (_, cursor) in self._subscriptions.items()}
+            self._group.create_task(self._tell_drain(cursors))
 
     async def go(self) -> None:
         """The daemon drains, and nothing that this client waits for will come any more."""
         await self.close(self._goodbye(), b"the daemon drains")
 
-    async def _tell_drain(self) -> None:
+    async def _tell_drain(self, cursors: Mapping[str, int]) -> None:
         wait = random.randint(*DRAIN_RETRY_MS)  # noqa: S311 - no secret
-        cursors = {task_id: cursor.after for task_id, (_, cursor) in self._subscriptions.items()}
         await self._send({"op": "drain", "retry_after_ms": wait, "cursors": cursors})
         if not self._subscriptions:
             await self.go()
