@@ -116,6 +116,7 @@ class Daemon:
 
     async def _run(self, announce: Callable[[Daemon], None]) -> int:
         async with AsyncExitStack() as stack:
+            stack.callback(self.surroundings.notifier.close)
             self._handle_signals(stack)
             await self._unless_stopped(self._take_lock(stack))
             if self._stop.is_set():

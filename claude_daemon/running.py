@@ -47,7 +47,7 @@ def loaded_or_exit(flags: Flags, teller: Teller | None = None) -> Any:
             click.echo(f"claude-daemon: {fault}", err=True)
         if teller is not None:
             teller.tell(Stage.FAILED, status=EX_CONFIG, message="; ".join(faults))
-        sys.exit(_for_supervisor(EX_CONFIG))
+        sys.exit(EX_CONFIG)
     for key in idle(loaded):
         click.echo(f"claude-daemon: {key} does nothing yet in this version", err=True)
     return loaded
@@ -67,6 +67,14 @@ def load(flags: Flags, environ: Mapping[str, str]) -> Any:
 
 def run(flags: Flags, *, takeover: bool = False, teller: Teller | None = None, detached: bool = False) -> int:
     """Serves until told to stop; the exit status. ``teller``: whom ``start`` has waiting."""
+    try:
+        status = _run(flags, takeover=takeover, teller=teller, detached=detached)
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 0
+    return _for_supervisor(status)
+
+
+def _run(flags: Flags, *, takeover: bool, teller: Teller | None, detached: bool) -> int:
     # until the daemon handles it itself there is nothing to drain and nothing to leave behind
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, _leave)
@@ -77,7 +85,7 @@ def run(flags: Flags, *, takeover: bool = False, teller: Teller | None = None, d
     teller = teller or Teller(given.handover)
     loaded = loaded_or_exit(flags, teller)
     os.umask(0o077)
-    return _for_supervisor(_Start(flags, loaded, teller, given, takeover=takeover, detached=detached).run())
+    return _Start(flags, loaded, teller, given, takeover=takeover, detached=detached).run()
 
 
 class _Start:

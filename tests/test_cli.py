@@ -88,6 +88,30 @@ def test_a_bad_configuration_is_78_with_every_fault_and_starts_nothing(tmp_path:
     assert names_in(tmp_path / ".claude-daemon") == ["config.toml"]
 
 
+def test_launchd_would_start_a_bad_configuration_for_ever_so_there_it_is_0(tmp_path: Path) -> None:
+    config(tmp_path, "[http]\nprot = 1\n")
+    launchd = {"CLAUDE_DAEMON_SUPERVISOR": "launchd"}
+    result = claude_daemon(tmp_path, "run", **launchd)
+    assert result.returncode == 0
+    assert "http.prot" in result.stderr
+    assert claude_daemon(tmp_path, "check-config", **launchd).returncode == 78
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"LISTEN_FDS": "1"}, "LISTEN_FDNAMES names 0"),
+        ({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "https"}, "'https'"),
+        ({"LISTEN_FDS": "1", "LISTEN_FDNAMES": "http"}, "descriptor 3 (http) is not"),
+        ({"LISTEN_FDS": "many", "LISTEN_FDNAMES": "http"}, "LISTEN_FDS"),
+    ],
+)
+def test_sockets_that_cannot_be_used_are_78(tmp_path: Path, environ: dict[str, str], said: str) -> None:
+    result = claude_daemon(tmp_path, "run", "--offline", "--takeover", **environ)
+    assert result.returncode == 78
+    assert said in result.stderr
+
+
 def test_a_file_that_is_named_and_missing_is_78(tmp_path: Path) -> None:
     result = claude_daemon(tmp_path, "run", "--config", str(tmp_path / "none.toml"))
     assert result.returncode == 78
