@@ -76,8 +76,8 @@ class Listener:
         """The next stage; None at the end of the pipe, and at the timeout. Blocks."""
         until = time.monotonic() + timeout_seconds
         while (told := self._next()) is None:
-            left = until - time.monotonic()
-            if left <= 0 or not select.select([self._fd], [], [], left)[0] or not self._read():
+            left = max(0.0, until - time.monotonic())
+            if not select.select([self._fd], [], [], left)[0] or not self._read():
                 return None
         return told
 
