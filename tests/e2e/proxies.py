@@ -15,8 +15,6 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from tests.support import DaemonProcess
-
 NAME = "claude.example.com"
 """The name in both files, which stays: clients of a test are told where it is, and the daemon must allow it."""
 START_TIMEOUT_S = 15.0
@@ -67,18 +65,18 @@ class Proxy:
             writer.close()
 
 
-Front = Callable[[DaemonProcess, Certificate, Path], AbstractAsyncContextManager[Proxy]]
-"""A daemon, a certificate, and an empty directory for all that the proxy writes → the proxy, which is ended after."""
+Front = Callable[[str, str, Certificate, Path], AbstractAsyncContextManager[Proxy]]
+"""The daemon's URL and key, a certificate, and an empty directory for all that the proxy writes → the proxy."""
 
 
 def nginx(program: Path) -> Front:
     @asynccontextmanager
-    async def front(daemon: DaemonProcess, certificate: Certificate, directory: Path) -> AsyncIterator[Proxy]:
+    async def front(upstream: str, key: str, certificate: Certificate, directory: Path) -> AsyncIterator[Proxy]:
         port = _free_port()
         sample = _filled(
             ETC / "nginx" / "claude-daemon.conf",
             {
-                "server 127.0.0.1:8006;": f"server {urlsplit(daemon.url).netloc};",
+                "server 127.0.0.1:8006;": f"server {urlsplit(upstream).netloc};",
                 "listen 443 ssl http2;": f"listen 127.0.0.1:{port} ssl http2;",
                 f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(certificate.cert),
                 f"/etc/letsencrypt/live/{NAME}/privkey.pem": str(certificate.key),
@@ -92,7 +90,7 @@ def nginx(program: Path) -> Front:
         file.write_text(f"{main}http {{\n{temporary}{sample}}}\n")
         # -e: what it says before it has read the file would go to /var/log.
         argv = (str(program), "-e", "stderr", "-p", str(directory), "-c", str(file))
-        async with _running(argv, directory, says="start worker process"), _client(daemon, certificate, port) as proxy:
+        async with _running(argv, directory, says="start worker process"), _client(key, certificate, port) as proxy:
             yield proxy
 
     return front
@@ -100,12 +98,12 @@ def nginx(program: Path) -> Front:
 
 def caddy(program: Path) -> Front:
     @asynccontextmanager
-    async def front(daemon: DaemonProcess, certificate: Certificate, directory: Path) -> AsyncIterator[Proxy]:
+    async def front(upstream: str, key: str, certificate: Certificate, directory: Path) -> AsyncIterator[Proxy]:
         port = _free_port()
         sample = _filled(
             ETC / "caddy" / "Caddyfile",
             {
-                "reverse_proxy 127.0.0.1:8006 {": f"reverse_proxy {urlsplit(daemon.url).netloc} {{",
+                "reverse_proxy 127.0.0.1:8006 {": f"reverse_proxy {urlsplit(upstream).netloc} {{",
                 f"#tls /etc/caddy/{NAME}.pem /etc/caddy/{NAME}.key": f"tls {certificate.cert} {certificate.key}",
             },
         )
@@ -115,7 +113,7 @@ def caddy(program: Path) -> Front:
         file.write_text("{\n" + "".join(f"\t{option}\n" for option in options) + "}\n" + sample)
         argv = (str(program), "run", "--adapter", "caddyfile", "--config", str(file))
         says = "serving initial configuration"
-        async with _running(argv, directory, says=says), _client(daemon, certificate, port) as proxy:
+        async with _running(argv, directory, says=says), _client(key, certificate, port) as proxy:
             yield proxy
 
     return front
@@ -179,11 +177,11 @@ async def _print(words: asyncio.StreamReader) -> None:
 
 
 @asynccontextmanager
-async def _client(daemon: DaemonProcess, certificate: Certificate, port: int) -> AsyncIterator[Proxy]:
+async def _client(key: str, certificate: Certificate, port: int) -> AsyncIterator[Proxy]:
     trust = certificate.trust()
     url = f"https://{NAME}:{port}"
     connector = aiohttp.TCPConnector(ssl=trust, resolver=_Loopback())
-    headers = {"Authorization": f"Bearer {daemon.key}"}
+    headers = {"Authorization": f"Bearer {key}"}
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as http:
         yield Proxy(url, port, trust, http)
 

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import io
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
+from aiohttp import web
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -60,7 +61,7 @@ async def behind(
 async def proxy(
     front: Front, behind: DaemonProcess, certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Proxy]:
-    async with front(behind, certificate, tmp_path_factory.mktemp("proxy")) as serving:
+    async with front(behind.url, behind.key, certificate, tmp_path_factory.mktemp("proxy")) as serving:
         yield serving
 
 
@@ -104,7 +105,7 @@ async def websocket(proxy: Proxy, daemon: DaemonProcess) -> AsyncIterator[Client
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
 async def test_a_chat_comes_while_it_is_written(proxy: Proxy, model: OfflineModel, path: str) -> None:
-    async with begun(proxy, "[[tokens=10]] [[pace=100ms]]", path=path) as response:
+    async with begun(proxy, "[[tokens=8]] [[pace=100ms]]", path=path) as response:
         assert model.active == 1, "the first text came with the last"
         rest = await sse(response)
     assert rest[-1] == ("message", "[DONE]") if "chat" in path else rest[-1][0] == "message_stop"
@@ -123,7 +124,7 @@ async def test_a_client_that_leaves_cancels_its_turn(proxy: Proxy, behind: Daemo
 
 
 async def test_a_follower_of_a_task_comes_back_with_its_cursor(proxy: Proxy, model: OfflineModel) -> None:
-    prompt = unique("[[tokens=10]] [[pace=100ms]]")
+    prompt = unique("[[tokens=8]] [[pace=100ms]]")
     async with proxy.http.post("/v1/tasks", json={"prompt": prompt}) as response:
         assert response.status == 202
         path = f"/v1/tasks/{(await response.json())['id']}/events"
@@ -174,6 +175,60 @@ async def test_a_page_of_the_proxys_own_name_and_port_may_ask_and_no_other(proxy
     for origin, status in ((proxy.url, 200), (f"https://{NAME}", 403), ("https://evil.example", 403)):
         async with proxy.http.get("/v1/models", headers={"Origin": origin}) as response:
             assert response.status == status
+
+
+class Upstream:
+    """Stands where the daemon does, and keeps what arrives."""
+
+    def __init__(self) -> None:
+        self.heads: list[Mapping[str, str]] = []
+        self.peers: set[Any] = set()
+        self.begun = asyncio.Event()
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        assert request.transport is not None
+        self.peers.add(request.transport.get_extra_info("peername"))
+        self.heads.append(request.headers)
+        body = await request.content.readexactly(5)
+        self.begun.set()
+        return web.Response(body=body + await request.content.read())
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        runner = web.ServerRunner(web.Server(self.answer))
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            yield "http://{}:{}".format(*runner.addresses[0])
+        finally:
+            await runner.cleanup()
+
+
+async def test_a_request_is_passed_on_as_it_comes_on_a_connection_that_is_kept(
+    front: Front, certificate: Certificate, tmp_path: Path
+) -> None:
+    upstream = Upstream()
+
+    async def halves() -> AsyncIterator[bytes]:
+        yield b"first"
+        await upstream.begun.wait()
+        yield b", second"
+
+    passed = {"Traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "Idempotency-Key": "one"}
+    claimed = {"X-Forwarded-For": "192.0.2.1", "Forwarded": "for=192.0.2.1"}
+    async with upstream.serving() as url, front(url, "cd_key", certificate, tmp_path) as proxy:
+        for _ in range(2):
+            upstream.begun.clear()
+            async with asyncio.timeout(PATIENCE_S):
+                async with proxy.http.post("/v1/tasks", data=halves(), headers=passed | claimed) as response:
+                    assert await response.read() == b"first, second"
+    assert len(upstream.peers) == 1
+    for head in upstream.heads:
+        assert head["Host"] == proxy.url.removeprefix("https://")
+        assert head["Authorization"] == "Bearer cd_key"
+        assert {name: head[name] for name in passed} == passed
+        assert "192.0.2.1" not in str(head)
 
 
 # bodies
@@ -228,8 +283,8 @@ async def test_a_drain_ends_nothing_that_runs_and_is_told_to_who_comes(
 ) -> None:
     daemon = await start_daemon(ALLOWED)
     (tmp_path / "proxy").mkdir()
-    async with front(daemon, certificate, tmp_path / "proxy") as proxy:
-        async with websocket(proxy, daemon) as ws, begun(proxy, "[[tokens=20]] [[pace=100ms]]") as running:
+    async with front(daemon.url, daemon.key, certificate, tmp_path / "proxy") as proxy:
+        async with websocket(proxy, daemon) as ws, begun(proxy, "[[tokens=15]] [[pace=100ms]]") as running:
             assert (await ws.ask(op="ping"))["op"] == "pong"
             assert daemon.process is not None
             daemon.process.send_signal(signal.SIGTERM)
