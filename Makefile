@@ -14,6 +14,8 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet --quiet --disable-pip-version-check --no-input
 # What an installation depends on; the code itself is found where it lies.
 SOURCES := setup.cfg pyproject.toml $(wildcard claude_daemon/__init__.py ctl/claudectl/__init__.py)
+# What needs minutes, or root, has a target of its own.
+EVERYDAY := not system and not capabilities and not crash and not restarts
 OFFLINE ?=
 ARGS ?=
 
@@ -23,7 +25,8 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-.PHONY: help install run demo test test-crash test-system test-capabilities lint types cover bench clean
+
+.PHONY: help install run demo test test-crash test-restarts test-system test-capabilities lint types cover bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -38,12 +41,15 @@ demo: .venv/.test ## start offline, stream an answer through each lane, show hea
 	@$(OFFLINE_ENV) $(PY) -m tests.e2e.demo $(ARGS)
 
 test: .venv/.test ## run the tests, offline, with an empty HOME
-	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 2 --dist loadfile -m "not system and not capabilities and not crash" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 2 --dist loadfile -m "$(EVERYDAY)" $(ARGS)
 
 test-crash: .venv/.test ## kill -9 the daemon under load, at every commit of its store and at random moments
 	@$(OFFLINE_ENV) $${CRASH_SEED:+CRASH_SEED="$$CRASH_SEED"} $(PY) -m pytest tests -m crash -rP $(ARGS)
 
-test-system: .venv/.test ## run the tests that need root: mounts and networks of their own
+test-restarts: .venv/.test ## restart the daemon under load, a hundred times (RESTARTS=50 in each of two ways)
+	@$(OFFLINE_ENV) $${RESTARTS:+RESTARTS="$$RESTARTS"} $(PY) -m pytest tests -m restarts -rP $(ARGS)
+
+test-system: .venv/.test ## run the tests that need root: mounts and networks of their own, a real systemd
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m system $(ARGS)
 
 test-capabilities: .venv/.test ## run the engine's tests with each capability of the CLI forced off in turn
@@ -61,7 +67,7 @@ types: .venv/.lint ## check the types, strictly
 
 cover: .venv/.test ## run the tests under coverage and hold the floor
 	@$(PY) -m coverage erase
-	@$(OFFLINE_ENV) $(PY) -m coverage run -m pytest tests -m "not system and not capabilities and not crash" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m coverage run -m pytest tests -m "$(EVERYDAY)" $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 
