@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import asyncio as aioredis
 
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.retry import Backoff
-from claude_daemon.ports import HealthReport
+from claude_daemon.ports import Clock, HealthReport
 from claude_daemon.secret import Secret
 from claude_daemon.store.redis import Address, BadAddress, Pace, RedisLink
+from claude_daemon.store.redis.link import MAX_VERSION_CHARS
 from tests.redis_server import LOADING, RedisServer
 
 WAIT_S = 20.0
@@ -46,6 +49,7 @@ class Watch:
     attempts: int = 0
     changes: int = 0
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _failed: asyncio.Event = field(default_factory=asyncio.Event)
     _link: RedisLink | None = None
 
     @property
@@ -53,8 +57,15 @@ class Watch:
         assert self._link is not None
         return self._link
 
-    def make(self, url: str, pace: Pace = CALM) -> RedisLink:
-        self._link = RedisLink(Secret(url), told=self._tell, changed=self._change, random=self._draw, pace=pace)
+    def make(self, url: str, pace: Pace = CALM, monotonic: Clock = time.monotonic) -> RedisLink:
+        self._link = RedisLink(
+            Secret(url),
+            told=self._tell,
+            changed=self._change,
+            random=self._draw,
+            monotonic=monotonic,
+            pace=pace,
+        )
         return self._link
 
     def _tell(self, name: str, fields: Mapping[str, Any]) -> None:
@@ -67,7 +78,7 @@ class Watch:
     def _draw(self) -> float:
         """Drawn once for each delay."""
         self.attempts += 1
-        self._news.set()
+        self._failed.set()
         return 0.0
 
     @property
@@ -82,10 +93,12 @@ class Watch:
                 await self._news.wait()
         return report
 
-    async def fails(self, times: int) -> None:
-        """Waits for so many failed attempts from now on."""
-        enough = self.attempts + times
-        await self.until(lambda _: self.attempts >= enough)
+    async def failed(self, attempts: int) -> None:
+        """Waits until so many attempts have failed since the beginning."""
+        async with asyncio.timeout(WAIT_S):
+            while self.attempts < attempts:
+                self._failed.clear()
+                await self._failed.wait()
 
 
 def well(report: HealthReport) -> bool:
@@ -169,16 +182,32 @@ async def test_a_unix_socket_is_as_good(server: RedisServer) -> None:
         assert report.details is not None and report.details["address"] == server.unix_url
 
 
+async def test_a_server_that_does_not_tell_its_version_is_as_good(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path, "--rename-command", "HELLO", "")
+    await server.start()
+    async with watched(server.url) as watch:
+        report = await watch.until(well)
+        assert report.details is not None and report.details["version"] is None
+    await server.kill()
+
+
+async def test_a_version_without_end_is_cut() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.read(4096):
+            writer.write(b"+PONG\r\n" if b"PING" in said else b"*2\r\n$7\r\nversion\r\n$99\r\n" + b"7" * 99 + b"\r\n")
+
+    async with peer(talk) as address, watched(f"redis://{address}") as watch:
+        report = await watch.until(well)
+        assert report.details is not None and report.details["version"] == "7" * MAX_VERSION_CHARS
+
+
 async def test_the_age_of_a_connection_goes_by_the_monotonic_clock(server: RedisServer) -> None:
     now = 1000.0
-    link = RedisLink(
-        Secret(server.url), told=lambda name, fields: up.set(), changed=lambda: None, monotonic=lambda: now, pace=CALM
-    )
-    up = asyncio.Event()
-    async with asyncio.TaskGroup() as group:
+    watch = Watch()
+    link = watch.make(server.url, monotonic=lambda: now)
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         group.create_task(link.run())
-        async with asyncio.timeout(WAIT_S):
-            await up.wait()
+        await watch.until(well)
         now += 86400.0
         report = link.check()
         await link.close()
@@ -206,7 +235,7 @@ async def test_a_redis_that_is_down_at_the_start_is_told_once_and_found_once_it_
     async with watched(server.url) as watch:
         report = await watch.until(because("Connection refused"))
         assert report.details == {"address": server.url}
-        await watch.fails(5)
+        await watch.failed(5)
         assert watch.events == ["redis.lost"]
         await server.start()
         await watch.until(well)
@@ -231,7 +260,7 @@ async def test_a_redis_that_hangs_is_lost_until_it_answers_again(server: RedisSe
         await watch.until(well)
         server.pause()
         await watch.until(because("it does not answer"))
-        await watch.fails(2)
+        await watch.failed(3)
         server.resume()
         await watch.until(well)
         assert watch.events[:2] == ["redis.connected", "redis.lost"]
@@ -261,8 +290,9 @@ async def test_a_connection_is_no_success_before_it_has_lasted(
         for lost in range(3):
             await watch.until(lambda report, lost=lost: well(report) and len(backoff.failures) == lost)  # type: ignore[misc]
             await server.command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-            await watch.until(lambda _, lost=lost: len(backoff.failures) == lost + 1)  # type: ignore[misc]
+            await watch.failed(lost + 1)
         assert backoff.failures == failures
+        assert watch.changes >= 6  # each loss is news, though its reason is that of the one before
 
 
 async def test_a_redis_that_loads_is_waited_for(tmp_path: Path) -> None:
@@ -308,7 +338,7 @@ async def test_what_is_wrong_with_a_password_is_named_and_a_reload_mends_it(
     shown = guarded.url if over == "tcp" else guarded.unix_url
     async with watched(shown.replace("://", f"://{credentials}")) as watch:
         await watch.until(because(reason))
-        await watch.fails(2)
+        await watch.failed(3)
         watch.link.retarget(Secret(shown.replace("://", f"://:{HUSH}@")))
         await watch.until(well)
         assert watch.events == ["redis.lost", "redis.connected"]
@@ -340,7 +370,7 @@ async def test_a_peer_that_accepts_and_never_answers_is_given_up() -> None:
         url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
         async with watched(url, replace(CALM, connect_s=0.05)) as watch:
             await watch.until(because("it does not answer"))
-            await watch.fails(2)
+            await watch.failed(3)
             assert watch.events == ["redis.lost"]
 
 
@@ -358,14 +388,15 @@ async def test_a_peer_that_accepts_and_never_answers_is_given_up() -> None:
         (b"", "it has closed the connection"),
     ],
 )
-async def test_nonsense_is_a_reason_and_never_an_error(answer: bytes, reason: str) -> None:
+@pytest.mark.parametrize("credentials", ["", f":{HUSH}@"])
+async def test_nonsense_is_a_reason_and_never_an_error(answer: bytes, reason: str, credentials: str) -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(4096) and answer:
             writer.write(answer)
 
-    async with peer(talk) as address, watched(f"redis://{address}") as watch:
+    async with peer(talk) as address, watched(f"redis://{credentials}{address}") as watch:
         await watch.until(because(reason))
-        await watch.fails(2)
+        await watch.failed(3)
 
 
 async def test_a_peer_that_repeats_what_it_is_told_gives_no_password_away() -> None:
@@ -421,8 +452,26 @@ async def test_tls_is_spoken_with_whom_a_certificate_vouches_for(tls: tuple[Redi
     async with watched(f"{server.url}?ssl_ca_certs={certificate}") as watch:
         report = await watch.until(well)
         assert report.details is not None and report.details["address"] == server.url
-        server.pause()  # so that nobody answers the end of TLS
+
+
+async def test_tls_that_nobody_ends_holds_up_neither_another_address_nor_the_close(
+    tls: tuple[RedisServer, Path],
+) -> None:
+    server, certificate = tls
+    async with asyncio.timeout(10), watched(f"{server.url}?ssl_ca_certs={certificate}") as watch:
+        await watch.until(well)
+        server.pause()
+        watch.link.retarget(Secret("unix:///nonexistent/redis.sock"))
+        for _ in range(5):
+            await asyncio.sleep(0)  # the first connection is about to end now
+        watch.link.retarget(Secret("unix:///"))
+        await watch.until(because("Connection refused"))
     server.resume()
+
+
+def test_nobody_is_asked_for_the_passphrase_of_a_key() -> None:
+    connection = Address.of(Secret("rediss://127.0.0.1?ssl_keyfile=k&ssl_certfile=c")).connection()
+    assert isinstance(connection, aioredis.SSLConnection) and connection.ssl_context.password == ""
 
 
 async def test_what_fails_of_tls_is_named(tls: tuple[RedisServer, Path], tmp_path: Path) -> None:
@@ -520,13 +569,38 @@ async def test_a_hundred_reloads_leave_nothing_open(server: RedisServer) -> None
 
 
 async def test_closing_ends_the_run_and_the_connection(server: RedisServer) -> None:
-    async with watched(server.url) as watch:
+    watch = Watch()
+    link = watch.make(server.url)
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        task = group.create_task(link.run())
         await watch.until(well)
-        await watch.link.close()
-        await watch.link.close()
-        assert await clients(server) == 0
-        assert ill(watch.link.check())
+        await link.close()
+        await asyncio.sleep(0)
+        assert task.done()
+        await link.close()
+    assert await clients(server) == 0
+    assert ill(link.check())
     assert watch.events == ["redis.connected"]
+
+
+async def test_what_the_first_connection_still_does_after_a_reload_is_not_told(server: RedisServer) -> None:
+    watch = Watch()
+    asked = 0
+
+    def monotonic() -> float:
+        nonlocal asked
+        asked += 1
+        if asked == 3:  # before and after the first ping; and now it is connected
+            link.retarget(Secret(server.unix_url))
+        return 0.0
+
+    link = watch.make(server.url, monotonic=monotonic)
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        group.create_task(link.run())
+        await watch.until(well)
+        await link.close()
+    assert asked > 3
+    assert [(name, fields["address"]) for name, fields in watch.told] == [("redis.connected", server.unix_url)]
 
 
 async def test_a_link_that_never_ran_is_closed_and_then_does_not_run(server: RedisServer) -> None:
@@ -565,6 +639,9 @@ async def test_cancelling_the_run_ends_the_connection(server: RedisServer, hangs
         f"redis://:{HUSH}/x@127.0.0.1",
         f"redis://:{HUSH}?x@127.0.0.1",
         f"redis://:{HUSH}#x@127.0.0.1",
+        "redis://:12/34@127.0.0.1",
+        "redis://:12?34@127.0.0.1",
+        "redis://:12#34@127.0.0.1",
         f"redis://127.0.0.1:{HUSH}",
         f"redis://[{HUSH}",
         f"redis://{HUSH * 9}",
