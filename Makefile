@@ -25,7 +25,6 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-
 .PHONY: help install run demo test test-crash test-restarts test-system test-capabilities lint types cover bench clean
 
 help: ## show this list
