@@ -48,21 +48,22 @@ def probed_before(daemon: DaemonProcess, tmp_path: Path) -> None:
 @asynccontextmanager
 async def loaded(target: Target) -> AsyncIterator[Load]:
     """A load that goes on while the body restarts; one that cannot go on ends the body."""
-    async with asyncio.TaskGroup() as group:
-        load = Load(target)
-        group.create_task(load.run())
-        try:
+    load = Load(target)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(load.run())
             yield load
-        finally:
-            print(load.report())
-        load.stop()
+            load.stop()
+    finally:
+        print(load.report())
 
 
 async def judge(target: Target, report: Report, log: list[dict[str, Any]], home: Path) -> None:
     """Asserts that nothing failed and nothing was lost; a failure comes with what the daemons said of the request."""
     failures = [failed for counts in report.modes.values() for failed in counts.failures]
-    told = [(failed, [line for line in log if line.get("request_id") == failed.request_id]) for failed in failures]
-    assert report.failed == 0, told
+    for failed in failures:
+        print(failed, *(line for line in log if line.get("request_id") == failed.request_id), sep="\n    ")
+    assert report.failed == 0
     verdict = await verify(target, report)
     assert verdict.good, verdict
     assert verdict.states == {"succeeded": verdict.acknowledged}, verdict
