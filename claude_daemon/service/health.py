@@ -66,6 +66,8 @@ class Health:
 
     async def started(self, timeout_seconds: float | None) -> None:
         """Waits until start-up is over, or so long (None: for ever)."""
+        if self.state is not DaemonState.STARTING:  # nearly always: every request asks
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 while self.state is DaemonState.STARTING:
