@@ -141,22 +141,39 @@ async def peer(talk: Talk) -> AsyncIterator[str]:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
+MakeServer = Callable[..., RedisServer]
+
+
 @pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+async def make_server(tmp_path: Path) -> AsyncIterator[MakeServer]:
+    """Makes servers that do not run yet, each in a directory of its own; they end with the test."""
+    made: list[RedisServer] = []
+
+    def make(*options: str, tls: tuple[Path, Path] | None = None) -> RedisServer:
+        home = tmp_path / f"redis-{len(made)}"
+        home.mkdir()
+        made.append(RedisServer(home, *options, tls=tls))
+        return made[-1]
+
+    yield make
+    for server in made:
+        await server.kill()
+
+
+@pytest.fixture
+async def server(make_server: MakeServer) -> RedisServer:
     """One that runs."""
-    started = RedisServer(tmp_path)
+    started = make_server()
     await started.start()
-    yield started
-    await started.kill()
+    return started
 
 
 @pytest.fixture
-async def guarded(tmp_path: Path) -> AsyncIterator[RedisServer]:
+async def guarded(make_server: MakeServer) -> RedisServer:
     """One that runs and asks for a password; and it knows a user who may do nothing but ping."""
-    started = RedisServer(tmp_path, "--requirepass", HUSH, "--user", "pinger", "on", f">{HUSH}", "+ping")
+    started = make_server("--requirepass", HUSH, "--user", "pinger", "on", f">{HUSH}", "+ping")
     await started.start()
-    yield started
-    await started.kill()
+    return started
 
 
 # connected
@@ -182,13 +199,12 @@ async def test_a_unix_socket_is_as_good(server: RedisServer) -> None:
         assert report.details is not None and report.details["address"] == server.unix_url
 
 
-async def test_a_server_that_does_not_tell_its_version_is_as_good(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path, "--rename-command", "HELLO", "")
+async def test_a_server_that_does_not_tell_its_version_is_as_good(make_server: MakeServer) -> None:
+    server = make_server("--rename-command", "HELLO", "")
     await server.start()
     async with watched(server.url) as watch:
         report = await watch.until(well)
         assert report.details is not None and report.details["version"] is None
-    await server.kill()
 
 
 async def test_a_version_without_end_is_cut() -> None:
@@ -230,8 +246,10 @@ async def test_a_slow_answer_warns_until_the_next_that_is_quick(server: RedisSer
 # down, and back
 
 
-async def test_a_redis_that_is_down_at_the_start_is_told_once_and_found_once_it_is_there(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
+async def test_a_redis_that_is_down_at_the_start_is_told_once_and_found_once_it_is_there(
+    make_server: MakeServer,
+) -> None:
+    server = make_server()
     async with watched(server.url) as watch:
         report = await watch.until(because("Connection refused"))
         assert report.details == {"address": server.url}
@@ -240,7 +258,6 @@ async def test_a_redis_that_is_down_at_the_start_is_told_once_and_found_once_it_
         await server.start()
         await watch.until(well)
         assert watch.events == ["redis.lost", "redis.connected"]
-        await server.kill()
 
 
 async def test_a_killed_redis_is_missed_at_once_and_used_again_on_the_same_port(server: RedisServer) -> None:
@@ -295,8 +312,8 @@ async def test_a_connection_is_no_success_before_it_has_lasted(
         assert watch.changes >= 6  # each loss is news, though its reason is that of the one before
 
 
-async def test_a_redis_that_loads_is_waited_for(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
+async def test_a_redis_that_loads_is_waited_for(make_server: MakeServer) -> None:
+    server = make_server()
     await server.start()
     await server.command("DEBUG", "POPULATE", "20000")
     await server.command("SAVE")
@@ -308,7 +325,6 @@ async def test_a_redis_that_loads_is_waited_for(tmp_path: Path) -> None:
         await server.command("CONFIG", "SET", "key-load-delay", "0")
         await watch.until(well)
         assert watch.events == ["redis.lost", "redis.connected"]
-    await server.kill()
 
 
 async def test_a_redis_that_takes_no_more_clients_is_named_so(server: RedisServer) -> None:
@@ -432,7 +448,7 @@ async def test_a_name_with_several_addresses_has_one_reason() -> None:
 
 
 @pytest.fixture
-async def tls(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, Path]]:
+async def tls(make_server: MakeServer, tmp_path: Path) -> tuple[RedisServer, Path]:
     """One that speaks TLS on its port, and the certificate that vouches for it."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificate: apt-get install openssl")
@@ -441,10 +457,9 @@ async def tls(tmp_path: Path) -> AsyncIterator[tuple[RedisServer, Path]]:
     command += " -addext subjectAltName=IP:127.0.0.1"
     maker = await asyncio.create_subprocess_exec(*command.split(), stderr=asyncio.subprocess.DEVNULL)
     assert await maker.wait() == 0
-    started = RedisServer(tmp_path, tls=(certificate, key))
+    started = make_server(tls=(certificate, key))
     await started.start()
-    yield started, certificate
-    await started.kill()
+    return started, certificate
 
 
 async def test_tls_is_spoken_with_whom_a_certificate_vouches_for(tls: tuple[RedisServer, Path]) -> None:
@@ -507,9 +522,10 @@ async def clients(server: RedisServer) -> int:
     return len((await server.command("CLIENT", "LIST")).splitlines()) - 1
 
 
-async def test_another_address_is_connected_to_and_the_first_one_left(server: RedisServer, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    other = RedisServer(tmp_path / "other")
+async def test_another_address_is_connected_to_and_the_first_one_left(
+    server: RedisServer, make_server: MakeServer
+) -> None:
+    other = make_server()
     await other.start()
     async with watched(server.url, replace(CALM, ping_interval_s=NEVER_S)) as watch:
         await watch.until(well)
@@ -521,7 +537,6 @@ async def test_another_address_is_connected_to_and_the_first_one_left(server: Re
             ("redis.connected", server.url),
             ("redis.connected", other.url),
         ]
-    await other.kill()
 
 
 async def test_the_same_address_changes_nothing(server: RedisServer) -> None:
