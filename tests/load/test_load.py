@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import orjson
 import pytest
@@ -193,8 +194,10 @@ async def judged(*pages: list[dict[str, Any]]) -> verify.Verdict:
     """Of a run in which the tasks 1, 2 and 3 were acknowledged, by what a server lists."""
 
     def listing(asked: Asked) -> bytes:
-        at = int(asked.path.partition("cursor=")[2] or 0)
-        return answer({"data": pages[at], "next": str(at + 1) if at + 1 < len(pages) else None})
+        query = parse_qs(urlsplit(asked.path).query)
+        at = int(query.get("cursor", ["0"])[0])
+        found = [task for task in pages[at] if task["state"] in query.get("state", task["state"])]
+        return answer({"data": found, "next": str(at + 1) if at + 1 < len(pages) else None})
 
     tasks = {number: f"task_{number}" for number in (1, 2, 3)}
     async with asyncio.timeout(PATIENCE_S), serving(listing) as server:
