@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import quote
 
 from claudectl.clean import clean_line
 from claudectl.errors import Conflict, ControlError, Denied, Mismatch, NotFound, NotReady, NotRunning, TimedOut
@@ -61,6 +63,10 @@ class Client:
     def post(self, path: str, body: Document, *, patience_seconds: float = REQUEST_SECONDS) -> Document:
         """What ``path`` answers to ``body``."""
         return self._document("POST", path, body, (), patience_seconds)[1]
+
+    def delete(self, path: str) -> Document:
+        """What is said of the end of ``path``."""
+        return self._document("DELETE", path, None, (), REQUEST_SECONDS)[1]
 
     @contextmanager
     def stream(self, path: str, body: Document | None = None) -> Iterator[Iterator[bytes]]:
@@ -121,6 +127,14 @@ class Client:
                 yield response
         finally:
             connection.close()
+
+
+def below(collection: str, name: str, verb: str = "") -> str:
+    """
+    >>> below("workers", "w_1", "kill"), below("connections", "a/../b")
+    ('workers/w_1/kill', 'connections/a%2F..%2Fb')
+    """
+    return "/".join(part for part in (collection, quote(os.fsencode(name), safe=""), verb) if part)
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -240,4 +254,9 @@ def _faults(errors: object) -> list[str]:
     if not isinstance(errors, list):
         return []
     faults = [fault for fault in errors if isinstance(fault, dict)]
-    return ["  " + clean_line(f"{fault.get('path')}: {fault.get('message')}") for fault in faults]
+    return ["  " + clean_line(_fault(str(fault.get("path")), str(fault.get("message")))) for fault in faults]
+
+
+def _fault(path: str, message: str) -> str:
+    """Those of a configuration name file and key themselves."""
+    return message if path in message else f"{path}: {message}"

@@ -9,8 +9,11 @@ from pathlib import Path
 from claudectl.client import Client
 from claudectl.sockets import Deadline
 
-# The daemon closes its control socket last; what is left after that takes some tens of milliseconds.
+# Nothing tells us when a socket or another's process goes.
 PAUSE_SECONDS = 0.05
+# The daemon closes its control socket last; its process ends some tens of milliseconds later, on a machine that is
+# busy some more. A number that lives on after that is another's: the daemon is in another pid namespace.
+LEAVING_SECONDS = 1.0
 
 _Identity = tuple[int, int, int]
 
@@ -18,28 +21,40 @@ _Identity = tuple[int, int, int]
 class Departure:
     """Tells when the daemon that ``client`` talks to now is gone.
 
-    It is gone when its process is, or when its socket is: removed, or another's in its place. Nothing
-    connects to find out: where systemd holds the socket, that would start the next daemon.
+    It is gone when its process is. Where that cannot be seen, its socket tells: removed, or another's in its place.
+    Nothing connects to find out: where systemd holds the socket, it outlives the daemon, and to connect would start
+    the next one.
     """
 
     def __init__(self, client: Client) -> None:
         _, document = client.get("status")
         self._socket = Path(client.path)
         self._identity = _identity(self._socket)
+        self._supervisor = document.get("supervisor")
         pid = document.get("pid")
         # A daemon in another pid namespace tells a number that means nothing here.
         self._pid = pid if isinstance(pid, int) and _lives(pid) else None
+        self._closed_at: float | None = None
 
     def is_over(self) -> bool:
-        if _identity(self._socket) != self._identity:
+        if self._pid is not None and not _lives(self._pid):
             return True
-        return self._pid is not None and not _lives(self._pid)
+        if _identity(self._socket) == self._identity:
+            return False
+        now = time.monotonic()
+        self._closed_at = now if self._closed_at is None else self._closed_at
+        return self._pid is None or now - self._closed_at >= LEAVING_SECONDS
 
     def wait(self, deadline: Deadline) -> None:
         """Returns when it is over; raises TimedOut when the deadline passes first."""
         while not self.is_over():
             deadline.remaining_seconds()
             time.sleep(PAUSE_SECONDS)
+
+    @property
+    def wakes_again(self) -> bool:
+        """Whether systemd still holds the daemon's socket: whoever connects starts the next one."""
+        return self._supervisor == "systemd" and _identity(self._socket) == self._identity
 
 
 def _identity(path: Path) -> _Identity | None:

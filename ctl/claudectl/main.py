@@ -14,8 +14,25 @@ import click
 from claudectl.errors import ControlError, Exit
 from claudectl.options import Group
 
-# Each is a module of claudectl.commands whose `command` it is; in the order of the help.
-COMMANDS = ("health", "ready", "status", "run", "tasks", "queue", "workers", "drain", "undrain", "backup")
+# Each is a module of claudectl.commands ("-" is "_" there) whose `command` it is; in the order of the help.
+COMMANDS = (
+    "health",
+    "ready",
+    "status",
+    "run",
+    "tasks",
+    "queue",
+    "workers",
+    "connections",
+    "drain",
+    "undrain",
+    "reload",
+    "stop",
+    "panic",
+    "log-level",
+    "stacks",
+    "backup",
+)
 
 
 class Root(Group):
@@ -27,7 +44,8 @@ class Root(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"claudectl.commands.{cmd_name}").command
+        module = cmd_name.replace("-", "_")
+        command = importlib.import_module(f"claudectl.commands.{module}").command
         assert isinstance(command, click.Command)
         return command
 
@@ -66,7 +84,8 @@ def cli() -> None:
       claudectl health
       claudectl run "Why is the sky blue?"
       claudectl tasks list --state running
-      claudectl drain --stop
+      claudectl reload
+      claudectl stop
 
     \b
     Exit codes:

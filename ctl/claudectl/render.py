@@ -101,6 +101,8 @@ def health(document: Document, paint: Paint) -> str:
         head.append(f"up {duration(document['uptime_seconds'])}")
     if "version" in document:
         head.append(f"version {plain(document['version'])}")
+    if "supervisor" in document:
+        head.append(f"supervisor {plain(document['supervisor'])}")
     return "\n".join([" · ".join(head), *_checks(document.get("checks"), paint)])
 
 
@@ -109,8 +111,14 @@ def _checks(checks: object, paint: Paint) -> Iterator[str]:
     width = max(map(len, found), default=0)
     for name, check in found.items():
         status = plain(check.get("status"))
-        reason = f"  {plain(check['reason'])}" if check.get("reason") else ""
-        yield f"  {name.ljust(width)}  {paint(status.ljust(4))}{reason}".rstrip()
+        yield f"  {name.ljust(width)}  {paint(status.ljust(4))}  {_reason(check)}".rstrip()
+
+
+def _reason(check: Document) -> str:
+    """Why it does not pass; the configuration's check tells which one that is, and with it why."""
+    if "hash" in check:
+        return _config(check)
+    return known(check.get("reason") or None)
 
 
 def ready(document: Document, paint: Paint) -> str:
@@ -143,20 +151,32 @@ def _title(document: Document, paint: Paint) -> str:
 
 
 def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
-    for key, name in (("url", "url"), ("home", "home"), ("key_file", "key")):
+    for key, name in (("supervisor", "supervisor"), ("url", "url"), ("home", "home"), ("key_file", "key")):
         yield name, known(document.get(key))
+    yield "config", _config(mapping(document.get("config")))
     yield "upstream", joined(" at ", document.get("upstream"), document.get("base_url"))
     if "credential" in document:
         credential = mapping(document["credential"])
         yield "credential", joined(" from ", credential.get("kind"), credential.get("origin")) or "none"
     cli = mapping(document.get("cli"))
     yield "cli", joined(" at ", cli.get("version"), cli.get("path"))
-    lanes = document.get("lanes")
-    yield "lanes", ", ".join(map(plain, lanes)) if isinstance(lanes, list) else ""
+    yield "lanes", ", ".join(texts(document.get("lanes")))
     yield "workers", _workers(mapping(document.get("workers")))
     yield "queue", _queue(mapping(document.get("queue")))
     yield "starts", _counts(mapping(document.get("starts")))
     yield "checks", _summary(mapping(document.get("checks")), paint)
+
+
+def _config(config: Document) -> str:
+    """Which configuration is in force, and what is not in force yet."""
+    parts = [plain(config[key]) for key in ("file", "hash") if key in config]
+    if "age_seconds" in config:
+        parts.append(f"{duration(config['age_seconds'])} old")
+    if config.get("changed_on_disk"):
+        parts.append("changed on disk: claudectl reload")
+    if waiting := texts(config.get("needs_restart")):
+        parts.append(f"in force after a restart: {', '.join(waiting)}")
+    return " · ".join(parts)
 
 
 def _workers(workers: Document) -> str:
@@ -190,8 +210,7 @@ def _summary(checks: Document, paint: Paint) -> str:
 
 def workers(document: Document, paint: Paint) -> str:
     """A line a worker."""
-    listed = document.get("workers")
-    rows = [_worker(worker) for worker in listed if isinstance(worker, Mapping)] if isinstance(listed, list) else []
+    rows = [_worker(worker) for worker in documents(document.get("workers"))]
     if not rows:
         return "no workers"
     return table(_WORKER_HEADER, rows, paint, right=frozenset({"PID", "TURNS", "RSS MB"}))
@@ -218,7 +237,7 @@ def state(document: Document, paint: Paint) -> str:
 def drain(document: Document) -> str:
     """A drain's progress on one line."""
     parts = [plain(document.get("state"))]
-    counted = ("running", "waiting", "queued", "connections")
+    counted = ("running", "waiting", "queued", "connections", "notices")
     parts += [f"{plain(document[name])} {name}" for name in counted if name in document]
     left = document.get("remaining_s")
     if left is not None:
@@ -228,6 +247,16 @@ def drain(document: Document) -> str:
 
 def mapping(value: object) -> Document:
     return value if isinstance(value, Mapping) else {}
+
+
+def documents(value: object) -> list[Document]:
+    """The objects among the entries of a list."""
+    return [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list) else []
+
+
+def texts(value: object) -> list[str]:
+    """The entries of a list, each on one line."""
+    return [plain(entry) for entry in value] if isinstance(value, list) else []
 
 
 def known(value: object) -> str:

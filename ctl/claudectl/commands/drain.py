@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import click
 
-from claudectl import render
-from claudectl.client import Client, Document, StreamCut, decoded
-from claudectl.departure import Departure
-from claudectl.errors import ControlError, Interrupted, NotRunning
+from claudectl import draining
 from claudectl.options import Command, Options, seconds
-from claudectl.progress import Progress
-
-ENDED = frozenset({"drained", "stopping"})
 
 
 @click.command(cls=Command, name="drain")
@@ -35,59 +28,8 @@ def command(options: Options, deadline: float | None, stop: bool, no_wait: bool)
     body: dict[str, Any] = {"stop": stop, "wait": not no_wait}
     if deadline is not None:
         body["deadline_s"] = deadline
-    client = options.client()
-    try:
+    with draining.detachable():
         if no_wait:
-            _begin(client, body, options)
+            draining.begin(options, "drain", body)
         else:
-            _drain(client, body, options)
-    except KeyboardInterrupt:
-        raise Interrupted("detached; the drain goes on (see: claudectl status)") from None
-
-
-def _begin(client: Client, body: Document, options: Options) -> None:
-    options.show(client.post("drain", body), render.state)
-
-
-def _drain(client: Client, body: Document, options: Options) -> None:
-    departure = Departure(client) if body["stop"] else None
-    last = _Last()
-    with Progress(last.line, wanted=not options.json) as progress:
-        try:
-            _follow(client, body, last, raw=options.json)
-        except (StreamCut, NotRunning):
-            if departure is None:  # else it is what was asked for
-                raise
-        if departure is not None:
-            departure.wait(client.deadline(None))
-        progress.erase()
-    _conclude(last.document, stopped=departure is not None, quiet=options.json)
-
-
-class _Last:
-    """The latest word of the daemon on its drain."""
-
-    def __init__(self) -> None:
-        self.document: Document = {"state": "draining"}
-
-    def line(self, _: float) -> str:
-        return render.drain(self.document)
-
-
-def _follow(client: Client, body: Document, last: _Last, *, raw: bool) -> None:
-    with client.stream("drain", body) as lines:
-        for line in lines:
-            last.document = decoded(line)
-            if raw:
-                sys.stdout.write(line.decode() + "\n")
-                sys.stdout.flush()
-
-
-def _conclude(document: Document, *, stopped: bool, quiet: bool) -> None:
-    """Says how it ended; raises ControlError unless it ended as asked, with all state saved."""
-    if document.get("saved") is False:
-        raise ControlError("not all state could be saved")
-    if not stopped and document.get("state") not in ENDED:
-        raise ControlError(f"the drain ended early: the daemon is {render.plain(document.get('state'))}")
-    if not quiet:
-        click.echo("stopped" if stopped else render.plain(document.get("state")))
+            draining.to_its_end(options, "drain", body, stops=stop)
