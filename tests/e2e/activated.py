@@ -19,9 +19,9 @@ def main() -> None:
     aside = [fcntl.fcntl(int(fd), fcntl.F_DUPFD_CLOEXEC, _OUT_OF_THE_WAY) for _, fd in given]
     for number, fd in enumerate(aside):
         os.dup2(fd, _FIRST + number, inheritable=True)
-    for _, fd in given:
-        if int(fd) >= _FIRST + len(given):
-            os.close(int(fd))
+    for _, old in given:
+        if int(old) >= _FIRST + len(given):
+            os.close(int(old))
     os.environ["LISTEN_PID"] = str(os.getpid())
     os.environ["LISTEN_FDS"] = str(len(given))
     os.environ["LISTEN_FDNAMES"] = ":".join(name for name, _ in given)
