@@ -242,18 +242,20 @@ def _refusal(status: int, problem: Document | None) -> ControlError:
         return _BY_STATUS.get(status, Mismatch)(f"the daemon answered HTTP {status} without saying why")
     code = str(problem.get("code") or f"http_{status}")
     kind = _BY_CODE.get(code) or _BY_STATUS.get(status, ControlError)
-    sentence = f"{code}: {problem.get('detail') or problem.get('title') or f'HTTP {status}'}"
+    why = problem.get("detail") or problem.get("title") or f"HTTP {status}"
+    sentence = f"{code}: {why}"
     if status == 426:
         sentence += f" (this claudectl speaks version {PROTOCOL} of the control protocol: install the daemon's own)"
     if status >= 500 and (request_id := problem.get("request_id")):
         sentence += f" (request {request_id})"
-    return kind("\n".join([clean_line(sentence), *_faults(problem.get("errors"))]))
+    return kind("\n".join([clean_line(sentence), *_faults(problem.get("errors"), why)]))
 
 
-def _faults(errors: object) -> list[str]:
+def _faults(errors: object, why: object) -> list[str]:
+    """A line for each; one that says what ``why`` has said already is left out."""
     if not isinstance(errors, list):
         return []
-    faults = [fault for fault in errors if isinstance(fault, dict)]
+    faults = [fault for fault in errors if isinstance(fault, dict) and fault.get("message") != why]
     return ["  " + clean_line(_fault(str(fault.get("path")), str(fault.get("message")))) for fault in faults]
 
 

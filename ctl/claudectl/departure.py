@@ -11,9 +11,9 @@ from claudectl.sockets import Deadline
 
 # Nothing tells us when a socket or another's process goes.
 PAUSE_SECONDS = 0.05
-# The daemon closes its control socket last; its process ends some tens of milliseconds later, on a machine that is
-# busy some more. A number that lives on after that is another's: the daemon is in another pid namespace.
-LEAVING_SECONDS = 1.0
+# The daemon closes its control socket last; its process ends a tenth or two of a second later, on a machine that is
+# busy ten times that. A number that lives on after it is another's: the daemon is in another pid namespace.
+LEAVING_SECONDS = 2.0
 
 _Identity = tuple[int, int, int]
 

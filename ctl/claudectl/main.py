@@ -32,6 +32,7 @@ COMMANDS = (
     "log-level",
     "stacks",
     "backup",
+    "service",
 )
 
 

@@ -29,9 +29,7 @@ def command(options: Options, level: str | None, logger: str | None, reset: bool
       claudectl log-level --reset --logger claude_daemon.engine
     """
     if reset and (level is not None or not logger):
-        raise click.UsageError(
-            "--reset needs --logger NAME and no level (back to what is configured: claudectl reload)"
-        )
+        raise click.UsageError("--reset needs --logger NAME, and no level (all back as configured: claudectl reload)")
     if logger is not None and level is None and not reset:
         raise click.UsageError("--logger needs a level or --reset")
     client = options.client()

@@ -31,7 +31,7 @@ def command(options: Options, wait: float | None) -> None:
       claude-daemon run & claudectl ready --wait 30
     """
     client = options.client()
-    status, document = _ask(client, 0) if wait is None else _wait(client, wait)
+    status, document = _ask(client, 0) if wait is None else wait_until_ready(client, wait)
     options.show(document, render.ready)
     click.get_current_context().exit(Exit.DONE if status == 200 else Exit.NOT_READY)
 
@@ -41,7 +41,7 @@ def _ask(client: Client, wait_seconds: float) -> Answer:
     return client.get(path, also=(503,), patience_seconds=wait_seconds + REQUEST_SECONDS)
 
 
-def _wait(client: Client, seconds: float) -> Answer:
+def wait_until_ready(client: Client, seconds: float) -> Answer:
     """The answer that says ready, or the last one before the time is over; raises NotRunning likewise."""
     ends_at = time.monotonic() + seconds
     while True:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import click
 
 from claudectl.options import Command, Options
-from claudectl.render import Document, Paint, mapping, plain, table, texts
+from claudectl.render import Document, Paint, documents, mapping, plain, table, texts
 
 
 @click.command(cls=Command, name="reload")
@@ -31,17 +31,17 @@ def _reloaded(document: Document, paint: Paint) -> str:
 
 
 def _lines(document: Document, paint: Paint) -> Iterator[str]:
-    listed = document.get("changed")
-    changes = [change for change in listed if isinstance(change, Mapping)] if isinstance(listed, list) else []
-    if changes:
-        rows = [
-            [plain(change.get("key")), plain(change.get("old")), "→", plain(change.get("new"))] for change in changes
-        ]
-        yield table(("KEY", "OLD", "", "NEW"), rows, paint, right=frozenset())
-    else:
-        yield "nothing has changed"
+    rows = [_row(change) for change in documents(document.get("changed"))]
+    yield table(_HEADER, rows, paint, right=frozenset()) if rows else "nothing has changed"
     if waiting := texts(document.get("needs_restart")):
         yield f"in force after a restart: {', '.join(waiting)}"
     config = mapping(document.get("config"))
     if "hash" in config:
         yield f"configuration {plain(config['hash'])}"
+
+
+_HEADER = ("KEY", "OLD", "", "NEW")
+
+
+def _row(change: Document) -> list[str]:
+    return [plain(change.get("key")), plain(change.get("old")), "→", plain(change.get("new"))]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import click
 
 from claudectl.options import Command, Options
-from claudectl.render import Document, Paint, plain, texts
+from claudectl.render import Document, Paint, documents, plain, texts
 
 
 @click.command(cls=Command, name="stacks")
@@ -27,12 +25,11 @@ def command(options: Options) -> None:
 
 
 def _stacks(document: Document, _: Paint) -> str:
-    return "\n\n".join(block for kind in ("task", "thread") for block in _blocks(kind, document.get(f"{kind}s")))
+    kinds = (("task", "tasks"), ("thread", "threads"))
+    return "\n\n".join(_block(kind, entry) for kind, key in kinds for entry in documents(document.get(key)))
 
 
-def _blocks(kind: str, listed: object) -> Iterator[str]:
-    for entry in listed if isinstance(listed, list) else []:
-        if isinstance(entry, Mapping):
-            head = [f"{kind} {plain(entry.get('name'))}"]
-            head += [plain(entry[key]) for key in ("coroutine", "state") if key in entry]
-            yield "\n".join([" · ".join(head), *(f"  {line}" for line in texts(entry.get("stack")))])
+def _block(kind: str, entry: Document) -> str:
+    head = [f"{kind} {plain(entry.get('name'))}"]
+    head += [plain(entry[key]) for key in ("coroutine", "state") if key in entry]
+    return "\n".join([" · ".join(head), *(f"  {line}" for line in texts(entry.get("stack")))])

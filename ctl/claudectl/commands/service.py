@@ -1,0 +1,276 @@
+"""``claudectl service``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from claudectl import draining, render
+from claudectl.client import Document
+from claudectl.commands.ready import wait_until_ready
+from claudectl.errors import Conflict, ControlError, Exit, NotRunning
+from claudectl.options import Group, Options
+from claudectl.supervisors import Programs, Unit, Wish, choose
+
+RESTART_SECONDS: Final = 60.0
+"""How long the next daemon may take to be ready: it probes Claude Code, and has a store to open."""
+
+
+def _scoped(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the supervisor that ``--system`` or ``--user`` means."""
+    return click.option(
+        "--user", "scope", flag_value="user", help="This user's service manager (unless you are root, the default)."
+    )(click.option("--system", "scope", flag_value="system", help="The machine's service manager.")(function))
+
+
+def _wishes(function: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("--agents-bash", is_flag=True, help="Allow the namespaces that agents with Bash are confined by."),
+        click.option(
+            "--credential",
+            "credentials",
+            multiple=True,
+            metavar="NAME=FILE",
+            help="Hand a secret over as a systemd credential, e.g. ANTHROPIC_API_KEY=/etc/keys/anthropic.",
+        ),
+        click.option("--listen", default="127.0.0.1:8006", metavar="ADDRESS:PORT", help="Where the socket listens."),
+        click.option("--root", "roots", multiple=True, metavar="DIR", help="A directory that tasks may work in."),
+    ):
+        function = option(function)
+    return function
+
+
+@click.group(cls=Group, name="service")
+def command() -> None:
+    """Have the daemon supervised: by systemd, for the machine or for you, or by launchd.
+
+    start, stop, restart and status tell the truth whoever started the daemon.
+
+    \b
+    Examples:
+      sudo claudectl service install --start --credential ANTHROPIC_API_KEY=/etc/keys/anthropic
+      claudectl service status
+      claudectl service restart
+    """
+
+
+@command.command("install")
+@_scoped
+@_wishes
+@click.option("--start", is_flag=True, help="Start it, too.")
+def install(scope: str | None, start: bool, **wishes: Any) -> None:
+    """Write the units and enable them. Said again, it brings them up to date.
+
+    \b
+    Examples:
+      sudo claudectl service install --start
+      claudectl service install --user --listen 127.0.0.1:9000
+    """
+    _tell(choose(scope).install(_wish(**wishes), start=start))
+
+
+@command.command("print")
+@_scoped
+@_wishes
+def print_(scope: str | None, **wishes: Any) -> None:
+    """Show what install would write, and write nothing.
+
+    \b
+    Example:
+      claudectl service print --system
+    """
+    with _as_usage():
+        files = choose(scope).files(_wish(**wishes))
+    for path, content in files.items():
+        click.echo(f"# {path}\n{content.decode()}")
+
+
+@command.command("uninstall")
+@_scoped
+def uninstall(scope: str | None) -> None:
+    """Stop the service and remove what install has written. State and logs stay.
+
+    \b
+    Example:
+      sudo claudectl service uninstall
+    """
+    _tell(choose(scope).uninstall())
+
+
+@command.command("start")
+@_scoped
+@click.pass_obj
+def start(options: Options, scope: str | None) -> None:
+    """Start the supervised daemon.
+
+    \b
+    Example:
+      claudectl service start
+    """
+    supervisor = choose(scope)
+    unit = supervisor.unit()
+    if (daemon := _daemon(options, unit)) is not None:
+        raise Conflict(f"a daemon runs already: {_who(daemon)}")
+    if not unit.installed:
+        raise ControlError(
+            "it is not installed: claudectl service install --start, or without one: claude-daemon start"
+        )
+    supervisor.start()
+    click.echo("started")
+
+
+@command.command("stop")
+@_scoped
+@click.pass_obj
+def stop(options: Options, scope: str | None) -> None:
+    """Drain and stop the daemon, whoever started it.
+
+    \b
+    Example:
+      claudectl service stop
+    """
+    supervisor = choose(scope)
+    unit = supervisor.unit()
+    if unit.pid is not None or unit.waits:
+        supervisor.stop()
+        click.echo("stopped")
+    elif _daemon(options, unit) is not None:
+        draining.to_its_end(options, "stop", {"mode": "smart", "wait": True}, stops=True)
+    else:
+        click.echo("it is not running")
+
+
+@command.command("restart")
+@_scoped
+@click.pass_obj
+def restart(options: Options, scope: str | None) -> None:
+    """Restart the daemon, whoever started it. New connections wait meanwhile, and nobody's request is dropped.
+
+    \b
+    Example:
+      claudectl service restart
+    """
+    supervisor = choose(scope)
+    unit = supervisor.unit()
+    daemon = _daemon(options, unit)
+    if unit.pid is not None or (daemon is None and unit.installed):
+        supervisor.restart()
+        click.echo("restarted")
+        return
+    if daemon is None:
+        raise NotRunning("it is not running, and not installed: claude-daemon start, or claudectl service install")
+    draining.to_its_end(options, "restart", {"wait": True}, stops=False)
+    wait_until_ready(options.client(), RESTART_SECONDS)
+    click.echo(f"restarted: {_who(_daemon(options, unit) or {})}")
+
+
+@command.command("status")
+@_scoped
+@click.pass_obj
+def status(options: Options, scope: str | None) -> None:
+    """Tell what the supervisor says, and what the daemon says. Ends with 0 if one runs, with 4 if none does.
+
+    \b
+    Example:
+      claudectl service status --json
+    """
+    supervisor = choose(scope)
+    unit = supervisor.unit()
+    daemon = _daemon(options, unit)
+    told = {
+        "supervisor": supervisor.name,
+        "installed": unit.installed,
+        "state": unit.state,
+        "pid": unit.pid,
+        "waits": unit.waits,
+        "daemon": daemon and {key: daemon.get(key) for key in ("pid", "state", "supervisor", "url")},
+    }
+    options.show(told, lambda document, paint: _shown(document))
+    click.get_current_context().exit(Exit.DONE if daemon is not None else Exit.NOT_RUNNING)
+
+
+@command.command("logs")
+@_scoped
+@click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="So many of the last.")
+def logs(scope: str | None, follow: bool, lines: int) -> None:
+    """Show the service's log.
+
+    \b
+    Example:
+      claudectl service logs -f
+    """
+    shown = choose(scope).logs(follow=follow, lines=lines)
+    try:
+        os.execvp(shown[0], list(shown))  # noqa: S606 - journalctl and tail, by their names
+    except OSError as error:
+        raise ControlError(f"{shown[0]}: {error.strerror}") from error
+
+
+def _wish(roots: tuple[str, ...], listen: str, credentials: tuple[str, ...], agents_bash: bool) -> Wish:
+    """Raises click's UsageError."""
+    named = dict(given.partition("=")[::2] for given in credentials)
+    for name, file in named.items():
+        if not name.isidentifier() or not file.startswith("/"):
+            raise click.UsageError(f"--credential {name}={file}: NAME=FILE with an absolute path is needed")
+    for root in roots:
+        if not root.startswith("/"):
+            raise click.UsageError(f"--root {root}: must be absolute")
+    _, colon, port = listen.rpartition(":")
+    if not colon or not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise click.UsageError(f"--listen {listen}: ADDRESS:PORT is needed")
+    return Wish(
+        programs=Programs.here(),
+        listen=listen,
+        roots=tuple(map(Path, roots)),
+        credentials={name: Path(file) for name, file in named.items()},
+        agents_bash=agents_bash,
+    )
+
+
+def _tell(lines: Iterator[str]) -> None:
+    with _as_usage():
+        for line in lines:
+            click.echo(line)
+
+
+@contextmanager
+def _as_usage() -> Iterator[None]:
+    """A path that no unit can name was named on the command line."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _daemon(options: Options, unit: Unit) -> Document | None:
+    """The status of the daemon that answers, None if none does. Nobody is asked whose socket would start one."""
+    if unit.waits:
+        return None
+    try:
+        return options.client().get("status")[1]
+    except NotRunning:
+        return None
+
+
+def _who(daemon: Document) -> str:
+    by = daemon.get("supervisor")
+    how = {"none": "in a terminal", "detached": "in the background"}.get(str(by), f"by {by}")
+    return render.plain(f"pid {daemon.get('pid')}, started {how}, at {daemon.get('url')}")
+
+
+def _shown(told: Document) -> str:
+    installed = "" if told["installed"] else "not installed; "
+    unit = f"{told['supervisor']}: {installed}{told['state']}"
+    if told["pid"]:
+        unit += f", pid {told['pid']}"
+    if told["waits"]:
+        unit += "; its sockets wait, and start it for whoever connects"
+    daemon = told["daemon"]
+    answers = "daemon: not running" if daemon is None else f"daemon: {daemon['state']}, {_who(daemon)}"
+    return render.plain(unit) + "\n" + answers

@@ -1,0 +1,82 @@
+"""launchd, as the manager of one user's agents."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from claude_daemon.supervise.units import LABEL, launch_agent
+from claudectl.errors import ControlError
+from claudectl.supervisors.kind import Unit, Wish, remove, run, write
+
+
+class Launchd:
+    """``home`` is the daemon's. launchd hands no sockets over: a restart drops what comes in between."""
+
+    name = "launchd"
+
+    def __init__(self, agents: Path, home: Path, uid: int) -> None:
+        self._file = agents / f"{LABEL}.plist"
+        self._home = home
+        self._domain = f"gui/{uid}"
+        self._service = f"{self._domain}/{LABEL}"
+
+    @classmethod
+    def of(cls, environ: Mapping[str, str]) -> Launchd:
+        home = Path(environ.get("CLAUDE_DAEMON_HOME") or Path.home() / ".claude-daemon")
+        return cls(Path.home() / "Library" / "LaunchAgents", home, os.getuid())
+
+    def files(self, wish: Wish) -> Mapping[Path, bytes]:
+        if wish.roots or wish.credentials or wish.agents_bash:
+            raise ControlError("--root, --credential and --agents-bash are systemd's; an agent sees what its user sees")
+        return {self._file: launch_agent(wish.programs.daemon, self._home)}
+
+    def install(self, wish: Wish, *, start: bool) -> Iterator[str]:
+        (self._home / "log").mkdir(parents=True, exist_ok=True, mode=0o700)
+        yield from write(self.files(wish))
+        if start:
+            self.start()
+            yield "started"
+
+    def uninstall(self) -> Iterator[str]:
+        if not self.unit().installed:
+            yield "it is not installed"
+            return
+        self.stop()
+        yield "stopped"
+        yield from remove(self._file)
+        yield f"its state stays in {self._home}"
+
+    def unit(self) -> Unit:
+        installed = self._file.exists()
+        try:
+            said = run("launchctl", "print", self._service)
+        except ControlError:
+            return Unit(installed=installed, state="not loaded")
+        pid = re.search(r"^\s*pid = (\d+)$", said, re.MULTILINE)
+        state = re.search(r"^\s*state = (.+)$", said, re.MULTILINE)
+        return Unit(
+            installed=installed, state=state[1] if state else "loaded", pid=int(pid[1]) if pid is not None else None
+        )
+
+    def start(self) -> None:
+        if self.unit().state == "not loaded":
+            run("launchctl", "bootstrap", self._domain, str(self._file))
+        else:
+            run("launchctl", "kickstart", self._service)
+
+    def stop(self) -> None:
+        """It is unloaded: launchd would start it again at the next login only."""
+        if self.unit().state != "not loaded":
+            run("launchctl", "bootout", self._service)
+
+    def restart(self) -> None:
+        if self.unit().state == "not loaded":
+            self.start()
+        else:
+            run("launchctl", "kickstart", "-k", self._service)
+
+    def logs(self, *, follow: bool, lines: int) -> Sequence[str]:
+        return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(self._home / "log" / "launchd.log")]

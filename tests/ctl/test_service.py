@@ -1,0 +1,358 @@
+"""claudectl service: what it writes, whom it asks, and whom it believes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from claude_daemon.supervise.units import LABEL, MARKER
+from claudectl.commands import service
+from claudectl.errors import Conflict, ControlError, Denied
+from claudectl.supervisors import Programs, Supervisor, Unit, Wish
+from claudectl.supervisors.kind import run
+from claudectl.supervisors.launchd import Launchd
+from claudectl.supervisors.systemd import SystemdOfTheMachine, SystemdOfTheUser
+from tests.ctl.conftest import Daemon, Invoke
+
+PROGRAM = """#!{python}
+import json, sys
+from pathlib import Path
+home = Path({home!r})
+with home.joinpath("asked").open("a") as asked:
+    asked.write(json.dumps([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\\n")
+answers = json.loads(home.joinpath("answers").read_text())
+for words, (status, said) in answers.items():
+    if words in " ".join(sys.argv[1:]):
+        print(said)
+        sys.exit(status)
+"""
+UNIT = "LoadState={load}\nActiveState={active}\nSubState={sub}\nMainPID={pid}\nUnitFileState=enabled"
+
+
+class Machine:
+    """systemctl and its like, which note what they are asked, and answer as told."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.answers: dict[str, tuple[int, str]] = {}
+        self.says()
+        for name in ("systemctl", "systemd-sysusers", "launchctl"):
+            path = home / name
+            path.write_text(PROGRAM.format(python=sys.executable, home=str(home)))
+            path.chmod(0o755)
+
+    def says(self, words: str = "", said: str = "", status: int = 0) -> None:
+        if words:
+            self.answers[words] = (status, said)
+        (self.home / "answers").write_text(json.dumps(self.answers))
+
+    def unit(self, *, load: str = "loaded", active: str = "active", sub: str = "running", pid: int = 0) -> None:
+        self.says("show claude-daemon.service", UNIT.format(load=load, active=active, sub=sub, pid=pid))
+
+    @property
+    def asked(self) -> list[list[str]]:
+        file = self.home / "asked"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    @property
+    def verbs(self) -> list[str]:
+        """What was to be done, looks left out."""
+        words = [" ".join(word for word in line[1:] if not word.startswith("--")) for line in self.asked]
+        return [line for line in words if not line.startswith(("show", "print"))]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    home = tmp_path / "bin"
+    home.mkdir()
+    monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    return Machine(home)
+
+
+@pytest.fixture
+def of_the_machine(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SystemdOfTheMachine:
+    """Its files go into a directory of the test's; the test counts as root."""
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    supervisor = SystemdOfTheMachine(tmp_path / "system", tmp_path / "sysusers.d" / "claude-daemon.conf")
+    monkeypatch.setattr(service, "choose", lambda scope: supervisor)
+    return supervisor
+
+
+def wish(tmp_path: Path, *prefixes: Path, **fields: Any) -> Wish:
+    daemon = tmp_path / "opt" / "claude-daemon"
+    daemon.parent.mkdir(exist_ok=True)
+    daemon.touch()
+    programs = Programs(daemon=daemon, claudectl=tmp_path / "opt" / "claudectl", prefixes=prefixes)
+    return Wish(programs=programs, listen="127.0.0.1:8006", **fields)
+
+
+def files_below(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+# install and uninstall
+
+
+def test_install_writes_the_units_and_enables_them_and_again_changes_nothing(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
+) -> None:
+    said = list(of_the_machine.install(wish(tmp_path), start=True))
+    written = files_below(tmp_path / "system")
+    assert {"claude-daemon.service", "claude-daemon.socket", "claude-daemon-control.socket"} < written
+    assert said[-1] == "started"
+    service_units = "claude-daemon.service claude-daemon.socket claude-daemon-control.socket"
+    assert machine.verbs == [
+        str(tmp_path / "sysusers.d" / "claude-daemon.conf"),
+        "daemon-reload",
+        f"enable {service_units}",
+        "start claude-daemon.socket claude-daemon-control.socket claude-daemon.service",
+    ]
+    again = list(of_the_machine.install(wish(tmp_path), start=False))
+    assert not any(line.startswith(("wrote", "removed")) for line in again)
+    assert files_below(tmp_path / "system") == written
+
+
+def test_what_is_not_wished_any_more_is_removed(of_the_machine: SystemdOfTheMachine, tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    everything = wish(tmp_path, roots=[Path("/srv/work")], credentials={"ANTHROPIC_API_KEY": key}, agents_bash=True)
+    list(of_the_machine.install(everything, start=False))
+    drop_ins = tmp_path / "system" / "claude-daemon.service.d"
+    assert files_below(drop_ins) == {"10-agents-bash.conf", "20-roots.conf", "30-credentials.conf"}
+    assert f"LoadCredential=ANTHROPIC_API_KEY:{key}" in (drop_ins / "30-credentials.conf").read_text()
+    said = list(of_the_machine.install(wish(tmp_path, agents_bash=True), start=False))
+    assert files_below(drop_ins) == {"10-agents-bash.conf"}
+    assert sum(line.startswith("removed") for line in said) == 2
+
+
+def test_a_file_of_somebody_else_is_not_written_over_and_nothing_else_is(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
+) -> None:
+    theirs = tmp_path / "system" / "claude-daemon.service"
+    theirs.parent.mkdir()
+    theirs.write_text("[Service]\n")
+    with pytest.raises(Conflict, match="claudectl has not written"):
+        list(of_the_machine.install(wish(tmp_path), start=True))
+    assert files_below(tmp_path / "system") == {"claude-daemon.service"}
+    assert machine.verbs == []
+
+
+@pytest.mark.parametrize("prefix", ["/root/.pyenv/versions/3.11", "/home/alice/venv"])
+def test_an_interpreter_below_a_home_is_refused_with_the_way_to_do_it(
+    of_the_machine: SystemdOfTheMachine, tmp_path: Path, prefix: str
+) -> None:
+    with pytest.raises(ControlError, match="/opt/claude-daemon/bin/pip install claude-daemon"):
+        list(of_the_machine.install(wish(tmp_path, Path(prefix)), start=True))
+    assert not (tmp_path / "system").exists()
+
+
+def test_who_is_not_root_installs_no_system_service(
+    of_the_machine: SystemdOfTheMachine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(Denied):
+        list(of_the_machine.install(wish(tmp_path), start=True))
+
+
+def test_uninstall_removes_what_install_wrote_and_nothing_else(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
+) -> None:
+    list(of_the_machine.install(wish(tmp_path, agents_bash=True), start=False))
+    own = tmp_path / "system" / "claude-daemon.service.d" / "50-mine.conf"
+    own.write_text("[Service]\n")
+    machine.unit()
+    said = list(of_the_machine.uninstall())
+    assert files_below(tmp_path / "system") == {"claude-daemon.service.d/50-mine.conf"}
+    assert files_below(tmp_path / "sysusers.d") == set()
+    assert "its state stays in /var/lib/claude-daemon, its logs in /var/log/claude-daemon" in said
+    stop = machine.verbs.index("stop claude-daemon.socket claude-daemon-control.socket claude-daemon.service")
+    assert machine.verbs[stop + 1].startswith("disable")
+
+
+def test_a_user_has_units_of_their_own_and_no_roots(machine: Machine, tmp_path: Path) -> None:
+    supervisor = SystemdOfTheUser.of({"XDG_CONFIG_HOME": str(tmp_path / "config")})
+    list(supervisor.install(wish(tmp_path, Path("/home/alice/venv")), start=False))
+    assert "claude-daemon.service" in files_below(tmp_path / "config" / "systemd" / "user")
+    assert all("--user" in line for line in machine.asked)
+    with pytest.raises(ControlError, match="--root"):
+        supervisor.files(wish(tmp_path, roots=[Path("/srv")]))
+
+
+def test_what_systemctl_refuses_is_said_in_its_own_words(machine: Machine) -> None:
+    machine.says("daemon-reload", "Access denied", status=4)
+    with pytest.raises(ControlError, match="Access denied"):
+        run("systemctl", "daemon-reload")
+    with pytest.raises(ControlError, match="No such file"):
+        run("/nowhere/systemctl")
+
+
+# whoever started the daemon
+
+
+@pytest.fixture
+def supervised(of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon) -> Machine:
+    machine.unit(pid=42)
+    daemon.says("GET", "status", {"pid": 42, "state": "ready", "supervisor": "systemd", "url": "http://127.0.0.1:8006"})
+    return machine
+
+
+@pytest.fixture
+def by_hand(of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon) -> Machine:
+    machine.unit(load="not-found", active="inactive", sub="dead")
+    daemon.says("GET", "status", {"pid": 7, "state": "ready", "supervisor": "detached", "url": "http://127.0.0.1:8006"})
+    return machine
+
+
+def test_a_supervised_daemon_is_systemds_to_stop_and_restart(supervised: Machine, invoke: Invoke) -> None:
+    assert (invoke("service", "stop").exit_code, invoke("service", "restart").exit_code) == (0, 0)
+    assert supervised.verbs == [
+        "stop claude-daemon.socket claude-daemon-control.socket claude-daemon.service",
+        "start claude-daemon.socket claude-daemon-control.socket",
+        "restart claude-daemon.service",
+    ]
+
+
+def test_a_daemon_that_somebody_started_by_hand_is_asked_itself(
+    by_hand: Machine, daemon: Daemon, invoke: Invoke
+) -> None:
+    daemon.on("POST", "stop", lambda reply: (reply.lines({"state": "drained", "saved": True}), daemon.leave())[0])
+    result = invoke("service", "stop", "--timeout", "20")
+    assert (result.exit_code, result.stdout) == (0, "stopped\n")
+    assert [request.path for request in daemon.requests if request.method == "POST"] == ["stop"]
+    assert by_hand.verbs == []
+
+
+def test_a_daemon_that_nobody_supervises_restarts_itself(by_hand: Machine, daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "restart", {"state": "draining", "successor": 8}, {"state": "drained", "saved": True})
+    daemon.says("GET", "ready", {"status": "pass", "state": "ready", "reason": ""})
+    result = invoke("service", "restart")
+    assert result.exit_code == 0, result.stderr
+    assert "restarted: pid 7, started in the background, at http://127.0.0.1:8006" in result.stdout
+    assert by_hand.verbs == []
+
+
+@pytest.mark.parametrize("who", ["supervised", "by_hand"])
+def test_nothing_is_started_beside_a_daemon_that_runs(request: pytest.FixtureRequest, invoke: Invoke, who: str) -> None:
+    machine: Machine = request.getfixturevalue(who)
+    result = invoke("service", "start")
+    assert result.exit_code == 7
+    assert "a daemon runs already: pid" in result.stderr
+    assert machine.verbs == []
+
+
+def test_who_waits_on_its_sockets_is_not_woken_by_being_asked_how_it_is(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon, invoke: Invoke
+) -> None:
+    machine.unit(active="inactive", sub="dead")
+    machine.says("show claude-daemon.socket", "active\n\nactive\n")
+    result = invoke("service", "status")
+    assert result.exit_code == 4
+    assert "its sockets wait, and start it for whoever connects" in result.stdout
+    assert daemon.requests == []
+    assert invoke("service", "stop").stdout == "stopped\n"
+    assert daemon.requests == []
+
+
+def test_status_tells_what_the_supervisor_and_the_daemon_say(by_hand: Machine, invoke: Invoke) -> None:
+    result = invoke("service", "status")
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "systemd: not installed; inactive (dead), enabled",
+        "daemon: ready, pid 7, started in the background, at http://127.0.0.1:8006",
+    ]
+    told = json.loads(invoke("service", "status", "--json").stdout)
+    assert (told["supervisor"], told["installed"], told["daemon"]["pid"]) == ("systemd", False, 7)
+
+
+def test_where_no_systemd_runs_a_daemon_is_found_all_the_same(by_hand: Machine, invoke: Invoke) -> None:
+    by_hand.says("show claude-daemon.service", "System has not been booted with systemd", status=1)
+    result = invoke("service", "status")
+    assert result.exit_code == 0
+    assert "systemd does not answer here" in result.stdout
+
+
+def test_without_a_daemon_stop_is_done_and_restart_says_what_to_do(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon, invoke: Invoke
+) -> None:
+    machine.unit(load="not-found", active="inactive", sub="dead")
+    daemon.leave()
+    assert invoke("service", "stop").stdout == "it is not running\n"
+    assert invoke("service", "restart").exit_code == 4
+    assert invoke("service", "status").exit_code == 4
+    assert "claudectl service install" in invoke("service", "start").stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--credential", "KEY=relative"], "absolute path"),
+        (["--credential", "a b=/x"], "NAME=FILE"),
+        (["--root", "work"], "must be absolute"),
+        (["--root", "/srv/a b"], "a unit cannot name"),
+        (["--listen", "8006"], "ADDRESS:PORT"),
+        (["--listen", "localhost:99999"], "ADDRESS:PORT"),
+    ],
+)
+def test_a_wish_that_cannot_be_granted_is_a_usage_error(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, invoke: Invoke, args: list[str], said: str
+) -> None:
+    result = invoke("service", "print", *args)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert machine.asked == []
+
+
+def test_print_shows_every_file_and_writes_none(
+    of_the_machine: SystemdOfTheMachine, tmp_path: Path, invoke: Invoke
+) -> None:
+    result = invoke("service", "print", "--listen", "127.0.0.1:9000", "--root", "/srv/work")
+    assert result.exit_code == 0
+    assert result.stdout.count(MARKER) == len(of_the_machine.files(wish(tmp_path, roots=[Path("/srv/work")])))
+    assert "ListenStream=127.0.0.1:9000" in result.stdout
+    assert not (tmp_path / "system").exists()
+
+
+@pytest.mark.parametrize(
+    ("supervisor", "expected"),
+    [
+        (SystemdOfTheMachine(), ["journalctl", "--unit=claude-daemon.service", "--lines=5", "--follow"]),
+        (SystemdOfTheUser.of({}), ["journalctl", "--user-unit=claude-daemon.service", "--lines=5", "--follow"]),
+        (Launchd(Path("/a"), Path("/h"), 501), ["tail", "-n", "5", "-F", "/h/log/launchd.log"]),
+    ],
+)
+def test_logs_are_where_the_supervisor_keeps_them(supervisor: Supervisor, expected: list[str]) -> None:
+    assert supervisor.logs(follow=True, lines=5) == expected
+
+
+# launchd
+
+
+@pytest.fixture
+def launchd(machine: Machine, tmp_path: Path) -> Launchd:
+    return Launchd(tmp_path / "LaunchAgents", tmp_path / "home", 501)
+
+
+def test_an_agent_is_written_loaded_and_taken_away_again(launchd: Launchd, machine: Machine, tmp_path: Path) -> None:
+    machine.says("print gui/501", "Could not find service", status=113)
+    list(launchd.install(wish(tmp_path), start=True))
+    file = tmp_path / "LaunchAgents" / f"{LABEL}.plist"
+    assert machine.verbs == [f"bootstrap gui/501 {file}"]
+    machine.says("print gui/501", "\tstate = running\n\tpid = 77\n")
+    assert launchd.unit() == Unit(installed=True, state="running", pid=77)
+    launchd.restart()
+    said = list(launchd.uninstall())
+    assert machine.verbs[1:] == [f"kickstart -k gui/501/{LABEL}", f"bootout gui/501/{LABEL}"]
+    assert not file.exists()
+    assert said[-1] == f"its state stays in {tmp_path / 'home'}"
+
+
+def test_an_agent_of_somebody_else_stays(launchd: Launchd, tmp_path: Path) -> None:
+    theirs = tmp_path / "LaunchAgents" / f"{LABEL}.plist"
+    theirs.parent.mkdir()
+    theirs.write_text("<plist/>")
+    with pytest.raises(Conflict):
+        list(launchd.install(wish(tmp_path), start=False))
