@@ -65,6 +65,9 @@ class Reply(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.answer()
 
+    def do_DELETE(self) -> None:
+        self.answer()
+
     def document(self, body: object, status: int = 200, content_type: str = "application/json") -> None:
         """Answers with a whole JSON document."""
         encoded = json.dumps(body).encode()
@@ -200,6 +203,27 @@ def environ(short_dir: Path) -> dict[str, str]:
     home = short_dir / "home"
     home.mkdir()
     return ours | {"HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'ctl'}", "NO_COLOR": "", "TERM": "xterm"}
+
+
+class Process:
+    """A process that does nothing until it is ended."""
+
+    def __init__(self) -> None:
+        self._running = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+        self.pid = self._running.pid
+
+    def end(self) -> None:
+        """Returns when its number is nobody's any more."""
+        self._running.kill()
+        self._running.communicate()
+
+
+@pytest.fixture
+def process() -> Iterator[Process]:
+    """What a daemon's pid may stand for."""
+    running = Process()
+    yield running
+    running.end()
 
 
 Spawn = Callable[..., "subprocess.Popen[bytes]"]

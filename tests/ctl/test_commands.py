@@ -81,6 +81,8 @@ SUBCOMMANDS = [
     *(["tasks", name] for name in ("list", "show", "follow", "cancel", "retry", "purge")),
     ["queue", "pause"],
     ["queue", "resume"],
+    *(["workers", name] for name in ("scale", "recycle", "kill")),
+    *(["connections", name] for name in ("list", "close")),
 ]
 
 
@@ -118,6 +120,19 @@ def test_every_help_shows_an_example_and_the_global_options(invoke: Invoke, comm
         ["tasks", "purge", "--before", "soon"],
         ["queue"],
         ["backup"],
+        ["stop", "--fast", "--immediate"],
+        ["workers"],
+        ["workers", "scale"],
+        ["workers", "scale", "--workers", "0"],
+        ["workers", "scale", "--spares", "-1"],
+        ["workers", "recycle", "w_1", "--all-at-once"],
+        ["workers", "kill"],
+        ["connections", "close"],
+        ["log-level", "loud"],
+        ["log-level", "--logger", "a"],
+        ["log-level", "--reset"],
+        ["log-level", "--reset", "--logger", ""],
+        ["log-level", "debug", "--reset", "--logger", "a"],
         [],
     ],
 )
@@ -160,7 +175,8 @@ def test_a_protocol_mismatch_says_what_to_do(daemon: Daemon, invoke: Invoke) -> 
 
 def test_a_refusal_lists_every_fault_and_a_failure_names_its_request(daemon: Daemon, invoke: Invoke) -> None:
     faults = [{"path": "prompt", "message": "too long"}, {"path": "model", "message": "unknown"}, "junk"]
-    daemon.refuses("POST", "undrain", 400, "invalid_request", "no", errors=faults, request_id="r1")
+    said_already = {"path": "id", "message": "no"}
+    daemon.refuses("POST", "undrain", 400, "invalid_request", "no", errors=[*faults, said_already], request_id="r1")
     assert invoke("undrain").stderr == "error: invalid_request: no\n  prompt: too long\n  model: unknown\n"
     daemon.refuses("POST", "undrain", 500, "internal", "oops", request_id="r2")
     assert invoke("undrain").stderr == "error: internal: oops (request r2)\n"

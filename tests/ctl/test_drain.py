@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import threading
 
 import pytest
 
-from claudectl.client import Client
-from claudectl.departure import Departure
-from claudectl.sockets import Deadline
 from tests.ctl.conftest import PATIENCE_SECONDS, Daemon, Invoke, Reply, Spawn
 
 RUNNING = {"state": "draining", "running": 1, "queued": 0, "connections": 2, "remaining_s": 9.5}
@@ -61,49 +57,6 @@ def _tell_and_cut(reply: Reply) -> None:
     reply.begin_stream()
     reply.line(RUNNING)
     reply.close_connection = True
-
-
-@pytest.mark.parametrize("ends", ["properly", "cut", "unanswered"])
-def test_stop_waits_until_the_socket_is_gone(daemon: Daemon, invoke: Invoke, ends: str) -> None:
-    gone = threading.Event()
-
-    def leave() -> None:
-        daemon.leave()
-        gone.set()
-
-    def drain(reply: Reply) -> None:
-        if ends == "properly":
-            reply.lines(RUNNING, {"state": "stopping", "saved": True})
-        elif ends == "cut":
-            _tell_and_cut(reply)
-        reply.close_connection = True
-        threading.Thread(target=leave).start()
-
-    daemon.says("GET", "status", {"pid": os.getpid()})
-    daemon.on("POST", "drain", drain)
-    result = invoke("drain", "--stop")
-    assert (result.exit_code, result.stdout) == (0, "stopped\n")
-    assert not daemon.path.exists()
-    assert gone.wait(PATIENCE_SECONDS)
-
-
-def test_a_socket_that_another_daemon_took_over_counts_as_gone(daemon: Daemon) -> None:
-    daemon.says("GET", "status", {})
-    departure = Departure(Client([str(daemon.path)]))
-    assert not departure.is_over()
-    daemon.leave()
-    with_another = Daemon(daemon.path)
-    assert departure.is_over()
-    with_another.leave()
-
-
-def test_a_daemon_is_gone_when_its_process_is_though_its_socket_stays(daemon: Daemon, spawn: Spawn) -> None:
-    process = spawn("--version", stdin=None)
-    daemon.says("GET", "status", {"pid": process.pid})
-    departure = Departure(Client([str(daemon.path)]))
-    process.communicate(timeout=PATIENCE_SECONDS)
-    departure.wait(Deadline(PATIENCE_SECONDS))
-    assert daemon.path.exists()
 
 
 def test_ctrl_c_detaches_and_says_so(daemon: Daemon, spawn: Spawn) -> None:

@@ -34,6 +34,30 @@ def test_health_imports_nothing_heavy_and_no_other_command(daemon: Daemon, envir
     assert {name for name in loaded if name.startswith("claude_daemon")} <= {"claude_daemon"}
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "module", "arguments"),
+    [
+        ("POST", "reload", "reload", ["reload"]),
+        ("POST", "stop", "stop", ["stop", "--no-wait"]),
+        ("POST", "drain", "drain", ["drain", "--no-wait"]),
+        ("POST", "panic", "panic", ["panic"]),
+        ("GET", "log-level", "log_level", ["log-level"]),
+        ("GET", "connections", "connections", ["connections"]),
+        ("GET", "stacks", "stacks", ["stacks"]),
+        ("POST", "workers/recycle", "workers", ["workers", "recycle"]),
+    ],
+    ids=["reload", "stop", "drain", "panic", "log-level", "connections", "stacks", "workers"],
+)
+def test_operators_commands_import_nothing_heavy_and_no_other_command(
+    daemon: Daemon, environ: dict[str, str], method: str, path: str, module: str, arguments: list[str]
+) -> None:
+    daemon.says(method, path, {})
+    loaded = _loaded(daemon, environ, *arguments)
+    assert not HEAVY & loaded
+    assert {name for name in loaded if name.startswith("claudectl.commands.")} == {f"claudectl.commands.{module}"}
+    assert {name for name in loaded if name.startswith("claude_daemon")} <= {"claude_daemon"}
+
+
 def test_tasks_imports_nothing_heavy_and_no_other_command(daemon: Daemon, environ: dict[str, str]) -> None:
     daemon.says("GET", "tasks", {"data": [], "next": None})
     loaded = _loaded(daemon, environ, "tasks", "list")
@@ -418,6 +442,34 @@ def test_purge_with_yes_does_not_ask_on_a_terminal(daemon: Daemon, spawn: Spawn)
         process = spawn("--socket", str(daemon.path), *arguments, stdin=tty, stdout=tty, stderr=tty)
         os.close(tty)
         assert screen.rest() == b"3 tasks deleted\r\n"
+        assert process.wait(PATIENCE_SECONDS) == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [(b"y\n", 0, b""), (b"\n", 1, b"nothing was cut"), (b"\x04", 130, b"nothing was cut")],
+    ids=["yes", "enter", "end"],
+)
+def test_panic_asks_first_on_a_terminal(daemon: Daemon, spawn: Spawn, typed: bytes, code: int, said: bytes) -> None:
+    daemon.says("POST", "panic", {"killed": [], "paused": True, "state": "drained"})
+    with terminal() as (screen, tty):
+        process = spawn("--socket", str(daemon.path), "panic", stdin=tty, stderr=tty)
+        os.close(tty)
+        screen.wait_for(b"Cut everything that runs")
+        screen.wait_for(b"[y/N]: ")
+        screen.type(typed)
+        shown = screen.rest()
+        assert process.wait(PATIENCE_SECONDS) == code
+    assert said in shown
+    assert len(daemon.requests) == (code == 0)
+
+
+def test_panic_with_yes_does_not_ask_on_a_terminal(daemon: Daemon, spawn: Spawn) -> None:
+    daemon.says("POST", "panic", {"killed": [], "paused": True, "state": "drained"})
+    with terminal() as (screen, tty):
+        process = spawn("--socket", str(daemon.path), "panic", "--yes", stdin=tty, stdout=tty, stderr=tty)
+        os.close(tty)
+        assert screen.rest().startswith("\x1b[33mdrained\x1b[0m · 0 workers killed".encode())
         assert process.wait(PATIENCE_SECONDS) == 0
 
 

@@ -7,7 +7,7 @@ import doctest
 import pytest
 
 from claude_daemon.core.lifecycle import DaemonState
-from claudectl import clean, render
+from claudectl import clean, client, render
 from claudectl.commands.health import TAKES_NO_WORK
 from claudectl.render import coloured, colourless, duration
 
@@ -25,6 +25,8 @@ STATUS = {
     "state": "ready",
     "uptime_seconds": 61,
     "profile": "dev",
+    "supervisor": "systemd",
+    "config": {"file": "/h/config.toml", "hash": "2508ba3fbb16", "age_seconds": 61, "changed_on_disk": False},
     "url": "http://127.0.0.1:8006",
     "home": "/h",
     "key_file": "/h/local.key",
@@ -63,7 +65,7 @@ WORKERS = [
 ]
 
 
-@pytest.mark.parametrize("module", [clean, render], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [clean, client, render], ids=lambda module: module.__name__)
 def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
@@ -77,9 +79,11 @@ def test_health_has_a_line_for_each_check_with_its_reason() -> None:
 def test_status_is_one_aligned_screen() -> None:
     assert render.status(STATUS, colourless) == (
         "claude-daemon 0.1.0 · ready · up 1 min 1 s · pid 4242 · profile dev\n"
+        "  supervisor  systemd\n"
         "  url         http://127.0.0.1:8006\n"
         "  home        /h\n"
         "  key         /h/local.key\n"
+        "  config      /h/config.toml · 2508ba3fbb16 · 1 min 1 s old\n"
         "  upstream    anthropic at https://api.anthropic.com\n"
         "  credential  api_key from ANTHROPIC_API_KEY\n"
         "  cli         2.1.330 at /x/claude\n"
@@ -89,6 +93,23 @@ def test_status_is_one_aligned_screen() -> None:
         "  starts      9 warm · 1 spare · 2 cold\n"
         "  checks      engine pass · worker_pool warn (3 of 4 live)"
     )
+
+
+@pytest.mark.parametrize(
+    ("more", "added"),
+    [
+        ({"changed_on_disk": True}, "changed on disk: claudectl reload"),
+        ({"needs_restart": ["http.port", "store.path"]}, "in force after a restart: http.port, store.path"),
+    ],
+    ids=["changed on disk", "needs a restart"],
+)
+def test_status_and_health_tell_what_of_the_configuration_is_not_in_force(more: dict[str, object], added: str) -> None:
+    said = f"/h/config.toml · 2508ba3fbb16 · 1 min 1 s old · {added}"
+    config = {**STATUS["config"], **more}  # type: ignore[dict-item]
+    assert f"  config      {said}\n" in render.status(STATUS | {"config": config}, colourless)
+    check = {"status": "warn", "reason": "/h/config.toml has changed", **config}
+    shown = render.health(HEALTH | {"supervisor": "systemd", "checks": {"config": check}}, colourless)
+    assert shown == f"warn · degraded · up 1 h 2 min · version 0.1.0 · supervisor systemd\n  config  warn  {said}"
 
 
 def test_workers_are_an_aligned_table() -> None:
@@ -140,8 +161,8 @@ def test_durations_read_as_people_say_them(seconds: object, text: str) -> None:
 
 
 def test_a_drain_is_one_line() -> None:
-    line = {"state": "draining", "running": 2, "queued": 1, "connections": 3, "remaining_s": 57.6}
-    assert render.drain(line) == "draining · 2 running · 1 queued · 3 connections · 57 s left"
+    line = {"state": "draining", "running": 2, "queued": 1, "connections": 3, "notices": 4, "remaining_s": 57.6}
+    assert render.drain(line) == "draining · 2 running · 1 queued · 3 connections · 4 notices · 57 s left"
 
 
 def test_states_without_work_are_states_of_the_daemon() -> None:
