@@ -17,7 +17,7 @@ from claudectl.supervisors import Programs, Supervisor, Unit, Wish
 from claudectl.supervisors.kind import run
 from claudectl.supervisors.launchd import Launchd
 from claudectl.supervisors.systemd import SystemdOfTheMachine, SystemdOfTheUser
-from tests.ctl.conftest import Daemon, Invoke
+from tests.ctl.conftest import Daemon, Invoke, Reply
 
 PROGRAM = """#!{python}
 import json, sys
@@ -219,7 +219,12 @@ def test_a_supervised_daemon_is_systemds_to_stop_and_restart(supervised: Machine
 def test_a_daemon_that_somebody_started_by_hand_is_asked_itself(
     by_hand: Machine, daemon: Daemon, invoke: Invoke
 ) -> None:
-    daemon.on("POST", "stop", lambda reply: (reply.lines({"state": "drained", "saved": True}), daemon.leave())[0])
+
+    def stop_and_leave(reply: Reply) -> None:
+        reply.lines({"state": "drained", "saved": True})
+        daemon.leave()
+
+    daemon.on("POST", "stop", stop_and_leave)
     result = invoke("service", "stop", "--timeout", "20")
     assert (result.exit_code, result.stdout) == (0, "stopped\n")
     assert [request.path for request in daemon.requests if request.method == "POST"] == ["stop"]
