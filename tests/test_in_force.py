@@ -41,7 +41,6 @@ def test_a_protecting_setting_is_refused_with_where_it_stands(
     [
         ("CLAUDE_DAEMON_ENGINE__IDLE_SESSION_S", "60", "engine.idle_session_s"),
         ("CLAUDE_DAEMON_AGENT__MAX_PROCESSES", "8", "agent.max_processes"),
-        ("CLAUDE_DAEMON_REDIS__URL", "redis://localhost", "redis.url"),
     ],
 )
 def test_another_setting_is_told(tmp_path: Path, variable: str, value: str, key: str) -> None:

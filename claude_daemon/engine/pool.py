@@ -122,7 +122,7 @@ class Pool:
         """Replaces every worker, one idle one after another, busy ones after their turn."""
         for worker in self.workers.values():
             self._wear_out(worker, reason)
-        self._replace_worn()
+        self._replace_unfit()
 
     def kill(self, worker: Worker) -> None:
         """Ends its process now. A turn on it fails as one on a crashed worker does, and is made again where it may."""
@@ -346,7 +346,7 @@ class Pool:
         self._say("worker.ready", "info", worker, seconds=round(time.monotonic() - worker.born, 3))
         self._filled_once.set()
         self._changed()
-        self._replace_worn()
+        self._replace_unfit()
 
     def _wants_plain(self, shape: Shape) -> bool:
         """One process is warmed for requests without a system prompt while there are spares enough beside it."""
@@ -441,13 +441,17 @@ class Pool:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_INTERVAL_S)
-            self._replace_worn()
+            self._replace(self._worn_out)
             self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
             self._fill()
             self._tell_end()
 
-    def _replace_worn(self) -> None:
-        worn = next_worn(list(self.workers.values()), self._worn_out)
+    def _replace_unfit(self) -> None:
+        """The next one of those that an operator has had enough of; age and memory are looked at now and then only."""
+        self._replace(lambda worker: worker.unfit)
+
+    def _replace(self, why: Callable[[Worker], str | None]) -> None:
+        worn = next_worn(list(self.workers.values()), why)
         if worn is not None:
             self._retire(*worn)
 
