@@ -72,7 +72,7 @@ def run(flags: Flags, *, takeover: bool = False, teller: Teller | None = None, d
         status = _run(flags, takeover=takeover, teller=teller, detached=detached)
     except SystemExit as ended:
         status = ended.code if isinstance(ended.code, int) else 0
-    gc.freeze()  # the interpreter's last look through all objects takes 0.1 s, and whoever waits for our end waits for it
+    gc.freeze()  # the interpreter would look through all objects once more: 0.1 s, for which whoever waits for us waits
     return _for_supervisor(status)
 
 

@@ -18,6 +18,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from claude_daemon.api.connection import UNREAD_SECONDS
 from tests.conftest import StartDaemon
 from tests.support import DaemonProcess
 
@@ -148,14 +149,16 @@ async def test_a_task_is_cancelled_and_left(daemon: DaemonProcess) -> None:
         ({"op": "submit", "task": {}}, "invalid_request", None),
         ({"op": "subscribe", "task": "t", "after": -1}, "invalid_request", "after"),
         ({"op": "ping", "more": 1}, "unsupported_parameter", "more"),
+        ({"op": "ping", "ref": ["r"]}, "invalid_request", "ref"),
     ],
 )
 async def test_a_faulty_message_is_answered_and_the_connection_goes_on(
     daemon: DaemonProcess, message: dict[str, Any], code: str, path: str | None
 ) -> None:
     async with client(daemon) as ws:
-        answer = await ws.ask(ref="r", **message)
-        assert (answer["op"], answer["ref"], answer["error"]["code"]) == ("error", "r", code)
+        answer = await ws.ask(**{"ref": "r", **message})
+        assert (answer["op"], answer["error"]["code"]) == ("error", code)
+        assert answer["ref"] == (None if path == "ref" else "r")
         if path is not None:
             assert answer["error"]["errors"][0]["path"] == path
         assert (await ws.ask(op="ping"))["op"] == "pong"
@@ -186,6 +189,22 @@ async def test_a_reader_that_stops_reading_is_let_go_and_comes_back(start_daemon
         assert (await ws.ask(op="subscribe", task=ack["task"]))["op"] == "ack"
         told = (await ws.events(ack["task"]))[ack["task"]]
     assert len(text_of(told)) == size
+
+
+async def test_a_reader_of_events_that_stops_reading_is_let_go_in_seconds(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon()
+    async with daemon.http.post("/v1/tasks", json={"prompt": f"[[bytes={24 * 1024 * 1024}]]"}) as response:
+        task_id = (await response.json())["id"]
+    host, port = daemon.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    head = f"GET /v1/tasks/{task_id}/events HTTP/1.1\r\nHost: {host}\r\nx-api-key: {daemon.key}\r\n"
+    writer.write(f"{head}X-Request-ID: idle-reader\r\n\r\n".encode())
+    await reader.readline()
+    began = asyncio.get_running_loop().time()
+    await daemon.logged("http.access", timeout_s=30, request_id="idle-reader")
+    # by the fan-out's patience, and not by that of the connection, which is twelve times as long
+    assert asyncio.get_running_loop().time() - began < UNREAD_SECONDS / 2
+    writer.close()
 
 
 async def test_a_stop_tells_where_everybody_is(start_daemon: StartDaemon) -> None:

@@ -223,6 +223,9 @@ async def test_lists_are_paged_and_filtered(start_daemon: StartDaemon) -> None:
     assert (await get(daemon, "/v1/tasks?state=queued"))["data"] == []
     for bad in ("limit=0", "state=gone", "cursor=nonsense", "kind=what"):
         assert (await get(daemon, f"/v1/tasks?{bad}", 400))["errors"][0]["path"] == bad.partition("=")[0]
+    misspelt = await get(daemon, "/v1/tasks?sate=failed", 400)
+    assert (misspelt["code"], misspelt["errors"][0]["path"]) == ("unsupported_parameter", "sate")
+    assert "`state`" in misspelt["detail"]
 
 
 async def test_a_chat_leaves_who_and_how_much_and_not_a_word(start_daemon: StartDaemon) -> None:

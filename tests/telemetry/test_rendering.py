@@ -68,6 +68,20 @@ def test_console_lines_are_for_people_without_colours_where_there_is_no_terminal
     assert "\x1b" not in logs.text()
 
 
+def test_an_exception_deep_down_is_told_in_lines_and_not_in_characters(start: Start) -> None:
+    logs = start(format="console")
+    try:
+        try:
+            raise ExceptionGroup("a", [ExceptionGroup("b", [ExceptionGroup("c", [ValueError("innermost")])])])
+        except ExceptionGroup as group:
+            raise RuntimeError("outermost") from group
+    except RuntimeError:
+        log.exception("turn.failed")
+    lines = logs.text().splitlines()
+    assert len(lines) < 30
+    assert not any(len(line.strip("| ")) == 1 for line in lines)
+
+
 def test_console_lines_have_colours_on_a_terminal_and_none_in_the_file(tmp_path: Path) -> None:
     leader, follower = os.openpty()
     with os.fdopen(follower, "w") as terminal:

@@ -118,6 +118,22 @@ def test_a_submission_beyond_its_bounds_is_invalid_and_the_place_is_named(fields
     assert (failure.code, failure.param) == (Code.INVALID_REQUEST, path)
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": " \n"}, "prompt: The prompt is blank."),
+        ({"prompt": 7}, "prompt: This must be a string."),
+        ({"prompt": None, "messages": []}, "messages: At least 1 item, and not 0."),
+        ({"metadata": "x"}, "metadata: This must be an object."),
+        ({"prompt": None, "messages": "x"}, "messages: This must be an array."),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_of_ours(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(Refusal) as refused:
+        parse_task(orjson.dumps({"prompt": "x"} | fields))
+    assert message in refused.value.failure.message
+
+
 def test_a_timeout_of_no_end_is_refused() -> None:
     with pytest.raises(Refusal):
         parse_task(b'{"prompt": "hi", "timeout_s": 1e999}')

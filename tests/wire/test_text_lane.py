@@ -93,6 +93,8 @@ def test_the_text_lane_takes(extra: dict[str, Any]) -> None:
             "messages.0.content.0.source.type",
         ),
         ({"messages": [USER | {"name": "bob"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": " \n\t"}]}, "messages.0.content"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": " "}]}]}, "messages.0.content"),
     ],
 )
 def test_the_text_lane_refuses_by_name(extra: dict[str, Any], param: str) -> None:
