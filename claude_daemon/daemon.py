@@ -555,7 +555,7 @@ class Daemon:
             durable.upkeep,
             self.surroundings.log,
             begin_drain=self.begin_drain,
-            deadline_s=lambda: self.settings.drain.deadline_s,
+            settings=lambda: self.settings,
             reload=self.reload,
             restart=self._begin_restart,
         )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from claude_daemon import stacks
-from claude_daemon.config import Level
+from claude_daemon.config import Level, Settings
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.engine.pool import Pool
 from claude_daemon.engine.worker import Worker
@@ -20,7 +20,7 @@ StopMode = Literal["smart", "fast", "immediate"]
 
 
 class Operations:
-    """Implements :class:`~claude_daemon.api.control_daemon.Operations`. ``stop`` begins the end, with a deadline."""
+    """Implements :class:`~claude_daemon.api.control_daemon.Operations`. ``settings``: those in force."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Operations:
         log: LogHandle,
         *,
         begin_drain: Callable[[float, bool], None],
-        deadline_s: Callable[[], float],
+        settings: Callable[[], Settings],
         reload: Callable[[], Mapping[str, Any]],
         restart: Callable[[], Awaitable[int]],
     ) -> None:
@@ -41,7 +41,7 @@ class Operations:
         self._upkeep = upkeep
         self._log = log
         self._begin_drain = begin_drain
-        self._deadline_s = deadline_s
+        self._settings = settings
         self.reload = reload
         self.restart = restart
 
@@ -49,7 +49,7 @@ class Operations:
 
     def stop(self, mode: StopMode) -> None:
         """smart: a drain; fast: what runs is interrupted now; immediate: and workers are killed."""
-        self._begin_drain(self._deadline_s() if mode == "smart" else 0.0, True)
+        self._begin_drain(self._settings().drain.deadline_s if mode == "smart" else 0.0, True)
         if mode == "immediate":
             self._drain.hurry()
             self._pool.kill_busy()
@@ -104,6 +104,9 @@ class Operations:
         return self._log.levels
 
     def set_level(self, level: Level | None, logger: str) -> None:
+        """None gives a logger back to its parent, and the root to the configuration."""
+        if level is None and not logger:
+            level = self._settings().log.level
         self._log.set_level(level, logger)
 
     def connections(self) -> list[dict[str, Any]]:

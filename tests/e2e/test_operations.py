@@ -281,6 +281,8 @@ async def test_levels_are_set_by_logger_and_given_back(start_daemon: StartDaemon
     assert told["levels"] == {"": "info", "claude_daemon.daemon": "debug"}
     await daemon.logged("control.access", path="/control/v1/log-level")
     assert (await post(daemon, "log-level", level=None, logger="claude_daemon.daemon"))["levels"] == {"": "info"}
+    assert (await post(daemon, "log-level", level="error"))["levels"] == {"": "error"}
+    assert (await post(daemon, "log-level", level=None))["levels"] == {"": "info"}
     assert (await post(daemon, "log-level", level="loud"))["code"] == "invalid_request"
 
 
