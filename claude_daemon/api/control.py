@@ -22,6 +22,7 @@ from structlog.contextvars import bind_contextvars
 
 from claude_daemon.api import chat
 from claude_daemon.api.app import Routes
+from claude_daemon.api.connection import Peer
 from claude_daemon.api.middleware import KEY, REQUEST_ID, check_media_type
 from claude_daemon.api.probes import health_answer
 from claude_daemon.api.server import PEER
@@ -137,7 +138,7 @@ class ControlRoutes:
         if peer is None or not self._may(peer.uid, peer.gid):
             why = "this user may not control the daemon (control.allowed_uids)"
             refusal = Refusal.because(Code.FORBIDDEN, why)
-        elif may_descend_from(peer.pid, os.getpid()):
+        elif _may_be_a_child(peer):
             refusal = Refusal.because(Code.FROM_WORKER, "a worker's child may not control the daemon")
         else:
             return
@@ -216,6 +217,12 @@ def _seconds(text: str | None) -> float:
         return max(0.0, float(text or 0))
     except ValueError:
         raise Refusal.because(Code.INVALID_REQUEST, "wait is a number of seconds", param="wait") from None
+
+
+def _may_be_a_child(peer: Peer) -> bool:
+    """Whether it is to be asked where it comes from. What workers start has our uid, unless we are root, who may see
+    everybody; systemd's ``ProtectProc=`` hides from us who has another one."""
+    return os.getuid() in (0, peer.uid) and may_descend_from(peer.pid, os.getpid())
 
 
 def may_descend_from(pid: int, ancestor: int) -> bool:

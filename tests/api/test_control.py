@@ -238,6 +238,21 @@ def gate(peer: Peer | None, told: list[object], **settings: frozenset[int]) -> N
 STRANGER = os.getuid() + 4711
 
 
+@linux_only
+def test_who_has_another_uid_cannot_be_a_workers_child_however_little_is_seen_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()  # as invisible as everybody else's processes under systemd's ProtectProc=
+    told: list[object] = []
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    gate(Peer(0, 0, ended.pid), told)
+    assert told == []
+    with pytest.raises(Refusal):
+        gate(Peer(4711, 0, ended.pid), told)
+    assert told == [("from_worker", 4711, ended.pid)]
+
+
 @pytest.mark.parametrize(
     ("peer", "settings"),
     [
