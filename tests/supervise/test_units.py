@@ -6,7 +6,7 @@ import plistlib
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +62,28 @@ def test_systemd_finds_nothing_to_say_about_the_units(
 
 
 @analyze
-@pytest.mark.parametrize(("drop_in", "worst"), [(None, 1.5), (agents_drop_in, 2.6)])
-def test_the_exposure_that_systemd_counts_stays_small(
-    tmp_path: Path, drop_in: Callable[[], str] | None, worst: float
-) -> None:
-    text = system_units(HERE)["claude-daemon.service"]
-    if drop_in is not None:  # offline it reads no drop-in; what comes later in a file counts as well
-        text += "\n" + drop_in()
+def test_systemd_finds_nothing_to_say_about_the_drop_ins(tmp_path: Path) -> None:
+    service = written(tmp_path, system_units(HERE))[0]
+    drop_ins = tmp_path / "claude-daemon.service.d"
+    drop_ins.mkdir()
+    texts = [agents_drop_in(), roots_drop_in([Path("/srv")]), credentials_drop_in({"KEY": Path("/etc/keys/key")})]
+    for number, text in enumerate(texts):
+        (drop_ins / f"{number}.conf").write_text(text)
+    command = ["systemd-analyze", "--system", "verify", str(service)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stderr == ""
+    (drop_ins / "3.conf").write_text("[Service]\nNonsense=yes\n")
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "'Nonsense'" in found.stderr, "it reads them"
+
+
+@analyze
+@pytest.mark.parametrize(
+    ("drop_ins", "worst"),
+    [([], 1.5), ([roots_drop_in([Path("/srv")])], 1.5), ([agents_drop_in(), roots_drop_in([Path("/srv")])], 2.6)],
+)
+def test_the_exposure_that_systemd_counts_stays_small(tmp_path: Path, drop_ins: Sequence[str], worst: float) -> None:
+    # offline it reads no drop-in; what comes later in a file counts as well
+    text = "\n".join([system_units(HERE)["claude-daemon.service"], *drop_ins])
     path = tmp_path / "claude-daemon.service"
     path.write_text(text)
     command = ["systemd-analyze", "security", "--offline=true", str(path)]
@@ -106,6 +121,23 @@ def test_a_daemon_of_a_user_has_its_home_where_it_has_it_without_systemd() -> No
     assert values(service, "WantedBy") == ["default.target"]
 
 
+def test_a_daemon_whose_home_is_elsewhere_is_told_so() -> None:
+    units = user_units(SHIPPED, Path("/data/claude"))
+    assert "CLAUDE_DAEMON_HOME=/data/claude" in values(units["claude-daemon.service"], "Environment")
+    assert values(units["claude-daemon-control.socket"], "ListenStream") == ["/data/claude/run/ctl.sock"]
+    assert "--socket /data/claude/run/ctl.sock" in values(units["claude-daemon.service"], "ExecReload")[0]
+
+
+def test_the_drop_in_for_agents_lets_bubblewrap_build_what_it_builds() -> None:
+    """Each of these was seen to be needed, under a systemd 252: without one, bwrap fails or hangs."""
+    drop_in = agents_drop_in()
+    assert set(values(drop_in, "RestrictNamespaces")[0].split()) == {"mnt", "net", "pid", "user"}
+    assert values(drop_in, "RestrictAddressFamilies") == ["AF_NETLINK"]
+    assert set(values(drop_in, "SystemCallFilter")[0].split()) == {"mount", "umount2", "pivot_root", "capset"}
+    for covers_some_of_proc in ("ProtectKernelTunables", "ProtectKernelLogs"):
+        assert values(drop_in, covers_some_of_proc) == ["no"]
+
+
 def test_an_instance_listens_on_the_port_that_is_its_name() -> None:
     units = template_units(SHIPPED)
     assert values(units["claude-daemon@.socket"], "ListenStream") == ["127.0.0.1:%i"]
@@ -116,6 +148,7 @@ def test_an_instance_listens_on_the_port_that_is_its_name() -> None:
 def test_drop_ins_name_roots_and_credentials_and_refuse_what_a_unit_cannot_name() -> None:
     roots = roots_drop_in([Path("/home/alice/src")])
     assert values(roots, "BindPaths") == values(roots, "ReadWritePaths") == ["/home/alice/src"]
+    assert values(roots, "ProtectHome") == ["tmpfs"], "below a home that is inaccessible nothing can be bound"
     credentials = credentials_drop_in({"ANTHROPIC_API_KEY": Path("/etc/claude-daemon/key")})
     assert values(credentials, "LoadCredential") == ["ANTHROPIC_API_KEY:/etc/claude-daemon/key"]
     for bad in ("/home/a b", "/home/%h", "/x\ny", "/$HOME", '/"'):
@@ -123,6 +156,10 @@ def test_drop_ins_name_roots_and_credentials_and_refuse_what_a_unit_cannot_name(
             roots_drop_in([Path(bad)])
         with pytest.raises(ValueError, match="a unit cannot name"):
             system_units(Site(daemon=Path(bad), claudectl=Path("/bin/true")))
+        with pytest.raises(ValueError, match="a unit cannot name"):
+            system_units(Site(daemon=Path("/bin/true"), claudectl=Path("/bin/true"), listen=f"{bad}:80"))
+        with pytest.raises(ValueError, match="a unit cannot name"):
+            user_units(SHIPPED, Path(bad))
 
 
 def test_what_etc_holds_is_what_is_rendered() -> None:

@@ -38,13 +38,15 @@ def template_units(site: Site) -> dict[str, str]:
     return _units(site, holes, name=f"{NAME}@", directory=f"{NAME}-%i", runtime=f"/run/{NAME}-%i")
 
 
-def user_units(site: Site) -> dict[str, str]:
-    """The daemon of one user, for ``~/.config/systemd/user``.
+def user_units(site: Site, home: Path | None = None) -> dict[str, str]:
+    """The daemon of one user, for ``~/.config/systemd/user``. ``home``: the daemon's; None is where it usually is.
 
     Its directories are those of the home, as for a daemon that the user starts by hand: one key, one store, and one
-    lock for both.
+    lock for both. Raises ValueError for a home that no unit can name.
     """
-    units = _units(site, _USER, name=NAME, directory=NAME, runtime="%h/.claude-daemon/run")
+    place = _word(home) if home is not None else "%h/.claude-daemon"
+    holes = {**_USER, "home": "" if home is None else f"Environment=CLAUDE_DAEMON_HOME={place}\n"}
+    units = _units(site, holes, name=NAME, directory=NAME, runtime=f"{place}/run")
     return {name: _without_what_users_may_not(text) for name, text in units.items()}
 
 
@@ -56,7 +58,8 @@ def agents_drop_in() -> str:
 def roots_drop_in(roots: Sequence[Path]) -> str:
     """Directories that tasks may work in. Raises ValueError for a path that no unit can name."""
     lines = [f"BindPaths={_word(root)}\nReadWritePaths={_word(root)}" for root in roots]
-    return "\n".join([MARKER, "[Service]", "# Home directories are hidden but for these.", *lines, ""])
+    # yes would hide what is bound below a home, too
+    return "\n".join([MARKER, "[Service]", "# Homes are empty but for these.", "ProtectHome=tmpfs", *lines, ""])
 
 
 def credentials_drop_in(credentials: Mapping[str, Path]) -> str:
@@ -72,6 +75,7 @@ def sysusers(site: Site) -> str:
 
 _SYSTEM: Final[Mapping[str, str]] = {
     "instance_words": "",
+    "home": "",
     "directory_mode": "0755",
     "oom_score": "OOMScoreAdjust=-100\n",
     "protect_home": "yes",
@@ -89,7 +93,7 @@ _USER: Final[Mapping[str, str]] = {
 _OF_THE_SYSTEM: Final = re.compile(
     r"^(?:After=network-online.*|Wants=network-online.*|PrivateDevices=.*|DevicePolicy=.*|ProtectClock=.*|"
     r"ProtectKernel.*|ProtectHostname=.*|ProtectProc=.*|CapabilityBoundingSet=.*|AmbientCapabilities=.*|"
-    r"ProtectControlGroups=.*|ProtectSystem=.*|ProtectHome=.*|PrivateTmp=.*|KeyringMode=.*|RemoveIPC=.*|"
+    r"ProtectControlGroups=.*|ProtectSystem=.*|ProtectHome=.*|PrivateTmp=.*|PrivateMounts=.*|KeyringMode=.*|RemoveIPC=.*|"
     r"(?:State|Runtime|Logs|Cache|Configuration)Directory.*|# The control socket lives there.*)\n",
     re.MULTILINE,
 )
@@ -104,7 +108,7 @@ def _units(site: Site, holes: Mapping[str, str], *, name: str, directory: str, r
     given = {
         "daemon": _word(site.daemon),
         "claudectl": _word(site.claudectl),
-        "listen": site.listen,
+        "listen": _word(site.listen),
         "identity": f"User={site.user}\nGroup={site.user}\n",
         "owner": f"SocketUser={site.user}\nSocketGroup={site.user}\n",
         "sockets": " ".join(sockets),
