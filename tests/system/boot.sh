@@ -7,7 +7,7 @@ directory=$1 checkout=$2 environment=$3 prefix=$4 version=$5
 
 mount --make-rprivate /
 mount -t tmpfs -o mode=0755 tmpfs "$directory"
-mkdir "$directory"/{upper,work,root}
+mkdir "$directory"/{upper,work,root,lib-upper,lib-work}
 mount -t overlay overlay -o "lowerdir=/,upperdir=$directory/upper,workdir=$directory/work" "$directory/root"
 cd "$directory/root"
 
@@ -35,9 +35,12 @@ mount -t tmpfs -o mode=1777 tmpfs tmp
 
 # The checkout and its environment where a service may see them: ProtectHome= hides whatever lies below a home.
 mkdir -p opt/checkout opt/python opt/claude-daemon/bin opt/claude-daemon/lib
-mount --bind ".$checkout" opt/checkout
-mount --bind ".$environment/lib" opt/claude-daemon/lib
-mount --bind ".$prefix" opt/python
+mount --bind "$checkout" opt/checkout
+mount -o remount,bind,ro opt/checkout
+mount -t overlay overlay \
+    -o "lowerdir=$environment/lib,upperdir=$directory/lib-upper,workdir=$directory/lib-work" opt/claude-daemon/lib
+mount --bind "$prefix" opt/python
+mount -o remount,bind,ro opt/python
 echo /opt/python/lib > etc/ld.so.conf.d/python.conf
 chroot . ldconfig
 printf 'home = /opt/python/bin\ninclude-system-site-packages = false\n' > opt/claude-daemon/pyvenv.cfg
@@ -50,15 +53,17 @@ for program in claude-daemon:claude_daemon.cli claudectl:claudectl.main; do
     chmod 755 "opt/claude-daemon/bin/${program%:*}"
 done
 
-# Of this machine's own services none is to run.
+# Of this machine's own services none is to run, none of its mounts to be made, and no module of its kernel loaded.
 rm -rf etc/systemd/system/* etc/systemd/user/*
+mount -t tmpfs -o ro tmpfs lib/systemd/system-generators
 for unit in systemd-sysctl systemd-udevd systemd-modules-load systemd-remount-fs systemd-resolved systemd-networkd \
-    systemd-timesyncd systemd-random-seed getty@tty1 console-getty cron ssh nginx redis-server caddy postgresql docker \
-    containerd; do
+    systemd-timesyncd systemd-random-seed systemd-binfmt kmod-static-nodes modprobe@ getty@tty1 console-getty cron ssh \
+    nginx redis-server caddy postgresql docker containerd; do
     ln -s /dev/null "etc/systemd/system/$unit.service"
 done
-for unit in systemd-udevd-kernel.socket systemd-udevd-control.socket apt-daily.timer apt-daily-upgrade.timer \
-    systemd-journald-audit.socket; do
+for unit in systemd-udevd-kernel.socket systemd-udevd-control.socket systemd-journald-audit.socket apt-daily.timer \
+    apt-daily-upgrade.timer proc-sys-fs-binfmt_misc.automount sys-fs-fuse-connections.mount sys-kernel-config.mount \
+    sys-kernel-debug.mount sys-kernel-tracing.mount; do
     ln -s /dev/null "etc/systemd/system/$unit"
 done
 echo 0123456789abcdef0123456789abcdef > etc/machine-id

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,12 +78,13 @@ class Machine:
         place.mkdir()
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         boot = [str(BOOT), str(place), str(ROOT), sys.prefix, sys.base_prefix, version]
+        # the shell enters the cgroup, which is the root of all cgroups in there, and becomes the rest
+        into = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.cgroup)]
         self._unshare = subprocess.Popen(
-            ["unshare", "--fork", *NAMESPACES, "--kill-child", "bash", *boot],
+            [*into, "unshare", "--fork", *NAMESPACES, "--kill-child", "bash", *boot],
             stdin=subprocess.DEVNULL,
             stdout=self._console,
             stderr=self._console,
-            preexec_fn=self._enter,  # noqa: PLW1509 - there is one thread
         )
         try:
             self.until(self._up, BOOT_S)
@@ -90,10 +92,6 @@ class Machine:
             self.__exit__()
             raise
         return self
-
-    def _enter(self) -> None:
-        """In the child: into the cgroup, which is the root of all cgroups in there."""
-        (self.cgroup / "cgroup.procs").write_text("0")
 
     def _up(self) -> bool:
         if self._unshare.poll() is not None:
@@ -104,7 +102,10 @@ class Machine:
         return state in ("running", "degraded")
 
     def __exit__(self, *exc: object) -> None:
-        self._unshare.kill()  # and with it its child, systemd, and with that everybody in there
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)  # systemd, and with it everybody in there; unshare reaps it
+        else:
+            self._unshare.kill()
         self._unshare.wait()
         self._console.close()
         self.until(lambda: not _members(self.cgroup))
