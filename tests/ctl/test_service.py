@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,10 @@ import pytest
 from claude_daemon.supervise.units import LABEL, MARKER
 from claudectl.commands import service
 from claudectl.errors import Conflict, ControlError, Denied
-from claudectl.supervisors import Programs, Supervisor, Unit, Wish
+from claudectl.supervisors import Programs, Supervisor, Unit, Wish, choose
 from claudectl.supervisors.kind import run
 from claudectl.supervisors.launchd import Launchd
-from claudectl.supervisors.systemd import SystemdOfTheMachine, SystemdOfTheUser
+from claudectl.supervisors.systemd import Systemd, SystemdOfTheMachine, SystemdOfTheUser
 from tests.ctl.conftest import Daemon, Invoke, Reply
 
 PROGRAM = """#!{python}
@@ -119,7 +121,8 @@ def test_install_writes_the_units_and_enables_them_and_again_changes_nothing(
 
 def test_what_is_not_wished_any_more_is_removed(of_the_machine: SystemdOfTheMachine, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    everything = wish(tmp_path, roots=[Path("/srv/work")], credentials={"ANTHROPIC_API_KEY": key}, agents_bash=True)
+    key.touch()
+    everything = wish(tmp_path, roots=[tmp_path], credentials={"ANTHROPIC_API_KEY": key}, agents_bash=True)
     list(of_the_machine.install(everything, start=False))
     drop_ins = tmp_path / "system" / "claude-daemon.service.d"
     assert files_below(drop_ins) == {"10-agents-bash.conf", "20-roots.conf", "30-credentials.conf"}
@@ -168,9 +171,55 @@ def test_uninstall_removes_what_install_wrote_and_nothing_else(
     said = list(of_the_machine.uninstall())
     assert files_below(tmp_path / "system") == {"claude-daemon.service.d/50-mine.conf"}
     assert files_below(tmp_path / "sysusers.d") == set()
-    assert "its state stays in /var/lib/claude-daemon, its logs in /var/log/claude-daemon" in said
-    stop = machine.verbs.index("stop claude-daemon.socket claude-daemon-control.socket claude-daemon.service")
-    assert machine.verbs[stop + 1].startswith("disable")
+    assert said[-1] == "its state stays in /var/lib/claude-daemon, its logs in /var/log/claude-daemon; so does its user"
+    stop, disable = machine.verbs[-3:-1]
+    of_one, of_each = (
+        "claude-daemon-control.socket claude-daemon.service claude-daemon.socket",
+        "claude-daemon{}.service",
+    )
+    assert set(stop.split()) > {"stop", *of_one.split(), of_each.format("@*")}, "its instances, too"
+    assert set(disable.split()) > {"disable", *of_one.split(), of_each.format("@")}
+
+
+def test_what_is_left_of_an_install_can_be_uninstalled(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
+) -> None:
+    list(of_the_machine.install(wish(tmp_path), start=False))
+    for path in (tmp_path / "system").iterdir():
+        if path.name != "claude-daemon.socket":
+            path.unlink()
+    list(of_the_machine.uninstall())
+    assert machine.verbs[-3:] == ["stop claude-daemon.socket", "disable claude-daemon.socket", "daemon-reload"]
+    assert files_below(tmp_path / "system") == files_below(tmp_path / "sysusers.d") == set()
+    assert next(of_the_machine.uninstall()) == "it is not installed"
+
+
+@pytest.mark.parametrize("field", [{"roots": [Path("/nowhere")]}, {"credentials": {"KEY": Path("/nowhere")}}])
+def test_what_would_keep_the_service_from_starting_is_refused(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path, field: dict[str, Any]
+) -> None:
+    with pytest.raises(ControlError, match="/nowhere: there is no such"):
+        list(of_the_machine.install(wish(tmp_path, **field), start=True))
+    assert machine.asked == []
+    assert not (tmp_path / "system").exists()
+
+
+def test_install_says_when_what_runs_will_be_as_it_says(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
+) -> None:
+    list(of_the_machine.install(wish(tmp_path), start=True))
+    machine.unit(pid=42)
+    started = machine.verbs.count("start claude-daemon.socket claude-daemon-control.socket claude-daemon.service")
+    *_, same = of_the_machine.install(wish(tmp_path), start=True)
+    *_, more = of_the_machine.install(wish(tmp_path, agents_bash=True), start=True)
+    *_, less = of_the_machine.install(wish(tmp_path), start=True)
+    *_, elsewhere = of_the_machine.install(replace(wish(tmp_path), listen="127.0.0.1:9000"), start=True)
+    assert same == "it runs already"
+    assert more == less == "it runs, as before until: claudectl service restart"
+    assert elsewhere.endswith("until: claudectl service stop, then claudectl service start")
+    assert (
+        machine.verbs.count("start claude-daemon.socket claude-daemon-control.socket claude-daemon.service") == started
+    )
 
 
 def test_a_user_has_units_of_their_own_and_no_roots(machine: Machine, tmp_path: Path) -> None:
@@ -180,6 +229,34 @@ def test_a_user_has_units_of_their_own_and_no_roots(machine: Machine, tmp_path: 
     assert all("--user" in line for line in machine.asked)
     with pytest.raises(ControlError, match="--root"):
         supervisor.files(wish(tmp_path, roots=[Path("/srv")]))
+
+
+def test_the_home_that_a_user_has_chosen_is_the_units_too(tmp_path: Path) -> None:
+    supervisor = SystemdOfTheUser.of({"XDG_CONFIG_HOME": str(tmp_path), "CLAUDE_DAEMON_HOME": "/data/claude"})
+    assert supervisor.control == "/data/claude/run/ctl.sock"
+    files = supervisor.files(wish(tmp_path))
+    socket = files[tmp_path / "systemd" / "user" / "claude-daemon-control.socket"]
+    assert b"ListenStream=/data/claude/run/ctl.sock\n" in socket
+
+
+def test_whichever_is_installed_is_meant_and_ones_own_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed: set[type] = set()
+    monkeypatch.setattr(Systemd, "written", property(lambda self: type(self) in installed))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert isinstance(choose(None), SystemdOfTheUser)
+    installed.add(SystemdOfTheMachine)
+    assert isinstance(choose(None), SystemdOfTheMachine)
+    installed.add(SystemdOfTheUser)
+    assert isinstance(choose(None), SystemdOfTheUser)
+    assert isinstance(choose("system"), SystemdOfTheMachine)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert isinstance(choose(None), SystemdOfTheMachine)
+    assert isinstance(choose("user"), SystemdOfTheUser)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert isinstance(choose(None), Launchd)
+    with pytest.raises(ControlError, match="no system service"):
+        choose("system")
 
 
 def test_what_systemctl_refuses_is_said_in_its_own_words(machine: Machine) -> None:
@@ -200,10 +277,13 @@ def supervised(of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Da
     return machine
 
 
+BY_HAND = {"pid": 7, "state": "ready", "supervisor": "detached", "url": "http://127.0.0.1:8006"}
+
+
 @pytest.fixture
 def by_hand(of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon) -> Machine:
     machine.unit(load="not-found", active="inactive", sub="dead")
-    daemon.says("GET", "status", {"pid": 7, "state": "ready", "supervisor": "detached", "url": "http://127.0.0.1:8006"})
+    daemon.says("GET", "status", BY_HAND)
     return machine
 
 
@@ -216,15 +296,17 @@ def test_a_supervised_daemon_is_systemds_to_stop_and_restart(supervised: Machine
     ]
 
 
+@pytest.mark.parametrize("another_is_supervised", [False, True])
 def test_a_daemon_that_somebody_started_by_hand_is_asked_itself(
-    by_hand: Machine, daemon: Daemon, invoke: Invoke
+    by_hand: Machine, daemon: Daemon, invoke: Invoke, another_is_supervised: bool
 ) -> None:
-
     def stop_and_leave(reply: Reply) -> None:
         reply.lines({"state": "drained", "saved": True})
         daemon.leave()
 
     daemon.on("POST", "stop", stop_and_leave)
+    if another_is_supervised:
+        by_hand.unit(pid=42)
     result = invoke("service", "stop", "--timeout", "20")
     assert (result.exit_code, result.stdout) == (0, "stopped\n")
     assert [request.path for request in daemon.requests if request.method == "POST"] == ["stop"]
@@ -240,6 +322,65 @@ def test_a_daemon_that_nobody_supervises_restarts_itself(by_hand: Machine, daemo
     assert by_hand.verbs == []
 
 
+@pytest.mark.parametrize("verb", ["stop", "restart", "logs"])
+def test_a_daemon_of_another_unit_is_left_to_it(supervised: Machine, daemon: Daemon, invoke: Invoke, verb: str) -> None:
+    daemon.says("GET", "status", {"pid": 43, "state": "ready", "supervisor": "systemd", "url": "http://127.0.0.1:8007"})
+    result = invoke("service", verb)
+    assert result.exit_code == 7
+    assert "systemctl status 43" in result.stderr
+    assert supervised.verbs == []
+
+
+def hangs(reply: Reply) -> None:
+    """Answers nothing for as long as anybody waits."""
+    reply.wait_for_hangup()
+
+
+def denies(reply: Reply) -> None:
+    reply.problem(403, "forbidden", "this user may not control the daemon")
+
+
+@pytest.mark.parametrize("reply", [hangs, denies])
+def test_a_supervised_daemon_need_not_answer_to_be_seen_and_stopped(
+    supervised: Machine, daemon: Daemon, invoke: Invoke, reply: Callable[[Reply], None]
+) -> None:
+    daemon.on("GET", "status", reply)
+    status = invoke("service", "status", "--timeout", "0.2")
+    assert status.exit_code == 0
+    assert "pid 42" in status.stdout
+    assert "daemon: does not answer" in status.stdout
+    start = invoke("service", "start", "--timeout", "0.2")
+    assert start.exit_code == 7
+    assert "does not answer" in start.stderr
+    assert invoke("service", "stop", "--timeout", "0.2").stdout == "stopped\n"
+    assert supervised.verbs == ["stop claude-daemon.socket claude-daemon-control.socket claude-daemon.service"]
+
+
+@pytest.mark.parametrize(("reply", "code"), [(hangs, 124), (denies, 5)])
+def test_a_daemon_that_nobody_supervises_must_answer(
+    by_hand: Machine, daemon: Daemon, invoke: Invoke, reply: Callable[[Reply], None], code: int
+) -> None:
+    daemon.on("GET", "status", reply)
+    assert invoke("service", "stop", "--timeout", "0.2").exit_code == code
+    assert by_hand.verbs == []
+
+
+def test_the_log_of_a_daemon_that_nobody_supervises_is_its_own(
+    by_hand: Machine, daemon: Daemon, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda file, args: shown.append(args))
+    daemon.says("GET", "status", {**BY_HAND, "home": str(tmp_path)})
+    missing = invoke("service", "logs")
+    assert missing.exit_code == 1
+    assert "log.file" in missing.stderr
+    file = tmp_path / "log" / "daemon.log"
+    file.parent.mkdir()
+    file.touch()
+    invoke("service", "logs", "-f", "-n", "7")
+    assert shown == [["tail", "-n", "7", "-F", str(file)]]
+
+
 @pytest.mark.parametrize("who", ["supervised", "by_hand"])
 def test_nothing_is_started_beside_a_daemon_that_runs(request: pytest.FixtureRequest, invoke: Invoke, who: str) -> None:
     machine: Machine = request.getfixturevalue(who)
@@ -249,11 +390,24 @@ def test_nothing_is_started_beside_a_daemon_that_runs(request: pytest.FixtureReq
     assert machine.verbs == []
 
 
+def waits(machine: Machine) -> None:
+    machine.unit(active="inactive", sub="dead")
+    machine.says("show claude-daemon.socket", "active\n\nactive\n")
+
+
+def test_beside_sockets_that_wait_another_daemon_is_found(by_hand: Machine, invoke: Invoke) -> None:
+    waits(by_hand)
+    result = invoke("service", "status")
+    assert result.exit_code == 0
+    assert "its sockets wait" in result.stdout
+    assert "daemon: ready, pid 7, started in the background" in result.stdout
+
+
 def test_who_waits_on_its_sockets_is_not_woken_by_being_asked_how_it_is(
     of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon, invoke: Invoke
 ) -> None:
-    machine.unit(active="inactive", sub="dead")
-    machine.says("show claude-daemon.socket", "active\n\nactive\n")
+    waits(machine)
+    of_the_machine.control = str(daemon.path)
     result = invoke("service", "status")
     assert result.exit_code == 4
     assert "its sockets wait, and start it for whoever connects" in result.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,8 +15,9 @@ from claudectl import draining, render
 from claudectl.client import Document
 from claudectl.commands.ready import wait_until_ready
 from claudectl.errors import Conflict, ControlError, Exit, NotRunning
-from claudectl.options import Group, Options
-from claudectl.supervisors import Programs, Unit, Wish, choose
+from claudectl.options import Group, Options, note
+from claudectl.supervisors import Programs, Wish, choose, tail
+from claudectl.supervisors.answering import is_supervised, log_of, look
 
 RESTART_SECONDS: Final = 60.0
 """How long the next daemon may take to be ready: it probes Claude Code, and has a store to open."""
@@ -113,9 +115,11 @@ def start(options: Options, scope: str | None) -> None:
       claudectl service start
     """
     supervisor = choose(scope)
-    unit = supervisor.unit()
-    if (daemon := _daemon(options, unit)) is not None:
+    unit, daemon = look(options, supervisor)
+    if daemon is not None:
         raise Conflict(f"a daemon runs already: {_who(daemon)}")
+    if unit.pid is not None:
+        raise Conflict(f"{supervisor.name} runs it already: pid {unit.pid}, {unit.state}, which does not answer")
     if not unit.installed:
         raise ControlError(
             "it is not installed: claudectl service install --start, or without one: claude-daemon start"
@@ -135,14 +139,15 @@ def stop(options: Options, scope: str | None) -> None:
       claudectl service stop
     """
     supervisor = choose(scope)
-    unit = supervisor.unit()
-    if unit.pid is not None or unit.waits:
+    unit, daemon = look(options, supervisor)
+    if is_supervised(unit, daemon):
         supervisor.stop()
         click.echo("stopped")
-    elif _daemon(options, unit) is not None:
-        draining.to_its_end(options, "stop", {"mode": "smart", "wait": True}, stops=True)
-    else:
+    elif daemon is None:
         click.echo("it is not running")
+    else:
+        with draining.detachable():
+            draining.to_its_end(options, "stop", {"mode": "smart", "wait": True}, stops=True)
 
 
 @command.command("restart")
@@ -156,17 +161,14 @@ def restart(options: Options, scope: str | None) -> None:
       claudectl service restart
     """
     supervisor = choose(scope)
-    unit = supervisor.unit()
-    daemon = _daemon(options, unit)
-    if unit.pid is not None or (daemon is None and unit.installed):
+    unit, daemon = look(options, supervisor)
+    if is_supervised(unit, daemon) or (daemon is None and unit.installed):
         supervisor.restart()
         click.echo("restarted")
-        return
-    if daemon is None:
+    elif daemon is None:
         raise NotRunning("it is not running, and not installed: claude-daemon start, or claudectl service install")
-    draining.to_its_end(options, "restart", {"wait": True}, stops=False)
-    wait_until_ready(options.client(), RESTART_SECONDS)
-    click.echo(f"restarted: {_who(_daemon(options, unit) or {})}")
+    else:
+        _replace(options)
 
 
 @command.command("status")
@@ -180,8 +182,7 @@ def status(options: Options, scope: str | None) -> None:
       claudectl service status --json
     """
     supervisor = choose(scope)
-    unit = supervisor.unit()
-    daemon = _daemon(options, unit)
+    unit, daemon = look(options, supervisor)
     told = {
         "supervisor": supervisor.name,
         "installed": unit.installed,
@@ -191,21 +192,28 @@ def status(options: Options, scope: str | None) -> None:
         "daemon": daemon and {key: daemon.get(key) for key in ("pid", "state", "supervisor", "url")},
     }
     options.show(told, lambda document, paint: _shown(document))
-    click.get_current_context().exit(Exit.DONE if daemon is not None else Exit.NOT_RUNNING)
+    runs = daemon is not None or unit.pid is not None
+    click.get_current_context().exit(Exit.DONE if runs else Exit.NOT_RUNNING)
 
 
 @command.command("logs")
 @_scoped
 @click.option("-f", "--follow", is_flag=True, help="Go on with what is written from now on.")
 @click.option("-n", "--lines", type=click.IntRange(min=0), default=50, show_default=True, help="So many of the last.")
-def logs(scope: str | None, follow: bool, lines: int) -> None:
-    """Show the service's log.
+@click.pass_obj
+def logs(options: Options, scope: str | None, follow: bool, lines: int) -> None:
+    """Show the service's log; that of the daemon itself, where nobody supervises it.
 
     \b
     Example:
       claudectl service logs -f
     """
-    shown = choose(scope).logs(follow=follow, lines=lines)
+    supervisor = choose(scope)
+    unit, daemon = look(options, supervisor)
+    if daemon is None or is_supervised(unit, daemon):
+        shown = supervisor.logs(follow=follow, lines=lines)
+    else:
+        shown = tail(log_of(daemon), follow=follow, lines=lines)
     try:
         os.execvp(shown[0], list(shown))  # noqa: S606 - journalctl and tail, by their names
     except OSError as error:
@@ -248,14 +256,15 @@ def _as_usage() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
 
 
-def _daemon(options: Options, unit: Unit) -> Document | None:
-    """The status of the daemon that answers, None if none does. Nobody is asked whose socket would start one."""
-    if unit.waits:
-        return None
-    try:
-        return options.client().get("status")[1]
-    except NotRunning:
-        return None
+def _replace(options: Options) -> None:
+    """A daemon that nobody supervises starts the next one itself, and hands its listeners over."""
+    with draining.detachable():
+        draining.to_its_end(options, "restart", {"wait": True}, stops=False)
+    client = options.client()
+    status, ready = wait_until_ready(client, RESTART_SECONDS)
+    click.echo(f"restarted: {_who(client.get('status')[1])}")
+    if status != HTTPStatus.OK:
+        note(f"it is not ready: {render.plain(ready.get('reason'))}")
 
 
 def _who(daemon: Document) -> str:
@@ -272,5 +281,8 @@ def _shown(told: Document) -> str:
     if told["waits"]:
         unit += "; its sockets wait, and start it for whoever connects"
     daemon = told["daemon"]
-    answers = "daemon: not running" if daemon is None else f"daemon: {daemon['state']}, {_who(daemon)}"
-    return render.plain(unit) + "\n" + answers
+    if daemon is not None:
+        answers = f"{render.plain(daemon['state'])}, {_who(daemon)}"
+    else:
+        answers = "does not answer" if told["pid"] else "not running"
+    return f"{render.plain(unit)}\ndaemon: {answers}"

@@ -60,6 +60,8 @@ class Supervisor(Protocol):
 
     name: str
     """As the daemon tells it: systemd or launchd."""
+    control: str
+    """The control socket of the daemon that it runs."""
 
     def files(self, wish: Wish) -> Mapping[Path, bytes]:
         """What :meth:`install` would write."""
@@ -75,6 +77,12 @@ class Supervisor(Protocol):
         """The command that shows them."""
 
 
+def home_of(environ: Mapping[str, str]) -> Path | None:
+    """The daemon's home where the environment names one; absolute, for who supervises starts it elsewhere."""
+    named = environ.get("CLAUDE_DAEMON_HOME")
+    return Path(named).expanduser().absolute() if named else None
+
+
 def run(*command: str) -> str:
     """What a program says; raises ControlError with its own words where it fails, or is not there."""
     try:
@@ -85,6 +93,11 @@ def run(*command: str) -> str:
         said = done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}"
         raise ControlError("\n".join([f"{' '.join(command)}:", *map(clean_line, said.splitlines())]))
     return done.stdout
+
+
+def tail(file: Path, *, follow: bool, lines: int) -> Sequence[str]:
+    """The command that shows a log, and goes on when it is rotated."""
+    return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(file)]
 
 
 def write(files: Mapping[Path, bytes]) -> Iterator[str]:

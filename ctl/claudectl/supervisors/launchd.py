@@ -9,7 +9,8 @@ from pathlib import Path
 
 from claude_daemon.supervise.units import LABEL, launch_agent
 from claudectl.errors import ControlError
-from claudectl.supervisors.kind import Unit, Wish, remove, run, write
+from claudectl.sockets import IN_HOME
+from claudectl.supervisors.kind import Unit, Wish, home_of, remove, run, tail, write
 
 
 class Launchd:
@@ -20,12 +21,13 @@ class Launchd:
     def __init__(self, agents: Path, home: Path, uid: int) -> None:
         self._file = agents / f"{LABEL}.plist"
         self._home = home
+        self.control = str(home / IN_HOME)
         self._domain = f"gui/{uid}"
         self._service = f"{self._domain}/{LABEL}"
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Launchd:
-        home = Path(environ.get("CLAUDE_DAEMON_HOME") or Path.home() / ".claude-daemon")
+        home = home_of(environ) or Path.home() / ".claude-daemon"
         return cls(Path.home() / "Library" / "LaunchAgents", home, os.getuid())
 
     def files(self, wish: Wish) -> Mapping[Path, bytes]:
@@ -79,4 +81,4 @@ class Launchd:
             run("launchctl", "kickstart", "-k", self._service)
 
     def logs(self, *, follow: bool, lines: int) -> Sequence[str]:
-        return ["tail", "-n", str(lines), *(["-F"] if follow else []), str(self._home / "log" / "launchd.log")]
+        return tail(self._home / "log" / "launchd.log", follow=follow, lines=lines)

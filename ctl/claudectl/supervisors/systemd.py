@@ -18,7 +18,8 @@ from claude_daemon.supervise.units import (
     user_units,
 )
 from claudectl.errors import ControlError, Denied
-from claudectl.supervisors.kind import Programs, Unit, Wish, remove, run, write
+from claudectl.sockets import IN_HOME, SYSTEM
+from claudectl.supervisors.kind import Unit, Wish, home_of, is_ours, remove, run, write
 
 SERVICE: Final = "claude-daemon.service"
 SOCKETS: Final = ("claude-daemon.socket", "claude-daemon-control.socket")
@@ -35,31 +36,53 @@ class Systemd:
 
     name = "systemd"
 
-    def __init__(self, directory: Path, *, scope: Sequence[str]) -> None:
+    def __init__(self, directory: Path, control: str, *, scope: Sequence[str]) -> None:
         self._directory = directory
         self._scope = scope
+        self.control = control
+
+    @property
+    def written(self) -> bool:
+        """Whether install has been here."""
+        return (self._directory / SERVICE).exists()
 
     def install(self, wish: Wish, *, start: bool) -> Iterator[str]:
-        self._check(wish.programs)
+        self._check(wish)
         files = self.files(wish)
-        for path in self._owned() - files.keys():
-            yield from remove(path)
-        yield from write(files)
-        yield from self._prepare()
+        changes = []
+        for change in self._write(files):
+            changes.append(change)
+            yield change
+        yield from self._prepare(wish)
         self._systemctl("daemon-reload")
         self._systemctl("enable", SERVICE, *SOCKETS)
         yield f"enabled {SERVICE}, {', '.join(SOCKETS)}"
-        if start:
+        if self.unit().pid is not None:
+            yield from _until_when(changes)
+        elif start:
             self.start()
             yield "started"
 
-    def _check(self, programs: Programs) -> None:
-        """Raises ControlError."""
-        if not programs.daemon.exists():
-            raise ControlError(f"{programs.daemon} is not there: install claude-daemon where claudectl is")
+    def _write(self, files: Mapping[Path, bytes]) -> Iterator[str]:
+        yield from write(files)
+        for path in sorted(self._owned() - files.keys()):
+            yield from remove(path)
 
-    def _prepare(self) -> Iterator[str]:
-        yield from ()
+    def _check(self, wish: Wish) -> None:
+        """Raises ControlError for what would keep the service from starting."""
+        daemon = wish.programs.daemon
+        if not daemon.exists():
+            raise ControlError(f"{daemon} is not there: install claude-daemon where claudectl is")
+        for root in wish.roots:
+            if not root.is_dir():
+                raise ControlError(f"--root {root}: there is no such directory")
+        for name, file in wish.credentials.items():
+            if not file.is_file():
+                raise ControlError(f"--credential {name}={file}: there is no such file")
+
+    def _prepare(self, wish: Wish) -> Iterator[str]:
+        """What is to be done, or said, beside the units."""
+        raise NotImplementedError
 
     def files(self, wish: Wish) -> Mapping[Path, bytes]:
         raise NotImplementedError
@@ -80,13 +103,16 @@ class Systemd:
         return {self._directory / name for name in names}
 
     def uninstall(self) -> Iterator[str]:
-        if not self.unit().installed:
+        ours = [path for path in sorted(self._owned()) if path.exists() and is_ours(path)]
+        if not ours:
             yield "it is not installed"
             return
-        self.stop()
-        self._systemctl("disable", "--quiet", SERVICE, *SOCKETS)
-        yield "stopped and disabled"
-        for path in sorted(self._owned()):
+        units = [path.name for path in ours if path.suffix in (".service", ".socket")]
+        if units:
+            self._systemctl("stop", *(unit.replace("@.", "@*.") for unit in units))
+            self._systemctl("disable", "--quiet", *units)
+            yield "stopped and disabled"
+        for path in ours:
             yield from remove(path)
         self._systemctl("daemon-reload")
 
@@ -124,9 +150,12 @@ class SystemdOfTheMachine(Systemd):
     """Root installs, a user of its own runs the daemon."""
 
     def __init__(
-        self, directory: Path = Path("/etc/systemd/system"), user: Path = Path("/etc/sysusers.d/claude-daemon.conf")
+        self,
+        directory: Path = Path("/etc/systemd/system"),
+        user: Path = Path("/etc/sysusers.d/claude-daemon.conf"),
+        control: str = SYSTEM,
     ) -> None:
-        super().__init__(directory, scope=("--system",))
+        super().__init__(directory, control, scope=("--system",))
         self._user = user
 
     def files(self, wish: Wish) -> Mapping[Path, bytes]:
@@ -139,21 +168,26 @@ class SystemdOfTheMachine(Systemd):
         templates = ("claude-daemon@.service", "claude-daemon@.socket", "claude-daemon-control@.socket")
         return {*super()._owned(), self._user, *(self._directory / name for name in templates)}
 
-    def _check(self, programs: Programs) -> None:
+    def _check(self, wish: Wish) -> None:
         if os.geteuid() != 0:
             raise Denied("a system service is installed by root: sudo claudectl service install, or --user")
-        super()._check(programs)
-        for prefix in programs.prefixes:
+        super()._check(wish)
+        for prefix in wish.programs.prefixes:
             if any(prefix.is_relative_to(home) for home in _HOMES):
                 raise ControlError(f"{prefix} is below a home directory, where a system service sees nothing.\n{_OPT}")
 
-    def _prepare(self) -> Iterator[str]:
+    def _prepare(self, wish: Wish) -> Iterator[str]:
         run("systemd-sysusers", str(self._user))
         yield "the user claude-daemon is there"
+        if wish.roots:
+            yield (
+                "tasks may work in its roots where [[roots]] in /etc/claude-daemon/config.toml names them "
+                "and the user claude-daemon has the right to"
+            )
 
     def uninstall(self) -> Iterator[str]:
         yield from super().uninstall()
-        yield "its state stays in /var/lib/claude-daemon, its logs in /var/log/claude-daemon"
+        yield "its state stays in /var/lib/claude-daemon, its logs in /var/log/claude-daemon; so does its user"
 
     def logs(self, *, follow: bool, lines: int) -> Sequence[str]:
         return ["journalctl", f"--unit={SERVICE}", f"--lines={lines}", *(["--follow"] if follow else [])]
@@ -169,23 +203,42 @@ _OPT: Final = """Install it where the service's user can read it, and from there
 class SystemdOfTheUser(Systemd):
     """A user installs and runs it."""
 
+    def __init__(self, directory: Path, home: Path | None) -> None:
+        """``home``: the daemon's; None is where it usually is."""
+        self._home = home
+        self._state = home or Path.home() / ".claude-daemon"
+        super().__init__(directory, str(self._state / IN_HOME), scope=("--user",))
+
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> SystemdOfTheUser:
-        config = environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-        return cls(Path(config) / "systemd" / "user", scope=("--user",))
+        config = environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+        return cls(Path(config) / "systemd" / "user", home_of(environ))
 
     def files(self, wish: Wish) -> Mapping[Path, bytes]:
         if wish.roots:
             raise ControlError("--root is for a system service: a user's own sees all that the user sees")
-        texts = {**user_units(_site(wish)), **self._drop_ins(wish)}
+        texts = {**user_units(_site(wish), self._home), **self._drop_ins(wish)}
         return {self._directory / name: text.encode() for name, text in texts.items()}
+
+    def _prepare(self, wish: Wish) -> Iterator[str]:
+        yield "it runs while you are logged in; and beyond that after: loginctl enable-linger"
 
     def uninstall(self) -> Iterator[str]:
         yield from super().uninstall()
-        yield "its state stays in ~/.claude-daemon"
+        yield f"its state stays in {self._state}"
 
     def logs(self, *, follow: bool, lines: int) -> Sequence[str]:
         return ["journalctl", f"--user-unit={SERVICE}", f"--lines={lines}", *(["--follow"] if follow else [])]
+
+
+def _until_when(changes: Sequence[str]) -> Iterator[str]:
+    """When what runs already will be as the files say."""
+    if any(change.endswith(".socket") for change in changes):
+        yield "it runs, with the sockets of before until: claudectl service stop, then claudectl service start"
+    elif changes:
+        yield "it runs, as before until: claudectl service restart"
+    else:
+        yield "it runs already"
 
 
 def _site(wish: Wish) -> Site:

@@ -1,0 +1,71 @@
+"""The daemon that answers, and whose it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from claudectl import render
+from claudectl.client import Client, Document
+from claudectl.errors import Conflict, ControlError, Denied, NotRunning, TimedOut
+from claudectl.options import Options
+from claudectl.sockets import candidates
+from claudectl.supervisors.kind import Supervisor, Unit
+
+# Who takes care of a daemon, as its status tells it, and who tells what it is to them.
+_INFORMANTS: Final = {"systemd": "systemctl status", "launchd": "launchctl procinfo"}
+
+
+def look(options: Options, supervisor: Supervisor) -> tuple[Unit, Document | None]:
+    """What the supervisor says, and the status of the daemon that answers, None if none does.
+
+    From here on ``options`` mean that daemon, and no other. One that hangs, or will not answer this user, is an error
+    only where the supervisor runs none: else it is the supervisor's.
+    """
+    unit = supervisor.unit()
+    client = _client(options, supervisor, unit)
+    if client is None:
+        return unit, None
+    try:
+        daemon = client.get("status")[1]
+    except NotRunning:
+        return unit, None
+    except (TimedOut, Denied):
+        if unit.pid is None:
+            raise
+        return unit, None
+    options.socket = client.path
+    return unit, daemon
+
+
+def is_supervised(unit: Unit, daemon: Document | None) -> bool:
+    """Whether what runs, or waits to, is the supervisor's. Raises Conflict where it is that of another unit."""
+    if daemon is None:
+        return unit.pid is not None or unit.waits
+    if daemon.get("pid") == unit.pid:
+        return True
+    by, pid = daemon.get("supervisor"), render.plain(daemon.get("pid"))
+    if by in _INFORMANTS:
+        raise Conflict(
+            f"{by} runs the daemon that answers (pid {pid}), but not as the service that is meant: see --system and "
+            f"--user, and for the name of its unit: {_INFORMANTS[by]} {pid}"
+        )
+    return False
+
+
+def log_of(daemon: Document) -> Path:
+    """The log of a daemon that nobody supervises. Raises ControlError where it is not where it usually is."""
+    file = Path(str(daemon.get("home")), "log", "daemon.log")
+    if not file.exists():
+        raise ControlError(f"{file} is not there: the configuration names another (log.file), or none")
+    return file
+
+
+def _client(options: Options, supervisor: Supervisor, unit: Unit) -> Client | None:
+    """Of sockets that wait, and start a daemon for whoever connects, none is tried. None where no other is left."""
+    if not unit.waits:
+        return options.client()
+    waiting = os.path.realpath(supervisor.control)
+    others = [path for path in candidates(options.socket, os.environ) if os.path.realpath(path) != waiting]
+    return Client(others, timeout_seconds=options.timeout_seconds) if others else None
