@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from claude_daemon.supervise.units import LABEL, MARKER
+from claudectl import sockets
 from claudectl.commands import service
 from claudectl.errors import Conflict, ControlError, Denied
-from claudectl.supervisors import Programs, Supervisor, Unit, Wish, choose
+from claudectl.options import Options
+from claudectl.supervisors import Programs, Supervisor, Unit, Wish, answering, choose
 from claudectl.supervisors.kind import run
 from claudectl.supervisors.launchd import Launchd
 from claudectl.supervisors.systemd import Systemd, SystemdOfTheMachine, SystemdOfTheUser
@@ -348,10 +350,10 @@ def test_a_supervised_daemon_need_not_answer_to_be_seen_and_stopped(
     status = invoke("service", "status", "--timeout", "0.2")
     assert status.exit_code == 0
     assert "pid 42" in status.stdout
-    assert "daemon: does not answer" in status.stdout
+    assert "daemon: gives you no answer" in status.stdout
     start = invoke("service", "start", "--timeout", "0.2")
     assert start.exit_code == 7
-    assert "does not answer" in start.stderr
+    assert "gives you no answer" in start.stderr
     assert invoke("service", "stop", "--timeout", "0.2").stdout == "stopped\n"
     assert supervised.verbs == ["stop claude-daemon.socket claude-daemon-control.socket claude-daemon.service"]
 
@@ -401,6 +403,22 @@ def test_beside_sockets_that_wait_another_daemon_is_found(by_hand: Machine, invo
     assert result.exit_code == 0
     assert "its sockets wait" in result.stdout
     assert "daemon: ready, pid 7, started in the background" in result.stdout
+
+
+def test_the_machines_daemon_is_no_matter_of_a_user_who_may_not_ask_it(
+    machine: Machine, daemon: Daemon, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.unit(active="inactive", sub="dead")
+    daemon.says("GET", "status", {"pid": 9, "supervisor": "systemd"})
+    of_the_user = SystemdOfTheUser(tmp_path, tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("CLAUDE_DAEMON_SOCKET", "CLAUDE_DAEMON_HOME", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for module in (answering, sockets):
+        monkeypatch.setattr(module, "SYSTEM", str(daemon.path))
+    assert answering.look(Options(), of_the_user)[1] == {"pid": 9, "supervisor": "systemd"}
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert answering.look(Options(), of_the_user)[1] is None
 
 
 def test_who_waits_on_its_sockets_is_not_woken_by_being_asked_how_it_is(

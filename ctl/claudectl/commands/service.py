@@ -119,7 +119,7 @@ def start(options: Options, scope: str | None) -> None:
     if daemon is not None:
         raise Conflict(f"a daemon runs already: {_who(daemon)}")
     if unit.pid is not None:
-        raise Conflict(f"{supervisor.name} runs it already: pid {unit.pid}, {unit.state}, which does not answer")
+        raise Conflict(f"{supervisor.name} runs it already: pid {unit.pid}, {unit.state}, which gives you no answer")
     if not unit.installed:
         raise ControlError(
             "it is not installed: claudectl service install --start, or without one: claude-daemon start"
@@ -284,5 +284,5 @@ def _shown(told: Document) -> str:
     if daemon is not None:
         answers = f"{render.plain(daemon['state'])}, {_who(daemon)}"
     else:
-        answers = "does not answer" if told["pid"] else "not running"
+        answers = "gives you no answer" if told["pid"] else "not running"
     return f"{render.plain(unit)}\ndaemon: {answers}"

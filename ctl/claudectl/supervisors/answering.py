@@ -10,7 +10,7 @@ from claudectl import render
 from claudectl.client import Client, Document
 from claudectl.errors import Conflict, ControlError, Denied, NotRunning, TimedOut
 from claudectl.options import Options
-from claudectl.sockets import candidates
+from claudectl.sockets import SYSTEM, candidates
 from claudectl.supervisors.kind import Supervisor, Unit
 
 # Who takes care of a daemon, as its status tells it, and who tells what it is to them.
@@ -63,9 +63,19 @@ def log_of(daemon: Document) -> Path:
 
 
 def _client(options: Options, supervisor: Supervisor, unit: Unit) -> Client | None:
-    """Of sockets that wait, and start a daemon for whoever connects, none is tried. None where no other is left."""
-    if not unit.waits:
+    """None where no socket is left to try.
+
+    One that waits, and starts a daemon for whoever connects, is none of them; nor is that of the machine's service for
+    a user who may not ask it.
+    """
+    usual = candidates(options.socket, os.environ)
+    left = [path for path in usual if not (unit.waits and _same(path, supervisor.control))]
+    if options.socket is None and supervisor.control != SYSTEM and not os.access(SYSTEM, os.W_OK):
+        left = [path for path in left if path != SYSTEM]
+    if len(left) == len(usual):
         return options.client()
-    waiting = os.path.realpath(supervisor.control)
-    others = [path for path in candidates(options.socket, os.environ) if os.path.realpath(path) != waiting]
-    return Client(others, timeout_seconds=options.timeout_seconds) if others else None
+    return Client(left, timeout_seconds=options.timeout_seconds) if left else None
+
+
+def _same(path: str, other: str) -> bool:
+    return os.path.realpath(path) == os.path.realpath(other)
