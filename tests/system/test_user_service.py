@@ -33,6 +33,9 @@ class Alice:
     def run(self, *argv: str) -> str:
         return self.machine.run(*self.words(*argv))
 
+    def show(self, name: str) -> str:
+        return self.run("systemctl", "--user", "show", "claude-daemon", "-P", name).strip()
+
 
 @pytest.fixture(scope="module")
 def alice(machine: Machine) -> Alice:
@@ -50,12 +53,18 @@ def test_a_users_daemon_is_installed_answers_restarts_and_goes(alice: Alice) -> 
     assert "systemd: active (running), enabled" in told
     assert "started by systemd, at http://127.0.0.1:8010" in told
     assert alice.run("claudectl", "run", "[[text=from the home]]").strip() == "from the home"
-    assert alice.run("stat", "-c", "%a", f"/home/{USER}/.claude-daemon") == "700\n"
+    home = f"/home/{USER}/.claude-daemon"
+    assert alice.run("stat", "-c", "%a", home, f"{home}/run") == "700\n700\n"
     alice.run("claudectl", "service", "restart")
     assert alice.run("claudectl", "run", "[[text=again]]").strip() == "again"
+    alice.run("systemctl", "--user", "reload", "claude-daemon")
+    assert alice.show("ActiveState") == "active"
     # who starts one by hand meets the lock, or the socket, of the one that is there
     assert alice.machine.status(*alice.words("claude-daemon", "run", "--offline")) == 73
     assert "ready" in alice.run("claudectl", "service", "status")
+    cgroup = alice.show("ControlGroup")
+    assert alice.machine.run("cat", f"/sys/fs/cgroup{cgroup}/cgroup.procs") != ""
     alice.run("claudectl", "service", "uninstall")
+    assert alice.machine.run("cat", f"/sys/fs/cgroup{cgroup}/cgroup.procs", check=False) == ""
     assert alice.machine.status(*alice.words("claudectl", "service", "status")) == 4
     assert alice.run("ls", f"/home/{USER}/.claude-daemon").split() != []
