@@ -18,7 +18,9 @@ from enum import StrEnum
 from typing import Any, Final
 
 MAX_LINE_BYTES: Final = 64 * 1024
-"""A pipe holds as much, so that the child never waits for its reader; a fault of a configuration takes some hundred."""
+"""A pipe holds as much. Three fields of :data:`MAX_FIELD_CHARS` fit in, escaped as they may have to be."""
+MAX_FIELD_CHARS: Final = 1500
+"""A fault of a configuration takes some hundred; whoever has a dozen of them reads the first ones first."""
 _READ_BYTES: Final = 4096
 
 
@@ -30,6 +32,9 @@ class Stage(StrEnum):
     FAILED = "failed"  # it will not come to that
 
 
+_LAST: Final = frozenset({Stage.READY, Stage.FAILED})
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """``fields`` always hold the child's ``pid``."""
@@ -39,7 +44,8 @@ class Told:
 
 
 class Teller:
-    """The child's side. Silent without a pipe; never raises and never waits."""
+    """The child's side. Silent without a pipe, and after its last word, READY or FAILED. Never raises and never
+    waits."""
 
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
@@ -47,37 +53,44 @@ class Teller:
             os.set_blocking(fd, False)
             os.set_inheritable(fd, False)
 
-    def tell(self, stage: Stage, **fields: Any) -> None:
+    def tell(self, stage: Stage, **fields: str | int | None) -> None:
+        """Texts are cut to :data:`MAX_FIELD_CHARS`."""
         if self._fd is None:
             return
-        line = json.dumps({"stage": stage, "pid": os.getpid(), **fields}).encode()
-        if len(line) >= MAX_LINE_BYTES:
-            line = json.dumps({"stage": stage, "pid": os.getpid(), "message": "too long to tell"}).encode()
+        cut = {name: value[:MAX_FIELD_CHARS] if isinstance(value, str) else value for name, value in fields.items()}
+        line = json.dumps({"stage": stage, "pid": os.getpid(), **cut}).encode() + b"\n"
+        spoilt = False
         with contextlib.suppress(OSError):  # whoever started us has gone, or does not listen: we go on
-            os.write(self._fd, line + b"\n")
+            spoilt = os.write(self._fd, line) < len(line)  # the next line would go on where this one was cut
+        if spoilt or stage in _LAST:
+            self.close()
 
     def close(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def fileno(self) -> int | None:
-        return self._fd
-
 
 class Listener:
-    """The other side; it owns the descriptor."""
+    """The other side; it owns the descriptor.
+
+    What is no stage that we know is passed over: a successor may be of a newer version.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._unread = b""
+        self.ended = False
+        """Nothing more will be told: None was not the timeout."""
 
     def wait(self, timeout_seconds: float) -> Told | None:
         """The next stage; None at the end of the pipe, and at the timeout. Blocks."""
         until = time.monotonic() + timeout_seconds
+        readable = select.poll()
+        readable.register(self._fd, select.POLLIN)
         while (told := self._next()) is None:
             left = max(0.0, until - time.monotonic())
-            if not select.select([self._fd], [], [], left)[0] or not self._read():
+            if not readable.poll(left * 1000) or not self._read():
                 return None
         return told
 
@@ -104,19 +117,30 @@ class Listener:
 
     def _read(self) -> bool:
         """False at the end, and where a line has no end."""
+        if self.ended:
+            return False
         piece = os.read(self._fd, _READ_BYTES)
         self._unread += piece
-        return bool(piece) and len(self._unread) <= MAX_LINE_BYTES
+        endless = len(self._unread) > MAX_LINE_BYTES and b"\n" not in self._unread
+        self.ended = not piece or endless
+        return not self.ended
 
     def _next(self) -> Told | None:
-        line, end, rest = self._unread.partition(b"\n")
-        if not end:
-            return None
-        self._unread = rest
-        fields = json.loads(line)
-        return Told(Stage(fields.pop("stage")), fields)
+        while b"\n" in self._unread:
+            line, _, self._unread = self._unread.partition(b"\n")
+            if (told := _told(line)) is not None:
+                return told
+        return None
 
     def close(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _told(line: bytes) -> Told | None:
+    try:
+        fields = json.loads(line)
+        return Told(Stage(fields.pop("stage")), fields)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None
