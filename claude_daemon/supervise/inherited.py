@@ -14,6 +14,8 @@ from claude_daemon.supervise.successor import FIRST_FD, HANDOVER
 
 PUBLIC: Final = "http"
 CONTROL: Final = "control"
+VARIABLES: Final = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
+"""The last one, of new systemds, says once more whom they are for."""
 MAX_FDS: Final = 64
 """A host has few addresses; a number beyond is no count of ours."""
 
@@ -32,12 +34,12 @@ class Inherited:
 
 
 def inherited(environ: MutableMapping[str, str], *, pid: int, takeover: bool = False) -> Inherited:
-    """Takes what ``LISTEN_FDS``, ``LISTEN_FDNAMES`` and ``LISTEN_PID`` name, and the variables away.
+    """Takes what ``LISTEN_FDS``, ``LISTEN_FDNAMES`` and ``LISTEN_PID`` name, and all such variables away.
 
     They are for us if ``LISTEN_PID`` is our ``pid``, or ``takeover``. Everything taken is close-on-exec, sockets do not
     block. Raises BadSockets.
     """
-    count, owner, names = (environ.pop(name, "") for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"))
+    count, owner, names, _ = (environ.pop(name, "") for name in VARIABLES)
     if not count or (owner != str(pid) and not (takeover and not owner)):
         return Inherited()
     if not (count.isascii() and count.isdigit() and 0 < int(count) <= MAX_FDS):

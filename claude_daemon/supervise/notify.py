@@ -75,8 +75,9 @@ class Notifier:
 
     def _send(self, *words: str) -> None:
         if self._socket is not None and self._address is not None:
+            datagram = "\n".join(words).encode(errors="replace")
             with contextlib.suppress(OSError):
-                self._socket.sendto("\n".join(words).encode(), socket.MSG_NOSIGNAL, os.fsencode(self._address))
+                self._socket.sendto(datagram, socket.MSG_NOSIGNAL, os.fsencode(self._address))
 
 
 def _status(text: str) -> str:

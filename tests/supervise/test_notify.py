@@ -53,9 +53,11 @@ def test_a_status_is_one_bounded_line_whatever_it_holds(systemd: tuple[socket.so
     told = notifier(address)
     told.status("one\nREADY=1\r\ntwo\x00")
     told.status("x" * 10_000)
+    told.status("half a pair: \ud800")
     told.close()
     assert sock.recv(4096) == b"STATUS=one READY=1 two "
     assert len(sock.recv(20_000)) == len("STATUS=") + MAX_STATUS_CHARS
+    assert sock.recv(4096) == b"STATUS=half a pair: ?"
 
 
 @pytest.mark.parametrize(
