@@ -12,8 +12,9 @@ from typing import Final
 FIRST_FD: Final = 3
 """As systemd hands descriptors over (sd_listen_fds(3)): from the first one after the standard streams on."""
 HANDOVER: Final = "handover"
-_OUT_OF_THE_WAY: Final = 256
-"""Copies are made above this, so that none of them stands where another one is to be put."""
+_OUT_OF_THE_WAY: Final = 128
+"""Copies are made from here on, so that none of them stands where another one is to be put: twice what a successor
+takes, and half of what the smallest usual limit allows."""
 
 
 def spawn(
