@@ -206,6 +206,15 @@ def test_what_would_keep_the_service_from_starting_is_refused(
     assert not (tmp_path / "system").exists()
 
 
+def test_where_no_systemd_runs_nothing_is_written(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
+) -> None:
+    machine.says("--property=Version", "System has not been booted with systemd", status=1)
+    with pytest.raises(ControlError, match="not been booted with systemd"):
+        list(of_the_machine.install(wish(tmp_path), start=True))
+    assert not (tmp_path / "system").exists()
+
+
 def test_install_says_when_what_runs_will_be_as_it_says(
     of_the_machine: SystemdOfTheMachine, machine: Machine, tmp_path: Path
 ) -> None:

@@ -48,6 +48,7 @@ class Systemd:
 
     def install(self, wish: Wish, *, start: bool) -> Iterator[str]:
         self._check(wish)
+        self._systemctl("show", "--property=Version")  # it says why where it is not there, and nothing is written
         files = self.files(wish)
         changes = []
         for change in self._write(files):
