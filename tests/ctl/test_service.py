@@ -536,9 +536,23 @@ def test_an_agent_is_written_loaded_and_taken_away_again(launchd: Launchd, machi
     assert said[-1] == f"its state stays in {tmp_path / 'home'}"
 
 
-def test_an_agent_of_somebody_else_stays(launchd: Launchd, tmp_path: Path) -> None:
+def test_an_agent_of_somebody_else_stays(launchd: Launchd, machine: Machine, tmp_path: Path) -> None:
     theirs = tmp_path / "LaunchAgents" / f"{LABEL}.plist"
     theirs.parent.mkdir()
-    theirs.write_text("<plist/>")
+    theirs.write_text(f"<?xml?>\n<plist><dict><key>Label</key><string>{LABEL}</string></dict></plist>\n")
     with pytest.raises(Conflict):
         list(launchd.install(wish(tmp_path), start=False))
+    assert list(launchd.uninstall()) == ["it is not installed"]
+    assert theirs.exists()
+    assert machine.verbs == []
+
+
+def test_an_agent_that_is_loaded_is_as_it_was_until_it_is_loaded_anew(
+    launchd: Launchd, machine: Machine, tmp_path: Path
+) -> None:
+    machine.says("print gui/501", "\tstate = running\n\tpid = 77\n")
+    *_, first = launchd.install(wish(tmp_path), start=True)
+    *_, second = launchd.install(wish(tmp_path), start=True)
+    assert first.endswith("until: claudectl service stop, then claudectl service start")
+    assert second == "it runs already"
+    assert machine.verbs == []

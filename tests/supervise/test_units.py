@@ -15,6 +15,7 @@ import pytest
 from claude_daemon.config.models import Drain
 from claude_daemon.supervise.units import (
     LABEL,
+    MARK,
     MARKER,
     Site,
     agents_drop_in,
@@ -199,6 +200,7 @@ KEYS: Mapping[str, type | Mapping[str, type]] = {
 def test_the_launch_agent_survives_a_round_trip_and_has_known_keys_of_the_right_types() -> None:
     written_agent = launch_agent(Path("/opt/bin/claude-daemon"), Path("/Users/alice/.claude-daemon"))
     agent: dict[str, Any] = plistlib.loads(written_agent)
+    assert written_agent.splitlines()[1] == MARK.encode()
     assert plistlib.loads(plistlib.dumps(agent)) == agent
     assert agent.keys() == KEYS.keys()
     for key, kind in KEYS.items():

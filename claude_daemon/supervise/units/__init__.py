@@ -3,7 +3,7 @@
 claudectl imports this; nothing here may load more than the standard library.
 """
 
-from claude_daemon.supervise.units.launchd import LABEL, launch_agent
+from claude_daemon.supervise.units.launchd import LABEL, MARK, launch_agent
 from claude_daemon.supervise.units.systemd import (
     MARKER,
     Site,
@@ -18,6 +18,7 @@ from claude_daemon.supervise.units.systemd import (
 
 __all__ = [
     "LABEL",
+    "MARK",
     "MARKER",
     "Site",
     "agents_drop_in",

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 LABEL: Final = "com.claude-daemon"
+MARK: Final = "<!-- Written by claudectl service install, which writes it again: changes are lost. -->"
+"""The second line, after XML's own: an agent without it is never touched."""
 THROTTLE_S: Final = 5
 EXIT_TIMEOUT_S: Final = 90
 """More than drain.lame_duck_s + drain.deadline_s + drain.kill_grace_s."""
@@ -36,4 +38,5 @@ def launch_agent(daemon: Path, home: Path) -> bytes:
         "StandardOutPath": said,
         "StandardErrorPath": said,
     }
-    return plistlib.dumps(agent)
+    declaration, rest = plistlib.dumps(agent).split(b"\n", 1)
+    return b"\n".join([declaration, MARK.encode(), rest])

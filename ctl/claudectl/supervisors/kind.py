@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from claude_daemon.supervise.units import LABEL, MARKER
+from claude_daemon.supervise.units import MARK, MARKER
 from claudectl.clean import clean_line
 from claudectl.errors import Conflict, ControlError, Denied
 
@@ -127,5 +127,5 @@ def remove(path: Path) -> Iterator[str]:
 
 
 def is_ours(path: Path) -> bool:
-    content = path.read_bytes()
-    return content.startswith(MARKER.encode()) or f"<string>{LABEL}</string>".encode() in content
+    lines = path.read_bytes().splitlines()
+    return lines[:1] == [MARKER.encode()] or lines[1:2] == [MARK.encode()]

@@ -6,11 +6,14 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from claude_daemon.supervise.units import LABEL, launch_agent
 from claudectl.errors import ControlError
 from claudectl.sockets import IN_HOME
-from claudectl.supervisors.kind import Unit, Wish, home_of, remove, run, tail, write
+from claudectl.supervisors.kind import Unit, Wish, home_of, is_ours, remove, run, tail, write
+
+NOT_LOADED: Final = "not loaded"
 
 
 class Launchd:
@@ -37,13 +40,19 @@ class Launchd:
 
     def install(self, wish: Wish, *, start: bool) -> Iterator[str]:
         (self._home / "log").mkdir(parents=True, exist_ok=True, mode=0o700)
-        yield from write(self.files(wish))
-        if start:
+        changes = list(write(self.files(wish)))
+        yield from changes
+        unit = self.unit()
+        if changes and unit.state != NOT_LOADED:  # kickstart knows the agent as it was loaded
+            yield "it is loaded, as before until: claudectl service stop, then claudectl service start"
+        elif unit.pid is not None:
+            yield "it runs already"
+        elif start:
             self.start()
             yield "started"
 
     def uninstall(self) -> Iterator[str]:
-        if not self.unit().installed:
+        if not (self._file.exists() and is_ours(self._file)):
             yield "it is not installed"
             return
         self.stop()
@@ -56,7 +65,7 @@ class Launchd:
         try:
             said = run("launchctl", "print", self._service)
         except ControlError:
-            return Unit(installed=installed, state="not loaded")
+            return Unit(installed=installed, state=NOT_LOADED)
         pid = re.search(r"^\s*pid = (\d+)$", said, re.MULTILINE)
         state = re.search(r"^\s*state = (.+)$", said, re.MULTILINE)
         return Unit(
@@ -64,18 +73,18 @@ class Launchd:
         )
 
     def start(self) -> None:
-        if self.unit().state == "not loaded":
+        if self.unit().state == NOT_LOADED:
             run("launchctl", "bootstrap", self._domain, str(self._file))
         else:
             run("launchctl", "kickstart", self._service)
 
     def stop(self) -> None:
         """It is unloaded: launchd would start it again at the next login only."""
-        if self.unit().state != "not loaded":
+        if self.unit().state != NOT_LOADED:
             run("launchctl", "bootout", self._service)
 
     def restart(self) -> None:
-        if self.unit().state == "not loaded":
+        if self.unit().state == NOT_LOADED:
             self.start()
         else:
             run("launchctl", "kickstart", "-k", self._service)
