@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.debian import program
+from tests.system.conftest import configure
 from tests.system.machine import Machine, missing
 
 pytestmark = [
@@ -16,6 +20,15 @@ ROOTS = ("/home/someone/project", "/srv/project")
 ELSEWHERE = ("/home/someone/secret", "/root/secret")
 OWN = ("/var/lib/claude-daemon", "/var/log/claude-daemon", "/var/cache/claude-daemon")
 ITS_USER = ("setpriv", "--reuid=claude-daemon", "--regid=claude-daemon", "--clear-groups")
+
+# What Claude Code asks for an agent's commands, in the service's place and under all that the service is under.
+SANDBOXED = """[Service]
+Type=oneshot
+WatchdogSec=0
+Restart=no
+ExecStart=
+ExecStart=bwrap --ro-bind / / --proc /proc --dev /dev --unshare-user --unshare-pid --unshare-net -- true
+"""
 
 
 def where_it_lives(machine: Machine, test: str, *paths: str, user: tuple[str, ...] = ITS_USER) -> list[bool]:
@@ -32,6 +45,16 @@ def rooted(service: Machine) -> Machine:
     service.run("claudectl", "service", "install", *(word for root in ROOTS for word in ("--root", root)))
     service.run("claudectl", "service", "restart")
     return service
+
+
+@pytest.fixture
+def bubblewrapped(service: Machine) -> Iterator[Machine]:
+    """With bubblewrap, and with no part of /proc covered: where one is, the kernel grants nobody a fresh one."""
+    program("bwrap", "bubblewrap")
+    service.run("umount", "--lazy", "/proc/sys")
+    yield service
+    service.run("mount", "--bind", "/proc/sys", "/proc/sys")
+    service.run("mount", "-o", "remount,bind,ro", "/proc/sys")
 
 
 def test_roots_are_there_and_can_be_written_and_nothing_else_of_a_home_is(rooted: Machine) -> None:
@@ -52,3 +75,15 @@ def test_not_even_root_could_write_the_machine_from_there(service: Machine) -> N
 def test_its_directories_are_its_users_alone(service: Machine) -> None:
     assert where_it_lives(service, "-w", *OWN) == [True] * len(OWN)
     assert service.run("stat", "-c", "%U %a", *OWN) == "claude-daemon 700\n" * len(OWN)
+
+
+def test_bubblewrap_runs_with_the_drop_in_for_agents_and_not_without(bubblewrapped: Machine) -> None:
+    machine = bubblewrapped
+    machine.run("claudectl", "service", "stop")
+    configure(machine, SANDBOXED)
+    assert machine.status("systemctl", "start", "claude-daemon.service") != 0
+    machine.run("claudectl", "service", "install", "--agents-bash")
+    machine.run("systemctl", "reset-failed", "claude-daemon.service")
+    machine.run("systemctl", "start", "claude-daemon.service")
+    assert machine.show("Result") == "success"
+    machine.run("claudectl", "service", "install")
