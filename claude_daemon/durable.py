@@ -8,6 +8,8 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
 
 import orjson
 
@@ -40,6 +42,8 @@ from claude_daemon.wire import events as wire_events
 from claude_daemon.wire.tasks import task_document
 
 _MICRO = 1_000_000
+RECOVER_AGAIN_S: Final = 2.0
+"""How often a store that takes nothing at the start is tried: a disk that has room again is noticed by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Durable:
         self.store = store
         self.settings = settings
         self._group: asyncio.TaskGroup | None = None
+        self._recovered = False
         self.tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, time.time))
         self.book = Book(
             store,
@@ -67,6 +72,7 @@ class Durable:
             now=time.time,
             ids=assembly.ids,
             price=_prices(settings).get,
+            told_by_webhook=_told_by_webhook,
             ended=self._ended,
         )
         self.dispatcher = Dispatcher(
@@ -127,17 +133,32 @@ class Durable:
             self.webhooks.client.apply(secret, timeout_s=configured.timeout_s, allow_private=configured.allow_private)
 
     async def start(self) -> None:
-        """Finds what the daemon before has left. Raises StoreUnavailable."""
+        """Finds what the daemon before has left, if the store takes anything now; else :meth:`run` goes on trying."""
         if self.webhooks is not None:
             await self.webhooks.client.start()
-        await self.recovery.start()
-        self.upkeep.paused = await self.store.paused()
+        self._recovered = await self._recover()
+
+    async def _recover(self) -> bool:
+        try:
+            await self.recovery.start()
+            self.upkeep.paused = await self.store.paused()
+        except StoreUnavailable as error:
+            journal.told("store.failed", {"error": str(error)})
+            return False
+        return True
+
+    async def _recovering(self) -> None:
+        """Then leases, and what was missed; never ends."""
+        while not self._recovered:
+            await asyncio.sleep(RECOVER_AGAIN_S)
+            self._recovered = await self._recover()
+        await self.recovery.run()
 
     async def run(self) -> None:
         """Leases, retention, the store's own health, webhooks; until it is cancelled."""
         async with asyncio.TaskGroup() as self._group:
             group = self._group
-            group.create_task(self.recovery.run())
+            group.create_task(self._recovering())
             group.create_task(self.upkeep.sweep())
             group.create_task(self.upkeep.watch())
             if self.webhooks is not None:
@@ -201,10 +222,14 @@ class Durable:
 
     async def _body(self, delivery: WebhookDelivery) -> bytes | None:
         task = await self.store.get(delivery.task_id)
-        if task is None or not task.state.terminal:
-            return None
-        told = {"type": f"task.{task.state}", "timestamp": task.finished_at, "data": task_document(task)}
-        return orjson.dumps(told)
+        return None if task is None or not task.state.terminal else _told_by_webhook(task)
+
+
+def _told_by_webhook(task: Task) -> bytes:
+    """As Standard Webhooks has it; ``data`` is the task as every route tells it."""
+    assert task.finished_at is not None
+    at = datetime.fromtimestamp(task.finished_at, UTC).isoformat()
+    return orjson.dumps({"type": f"task.{task.state}", "timestamp": at, "data": task_document(task)})
 
 
 def _dispatch_settings(settings: Settings) -> DispatchSettings:

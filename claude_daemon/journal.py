@@ -83,8 +83,8 @@ def pool_event(event: PoolEvent) -> None:
     getattr(log, event.level)(event.name, **event.fields)
 
 
-def task_broken(task: Task, error: Exception) -> None:
-    log.error("task.broken", **_ids(task), exc_info=error)
+def task_broken(task: Task | None, error: Exception) -> None:
+    log.error("task.broken", **(_ids(task) if task is not None else {}), exc_info=error)
 
 
 def task_settled(run: Run) -> None:

@@ -122,7 +122,7 @@ class Settlement:
 
     An attempt ends its own task with ``new_fence`` None. Whoever ends a task from outside (a cancelled one that is
     queued, one whose daemon is gone) names the fence that it saw and takes the next one, ``fence + 1``.
-    ``webhook_id`` is set where the task has a webhook: its delivery is due from now on.
+    ``webhook_id`` is set where the task has a webhook: its delivery is due from now on, with ``webhook_body``.
     """
 
     task_id: str
@@ -134,6 +134,7 @@ class Settlement:
     ledger: LedgerEntry | None = None
     audit: AuditRecord | None = None
     webhook_id: str | None = None
+    webhook_body: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,8 +157,10 @@ class QueuedTask:
     lane: Lane
     key_id: str
     priority: int
-    created_at: float
+    queued_at: float
     deadline_at: float | None = None
+    cancelled: bool = False
+    """Somebody wishes its end, and nobody has brought that about yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,22 +182,24 @@ class TaskPage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EventPage:
-    """A task and its events after a cursor, read at one moment. ``complete``: there were no more at that moment."""
+    """A task's events after a cursor, read at one moment. ``terminal``: it has ended; ``complete``: that is all."""
 
-    task: Task
+    terminal: bool
     events: Sequence[StoredEvent]
     complete: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebhookDelivery:
-    """One webhook that is due. ``attempts``: how often it was tried before."""
+    """One webhook that is due. ``attempts``: how often it was tried before. ``body``: what is sent, the same each time;
+    None in what an older version has kept."""
 
     id: str
     task_id: str
     url: str
     attempts: int
     due_at: float
+    body: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,7 +225,7 @@ class Tasks(Protocol):
     async def claim(self, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
         """The task, running: ``attempt`` and ``fence`` are one more, ``effects`` none, ``started_at`` set once.
 
-        None when it is not queued any more. Raises StoreUnavailable.
+        None when it is not queued any more, or somebody has cancelled it. Raises StoreUnavailable.
         """
 
     async def renew(self, node: str, task_ids: Sequence[str], lease_until: float) -> frozenset[str]:
@@ -238,14 +243,17 @@ class Tasks(Protocol):
         task has ended already."""
 
     async def requeue(self, requeue: Requeue) -> bool:
-        """Back to queued; False when the fence is stale or the task is not running."""
+        """Back to queued; False when the fence is stale, the task is not running, or somebody has cancelled it."""
 
     async def request_cancel(self, task_id: str, at: float, audit: AuditRecord | None = None) -> Task | None:
         """Notes the wish on a task that has not ended (the first time counts); the task as it is now, None if there is
         none. Raises StoreUnavailable."""
 
-    async def retry(self, task_id: str, event: StoredEvent, audit: AuditRecord | None = None) -> Task | None:
-        """A task that failed or was cancelled is queued again: fence + 1, attempt 0, outcome and cancel request gone.
+    async def retry(
+        self, task_id: str, event: StoredEvent, limits: QueueLimits, audit: AuditRecord | None = None
+    ) -> Task | Failure | None:
+        """A task that failed or was cancelled is queued again: fence + 1, attempt 0, outcome, start and cancel request
+        gone; or the failure, as for :meth:`enqueue`.
         ``event``'s number is the first of ``fence + 1``. None when it is not in such a state or its fence is not the
         one that the event's number says. Raises StoreUnavailable."""
 
@@ -255,7 +263,7 @@ class Tasks(Protocol):
         """Raises ValueError for a cursor that is none."""
 
     async def events(self, task_id: str, after: int, max_events: int, max_bytes: int) -> EventPage | None:
-        """Task and events in one read; at least one event where there is any. None if there is no such task."""
+        """In one read; at least one event where there is any. None if there is no such task."""
 
     async def queued(self) -> Sequence[QueuedTask]:
         """Every queued task, oldest first."""

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-import orjson
-
 from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
 from claude_daemon.core.price import Price, cost_micro_usd
 from claude_daemon.core.task import Outcome, State, Task
@@ -26,7 +24,8 @@ from claude_daemon.ports import (
     StoredEvent,
 )
 from claude_daemon.service.follow import Encoder, Tails
-from claude_daemon.service.run import Run, last_event
+from claude_daemon.service.judge import structured
+from claude_daemon.service.run import CANCELLED, Run, ended_with, last_event
 
 LEASE_S: Final = 60.0
 """How long a claim holds without being renewed: a daemon that is silent for so long is taken for gone."""
@@ -38,7 +37,8 @@ MAX_STRUCTURED_BYTES: Final = 8 * 1024 * 1024
 class Book:
     """``node`` is this daemon's name in leases. ``price``: model → its price, None where it is not known.
 
-    ``ended`` hears of every end of a durable task, once it is durable.
+    ``ended`` hears of every end of a durable task, once it is durable; ``told_by_webhook`` makes of one what its
+    receiver is told.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Book:
         now: Clock,
         ids: Ids,
         price: Callable[[str], Price | None] = lambda model: None,
+        told_by_webhook: Callable[[Task], bytes | None] = lambda task: None,
         ended: Callable[[Task], None] = lambda task: None,
     ) -> None:
         self.store = store
@@ -60,6 +61,7 @@ class Book:
         self._encode = encode
         self._ids = ids
         self.price = price
+        self._told_by_webhook = told_by_webhook
         self._ended = ended
 
     def event(self, task_id: str, seq: int, emission: Emission) -> StoredEvent:
@@ -79,6 +81,7 @@ class Book:
         at = self.now()
         claimed = await self.store.claim(run.task.id, self.node, at + LEASE_S, at)
         if claimed is None:
+            await self.end_unwanted(run.task.id)
             return False
         run.task = claimed
         run.tail.begin(claimed.fence, after=claimed.last_seq)
@@ -97,10 +100,13 @@ class Book:
         return True
 
     async def requeue(self, run: Run, outcome: Outcome) -> bool:
-        """Another attempt is to be made; ``outcome`` is how this one went. Raises StoreUnavailable at shutdown."""
+        """Another attempt is to be made; ``outcome`` is how this one went. False when somebody else holds it, and when
+        it was cancelled meanwhile: then this is its end. Raises StoreUnavailable at shutdown."""
         event = self.event(run.task.id, run.tail.next_seq(), _again(outcome))
         ledger = self._ledger(run.task, self._priced(outcome, run.task))
         if not await self.store.requeue(Requeue(task_id=run.task.id, fence=run.task.fence, event=event, ledger=ledger)):
+            if await self._unwanted(run.task) is not None:
+                await self.settle(run, replace(ended_with(CANCELLED), usage=outcome.usage))
             return False
         run.task = replace(run.task, state=State.QUEUED, last_seq=event.seq)
         run.tail.tell(_told(event))
@@ -125,9 +131,23 @@ class Book:
         fence = task.fence + 1
         event = self.event(task.id, first_seq(fence), _again(outcome))
         if not await self.store.requeue(Requeue(task_id=task.id, fence=task.fence, event=event, new_fence=fence)):
+            if (unwanted := await self._unwanted(task)) is not None:
+                await self.end(unwanted, ended_with(CANCELLED))
             return None
         self.tails.tell(task.id, event, after=task.last_seq)
         return replace(task, state=State.QUEUED, fence=fence, last_seq=event.seq)
+
+    async def end_unwanted(self, task_id: str) -> None:
+        """Ends a queued task that somebody has cancelled; any other stays as it is. Raises StoreUnavailable."""
+        task = await self.store.get(task_id)
+        if task is not None and task.state is State.QUEUED and task.cancel_requested_at is not None:
+            await self.end(task, ended_with(CANCELLED))
+
+    async def _unwanted(self, known: Task) -> Task | None:
+        """The task as it is, if nothing has happened to it but that somebody has cancelled it."""
+        task = await self.store.get(known.id)
+        wished = task is not None and task.cancel_requested_at is not None
+        return task if wished and task is not None and task.fence == known.fence and not task.state.terminal else None
 
     def chat_ended(self, run: Run) -> None:
         """Who, model, tokens, cost and outcome of a chat; never its words."""
@@ -152,15 +172,17 @@ class Book:
 
     def _settlement(self, task: Task, outcome: Outcome, event: StoredEvent) -> Settlement:
         details: Mapping[str, Any] = {"state": outcome.state.value, "attempt": task.attempt}
+        at, webhook = self.now(), task.spec.webhook is not None
         return Settlement(
             task_id=task.id,
             fence=task.fence,
             outcome=outcome,
-            finished_at=self.now(),
+            finished_at=at,
             event=event,
             ledger=self._ledger(task, outcome),
             audit=self.audit("task.ended", task, **details),
-            webhook_id=self._ids("wh") if task.spec.webhook is not None else None,
+            webhook_id=self._ids("wh") if webhook else None,
+            webhook_body=self._told_by_webhook(_ended(task, outcome, event, at)) if webhook else None,
         )
 
     def _ledger(self, task: Task, outcome: Outcome) -> LedgerEntry:
@@ -184,23 +206,15 @@ class Book:
         if outcome.state is not State.SUCCEEDED:
             return outcome
         text = run.text
-        structured = None
+        value = None
         if run.task.spec.output_schema is not None and len(text) <= MAX_STRUCTURED_BYTES:
-            structured = _value(text)
-        return replace(outcome, text=text, structured=structured)
+            value = structured(text)
+        return replace(outcome, text=text, structured=value)
 
 
 def _again(outcome: Outcome) -> Emission:
     failure = outcome.failure
     return Emission(TASK_REQUEUED, {"reason": failure.code.value if failure is not None else None})
-
-
-def _value(text: str) -> Any:
-    """The JSON that the answer is; None for one that was cut short, which its stop reason says."""
-    try:
-        return orjson.loads(text)
-    except ValueError:
-        return None
 
 
 def _ended(task: Task, outcome: Outcome, event: StoredEvent, at: float) -> Task:

@@ -13,7 +13,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Emission
@@ -35,6 +35,8 @@ from claude_daemon.service.run import (
     ended_with,
     last_event,
 )
+
+T = TypeVar("T")
 
 __all__ = ["DispatchSettings", "Dispatcher", "Run"]
 
@@ -73,7 +75,7 @@ class Dispatcher:
         book: Book | None = None,
         parts: Callable[[Emission], Sequence[Emission]] = lambda emission: [emission],
         settled: Callable[[Run], None] = lambda run: None,
-        broken: Callable[[Task, Exception], None] = lambda task, error: None,
+        broken: Callable[[Task | None, Exception], None] = lambda task, error: None,
     ) -> None:
         self._engines = {engine.lane: engine for engine in engines}
         self._settings = settings
@@ -292,7 +294,7 @@ class Dispatcher:
         try:
             task = await self._book.store.get(ticket.id)
         except StoreUnavailable:
-            await asyncio.sleep(_STORE_RETRY_S)
+            await self._pause(_STORE_RETRY_S)
             task = None
         else:
             if task is None or task.state is not State.QUEUED:
@@ -344,10 +346,23 @@ class Dispatcher:
             self._own(self._end_queued(task_id, LATE))
 
     async def _end_queued(self, task_id: str, failure: Failure) -> None:
+        """Tried until the store can be read; the next start finds what this one could not end."""
         assert self._book is not None
-        task = await self._book.store.get(task_id)
-        if task is not None and task.state is State.QUEUED:
-            await self._end_waiting(task, failure)
+        while not self._closing.is_set():
+            try:
+                task = await self._book.store.get(task_id)
+            except StoreUnavailable:
+                await self._pause(_STORE_RETRY_S)
+                continue
+            if task is not None and task.state is State.QUEUED:
+                await self._end_waiting(task, failure)
+            return
+
+    async def _pause(self, seconds: float) -> None:
+        """Or until the daemon stops."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
 
     async def _end_waiting(self, task: Task, failure: Failure) -> None:
         assert self._book is not None
@@ -362,7 +377,35 @@ class Dispatcher:
 
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         assert self._group is not None
-        self._group.create_task(coroutine)
+        self._group.create_task(self._guarded(coroutine))
+
+    async def _guarded(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """The boundary of what is done for one task: its trouble is nobody else's."""
+        try:
+            await coroutine
+        except Exception as error:
+            self._broken(None, error)
+
+    async def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Does it to its end, whether or not whoever waits for it goes away: what is durable must be told. What
+        it raises is its caller's."""
+        if self._group is None:
+            return await coroutine
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        done.add_done_callback(
+            lambda future: future.cancelled() or future.exception()
+        )  # seen, if nobody waits any more
+
+        async def run() -> None:
+            try:
+                result = await coroutine
+            except Exception as error:
+                done.set_exception(error)
+            else:
+                done.set_result(result)
+
+        self._group.create_task(run())
+        return await asyncio.shield(done)
 
     def _start(self, run: Run, lease: Lease) -> None:
         assert self._group is not None
@@ -453,6 +496,9 @@ class Dispatcher:
                 self._settled(run)
         except (StoreUnavailable, asyncio.CancelledError):
             self.unsaved += 1
+        except Exception as error:  # an end that cannot be written down as it is
+            self._broken(run.task, error)
+            await self._save_plainly(run)
         finally:
             self._saving.pop(run, None)
             ticket = _ticket(run) if again else None
@@ -460,6 +506,15 @@ class Dispatcher:
             if ticket is not None:
                 self.enqueue(ticket, first=True)
             self._tell_idle()
+
+    async def _save_plainly(self, run: Run) -> None:
+        assert self._book is not None
+        try:
+            if await self._book.settle(run, ended_with(INTERNAL)):
+                self._settled(run)
+        except Exception as error:
+            self._broken(run.task, error)
+            self.unsaved += 1
 
     def _goes_back(self, run: Run, ended: Ended) -> bool:
         """Whether another attempt is made. One that may have changed something outside is never made twice."""

@@ -119,7 +119,7 @@ class Follow:
             raise Refusal(NO_TASK)
         events = [_event(event) for event in page.events]
         # not by the last event: a task that was tried again has ended before
-        return Page(events=events, over=page.complete and page.task.state.terminal, complete=page.complete)
+        return Page(events=events, over=page.complete and page.terminal, complete=page.complete)
 
     async def events(self, task_id: str, after: int = 0) -> AsyncIterator[Sequence[Event]]:
         """In batches, up to the terminal event. Raises Refusal for a task that is gone."""

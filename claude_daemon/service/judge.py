@@ -5,12 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+import orjson
+
+from claude_daemon.core.depth import deeper_than
+from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Emission
 from claude_daemon.core.task import Outcome, State
 from claude_daemon.ports import Schemas
 
+MAX_STRUCTURED_DEPTH: Final = 100
+"""Whoever tells it again wraps it in some levels more, and JSON is written down to 254 levels."""
 # An answer that ended otherwise was cut short or refused: it is told as it is, its stop reason says so.
 _WHOLE: Final = frozenset({"end_turn", "stop_sequence"})
+
+
+def _too_deep(text: str) -> Failure | None:
+    """Of an answer that is JSON, and satisfies its schema."""
+    if text.count("{") + text.count("[") <= MAX_STRUCTURED_DEPTH or structured(text) is not None:
+        return None
+    why = f"the answer is nested more than {MAX_STRUCTURED_DEPTH} levels deep"
+    return Failure(code=Code.SCHEMA_MISMATCH, message=why)
+
+
+def structured(text: str) -> Any:
+    """The JSON that an answer is; None for one that was cut short, as its stop reason says, or is nested too deep."""
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        return None
+    return None if deeper_than(value, MAX_STRUCTURED_DEPTH) else value
 
 
 class Judge:
@@ -36,7 +59,8 @@ class Judge:
         if outcome.state is not State.SUCCEEDED:
             return outcome, ()
         if outcome.stop_reason in _WHOLE:
-            failure = await self._schemas.validate(self._schema, "".join(self._pieces))
+            text = "".join(self._pieces)
+            failure = await self._schemas.validate(self._schema, text) or _too_deep(text)
             if failure is not None:
                 return Outcome(state=State.FAILED, usage=outcome.usage, failure=failure), ()
         return outcome, self._held

@@ -119,7 +119,10 @@ class Recovery:
                 await asyncio.sleep(0)  # ten thousand of them are not to hold up the loop
             if self._dispatcher.waits(found.id) or self._dispatcher.find(found.id) is not None:
                 continue
-            age = max(0.0, now - found.created_at)
+            if found.cancelled:
+                await self._book.end_unwanted(found.id)
+                continue
+            age = max(0.0, now - found.queued_at)
             ticket = Ticket(found.id, found.lane, found.key_id, found.priority, monotonic - age)
             timeout = None if found.deadline_at is None else found.deadline_at - now
             self._dispatcher.enqueue(ticket, timeout_s=timeout)

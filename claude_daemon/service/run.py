@@ -32,6 +32,10 @@ LATE: Final = Failure(code=Code.DEADLINE, message="the task did not end within i
 STALLED: Final = Failure(code=Code.STORE_UNAVAILABLE, message="the task's events could not be made durable")
 LOST: Final = Failure(code=Code.INTERRUPTED, message="the task is held by somebody else now")
 
+CHAT_PRIORITY: Final = 10
+"""Somebody sits and waits for a chat. Ten minutes of ageing are more than any chat waits, so no batch of tasks starves
+chats; and a task that has waited for so long goes before new chats, so they do not starve tasks either."""
+
 _TERMINAL_EVENT: Final[Mapping[State, str]] = {
     State.SUCCEEDED: TASK_SUCCEEDED,
     State.FAILED: TASK_FAILED,
@@ -86,7 +90,7 @@ class Run:
 
     @property
     def priority(self) -> int:
-        return self.task.spec.priority
+        return self.task.spec.priority + (0 if self.durable else CHAT_PRIORITY)
 
     @property
     def key_id(self) -> str:

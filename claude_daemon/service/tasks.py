@@ -83,7 +83,7 @@ class TaskDesk:
         """The task, durable, and whether it is new. Raises Refusal."""
         task = self._task(asker, wish)
         submission = self._submission(asker, task, idempotency)
-        (answer,) = await self._enqueue([submission], None)
+        (answer,) = await self._dispatcher.finish(self._enqueue([submission], None))
         if isinstance(answer, Failure):
             raise Refusal(answer)
         return answer, answer.id == task.id
@@ -106,10 +106,13 @@ class TaskDesk:
                 refused[position] = refusal.failure
         batch = Batch(id=batch_id, key_id=asker.key.id, created_at=self._book.now(), size=len(wishes), refused=refused)
         submissions = [self._submission(asker, task) for task in tasks.values()]
-        await self._enqueue(submissions, batch)
-        state = await self._book.store.batch(batch_id)
-        assert state is not None
-        return state
+        answers = await self._dispatcher.finish(self._enqueue(submissions, batch))
+        became = dict(zip(tasks, answers, strict=True))
+        turned_away = {position: answer for position, answer in became.items() if isinstance(answer, Failure)}
+        return BatchState(
+            batch=replace(batch, refused={**refused, **turned_away}),
+            tasks={position: answer for position, answer in became.items() if isinstance(answer, Task)},
+        )
 
     def _task(self, asker: Asker, wish: Wish) -> Task:
         """Raises Refusal, naming the parameter at fault."""
@@ -195,9 +198,13 @@ class TaskDesk:
                 return run.task
             return task
         try:
-            return await self._cancel(asker, task)
+            return await self._dispatcher.finish(self._cancel(asker, task))
         except StoreUnavailable as error:
-            raise Refusal(unavailable(error)) from error
+            run = self._dispatcher.find(task_id)
+            if run is None:
+                raise Refusal(replace(unavailable(error), message="Nothing can be stored now; it goes on.")) from error
+            self._dispatcher.cancel(run)  # its end is kept until it can be stored; nothing more is spent meanwhile
+            return replace(run.task, cancel_requested_at=self._book.now())
 
     async def _cancel(self, asker: Asker, known: Task) -> Task:
         """Whatever happens meanwhile: a claim, a requeue and an end all move the fence, and then it is looked again."""
@@ -225,13 +232,19 @@ class TaskDesk:
         task = await self.get(asker, task_id)
         if task.spec.kind is Kind.CHAT or task.state not in (State.FAILED, State.CANCELLED):
             raise Refusal.because(Code.CONFLICT, f"a {task.spec.kind} that is {task.state} cannot be tried again")
-        event = self._book.queued_event(task.id, task.fence + 1)
         try:
-            queued = await self._book.store.retry(task.id, event, self._book.audit("task.retry", task, asker.peer_uid))
+            return await self._dispatcher.finish(self._retry(asker, task))
         except StoreUnavailable as error:
             raise Refusal(unavailable(error)) from error
+
+    async def _retry(self, asker: Asker, task: Task) -> Task:
+        event = self._book.queued_event(task.id, task.fence + 1)
+        audit = self._book.audit("task.retry", task, asker.peer_uid)
+        queued = await self._book.store.retry(task.id, event, self.limits, audit)
         if queued is None:
             raise Refusal.because(Code.CONFLICT, "the task has moved on meanwhile")
+        if isinstance(queued, Failure):
+            raise Refusal(queued)
         assert event.seq == first_seq(queued.fence)
         self._dispatcher.enqueue(self._ticket(queued), timeout_s=queued.spec.timeout_seconds)
         return queued

@@ -58,11 +58,11 @@ class Upkeep:
         while True:
             await asyncio.sleep(CHECK_S)
             error = self._store.status().error
-            if error is not None and not await self._store.check():
-                if not failing:
-                    self._told("store.failed", {"error": error})
-            elif failing:
+            if error is not None and await self._store.check():
                 error = None
+            if error is not None and not failing:
+                self._told("store.failed", {"error": error})
+            elif error is None and failing:
                 self._told("store.recovered", {})
             if failing != (error is not None):
                 failing = error is not None
@@ -77,11 +77,18 @@ class Upkeep:
 
     async def pause(self) -> None:
         """No durable task is begun until :meth:`resume`, restarts included. Raises StoreUnavailable."""
+        await self._dispatcher.finish(self._pause())
+
+    async def _pause(self) -> None:
         await self._store.pause(True)
         self.paused = True
         self._dispatcher.hold()
 
     async def resume(self) -> None:
+        """Raises StoreUnavailable."""
+        await self._dispatcher.finish(self._resume())
+
+    async def _resume(self) -> None:
         await self._store.pause(False)
         self.paused = False
         if not self._draining():

@@ -40,7 +40,8 @@ _STORE_BACKOFF: Final = Backoff(first_seconds=1, limit_seconds=30)
 _GONE: Final = WebhookAnswer(reason="its task is gone")
 
 Body = Callable[[WebhookDelivery], Awaitable[bytes | None]]
-"""What is sent, as JSON; None when the task is gone. The same at every attempt. Raises StoreUnavailable."""
+"""What is sent of a task whose end an older version has kept without it; None when it is gone. Raises
+StoreUnavailable."""
 
 Told = Callable[[str, dict[str, Any]], None]
 """A line for the log: its name and its fields."""
@@ -114,7 +115,7 @@ class WebhookLoop:
 
     async def _attempt(self, delivery: WebhookDelivery) -> WebhookAnswer:
         try:
-            body = await self._insist(lambda: self._body(delivery))
+            body = delivery.body or await self._insist(lambda: self._body(delivery))
             return _GONE if body is None else await self._sender.send(delivery.id, delivery.url, body)
         except Exception as error:  # the boundary of an attempt
             return WebhookAnswer(reason=f"internal error: {_place(error)}")

@@ -73,23 +73,24 @@ def cursor_of(said: str | None) -> tuple[float, int]:
 
 
 def events(db: Connection, task_id: str, after: int, max_events: int, max_bytes: int) -> EventPage | None:
-    task = rows.find_task(db, task_id)
-    if task is None:
+    row = db.execute("SELECT state FROM tasks WHERE id = ?", (task_id,)).fetchone()
+    if row is None:
         return None
+    terminal = State(row["state"]).terminal
     found: list[StoredEvent] = []
     size = 0
     for seq, kind, encoded in db.execute(_EVENTS, (task_id, min(after, _MAX_SEQ), max(1, max_events) + 1)):
         size += len(encoded)
         if found and (len(found) >= max_events or size > max_bytes):
-            return EventPage(task=task, events=found, complete=False)
+            return EventPage(terminal=terminal, events=found, complete=False)
         found.append(StoredEvent(seq=seq, type=kind, encoded=encoded))
-    return EventPage(task=task, events=found, complete=True)
+    return EventPage(terminal=terminal, events=found, complete=True)
 
 
 def queued(db: Connection) -> Sequence[QueuedTask]:
     found = db.execute(
-        "SELECT id, lane, key_id, priority, created_at, deadline_at FROM tasks "
-        "WHERE kind = 'task' AND state = 'queued' ORDER BY created_at, n"
+        "SELECT id, lane, key_id, priority, coalesce(queued_at, created_at) AS queued_at, deadline_at, "
+        "cancel_requested_at FROM tasks WHERE kind = 'task' AND state = 'queued' ORDER BY created_at, n"
     )
     return [
         QueuedTask(
@@ -97,8 +98,9 @@ def queued(db: Connection) -> Sequence[QueuedTask]:
             lane=Lane(row["lane"]),
             key_id=row["key_id"],
             priority=row["priority"],
-            created_at=row["created_at"],
+            queued_at=row["queued_at"],
             deadline_at=row["deadline_at"],
+            cancelled=row["cancel_requested_at"] is not None,
         )
         for row in found
     ]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from contextlib import closing, suppress
 from pathlib import Path
 from sqlite3 import Connection, Error
+from typing import Final
 
 from claude_daemon.ports import StoreBroken
 from claude_daemon.store import copies, meta
 from claude_daemon.store.connection import SIDES, connect, side
 from claude_daemon.store.schema import inspect, known_migrations
+
+FENCE_STRIDE: Final = 1 << 20
+"""More attempts than a task can have made between a backup and its restoration."""
 
 
 def restore(backup: Path, path: Path) -> Path | None:
@@ -25,7 +29,7 @@ def restore(backup: Path, path: Path) -> Path | None:
     ready = path.with_name(f"{path.name}.restoring")
     try:
         with closing(connect(backup)) as db:
-            copies.copy(db, ready, change=_pause)
+            copies.copy(db, ready, change=_begin_anew)
         kept = _keep(path) if path.exists() else None
         ready.replace(path)
     finally:
@@ -34,8 +38,13 @@ def restore(backup: Path, path: Path) -> Path | None:
     return kept
 
 
-def _pause(db: Connection) -> None:
+def _begin_anew(db: Connection) -> None:
+    """The queue rests, and what has not ended is told under numbers that nobody has met: followers hold cursors of
+    attempts that were made after the backup."""
     meta.pause(db, True)
+    db.execute(
+        "UPDATE tasks SET fence = fence + ? WHERE kind = 'task' AND state IN ('queued', 'running')", (FENCE_STRIDE,)
+    )
 
 
 def _keep(path: Path) -> Path:

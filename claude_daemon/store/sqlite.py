@@ -119,8 +119,10 @@ class SqliteStore:
     async def request_cancel(self, task_id: str, at: float, audit: AuditRecord | None = None) -> Task | None:
         return await self._writer.do(tasks.request_cancel.bind(task_id, at, audit))
 
-    async def retry(self, task_id: str, event: StoredEvent, audit: AuditRecord | None = None) -> Task | None:
-        return await self._writer.do(tasks.retry.bind(task_id, event, audit), len(event.encoded))
+    async def retry(
+        self, task_id: str, event: StoredEvent, limits: QueueLimits, audit: AuditRecord | None = None
+    ) -> Task | Failure | None:
+        return await self._writer.do(tasks.retry.bind(task_id, event, limits, audit), len(event.encoded))
 
     async def get(self, task_id: str) -> Task | None:
         return await self._readers.read(rows.find_task, task_id)

@@ -114,20 +114,25 @@ def _insert_batch(
 
 
 @verb
-def retry(db: Connection, task_id: str, event: StoredEvent, audit: AuditRecord | None) -> Task | None:
+def retry(
+    db: Connection, task_id: str, event: StoredEvent, limits: QueueLimits, audit: AuditRecord | None
+) -> Task | Failure | None:
     """The time that it may take counts anew, from the audit's ``at``: without one it is not known, and not bounded."""
     task = rows.find_task(db, task_id)
     if task is None or task.spec.kind is not Kind.TASK or task.state not in (State.FAILED, State.CANCELLED):
         return None
     if event.seq != first_seq(task.fence + 1):
         return None
+    if (full := _full(db, task.spec.key_id, limits)) is not None:
+        return full
     db.execute(
         "UPDATE tasks SET state = 'queued', attempt = 0, fence = ?, effects = 'none', last_seq = ?, deadline_at = ?, "
-        "finished_at = NULL, cancel_requested_at = NULL, outcome = NULL WHERE id = ?",
+        "queued_at = ?, started_at = NULL, finished_at = NULL, cancel_requested_at = NULL, outcome = NULL WHERE id = ?",
         (
             task.fence + 1,
             event.seq,
             None if audit is None else rows.deadline(audit.at, task.spec.timeout_seconds),
+            None if audit is None else audit.at,
             task_id,
         ),
     )
@@ -142,7 +147,7 @@ def retry(db: Connection, task_id: str, event: StoredEvent, audit: AuditRecord |
 @verb
 def claim(db: Connection, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
     task = rows.find_task(db, task_id)
-    if task is None or task.state is not State.QUEUED:
+    if task is None or task.state is not State.QUEUED or task.cancel_requested_at is not None:
         return None
     task = advance(
         task,
@@ -196,6 +201,8 @@ def requeue(db: Connection, asked: Requeue) -> bool:
     row = _small_row(db, asked.task_id)
     if row is None or row["fence"] != asked.fence or row["state"] != State.RUNNING:
         return False
+    if row["cancel_requested_at"] is not None:
+        return False
     db.execute(
         "UPDATE tasks SET state = 'queued', fence = ?, last_seq = ?, node = NULL, lease_until = NULL WHERE id = ?",
         (_next_fence(asked), asked.event.seq, asked.task_id),
@@ -227,7 +234,7 @@ def settle(db: Connection, end: Settlement, outcome: bytes) -> bool:
     ledger.insert(db, end.ledger)
     audits.insert(db, end.audit)
     if end.webhook_id is not None and row["webhook"] is not None:
-        webhooks.insert(db, end.webhook_id, end.task_id, row["webhook"], end.finished_at)
+        webhooks.insert(db, end.webhook_id, end.task_id, row["webhook"], end.finished_at, end.webhook_body)
     return True
 
 
@@ -247,7 +254,9 @@ def request_cancel(db: Connection, task_id: str, at: float, audit: AuditRecord |
 
 def _small_row(db: Connection, task_id: str) -> Row | None:
     """What decides whether a verb may change a task, without what was asked."""
-    row: Row | None = db.execute("SELECT state, fence, webhook FROM tasks WHERE id = ?", (task_id,)).fetchone()
+    row: Row | None = db.execute(
+        "SELECT state, fence, webhook, cancel_requested_at FROM tasks WHERE id = ?", (task_id,)
+    ).fetchone()
     return row
 
 

@@ -9,9 +9,15 @@ from claude_daemon.ports import WebhookDelivery
 from claude_daemon.store.verbs import verb
 
 
-def insert(db: Connection, webhook_id: str, task_id: str, url: str, due_at: float) -> None:
+def insert(db: Connection, webhook_id: str, task_id: str, url: str, due_at: float, body: bytes | None) -> None:
     values = (webhook_id, task_id, url, due_at)
-    db.execute("INSERT INTO webhooks (id, task_id, url, due_at) VALUES (?, ?, ?, ?)", values)
+    inserted = db.execute("INSERT INTO webhooks (id, task_id, url, due_at) VALUES (?, ?, ?, ?)", values)
+    if body is not None:
+        db.execute("INSERT INTO webhook_bodies VALUES (?, ?)", (inserted.lastrowid, body))
+
+
+def _is_over(db: Connection, webhook_id: str) -> None:
+    db.execute("DELETE FROM webhook_bodies WHERE n = (SELECT n FROM webhooks WHERE id = ?)", (webhook_id,))
 
 
 @verb
@@ -21,6 +27,7 @@ def delivered(db: Connection, webhook_id: str, at: float) -> None:
         "WHERE id = ? AND due_at IS NOT NULL",
         (at, webhook_id),
     )
+    _is_over(db, webhook_id)
 
 
 @verb
@@ -38,13 +45,23 @@ def give_up(db: Connection, webhook_id: str, at: float, error: str) -> None:
         "WHERE id = ? AND due_at IS NOT NULL",
         (at, error, webhook_id),
     )
+    _is_over(db, webhook_id)
 
 
 def due(db: Connection, now: float, limit: int) -> Sequence[WebhookDelivery]:
-    found = db.execute("SELECT * FROM webhooks WHERE due_at <= ? ORDER BY due_at, n LIMIT ?", (now, limit))
+    found = db.execute(
+        "SELECT w.*, b.body FROM webhooks w LEFT JOIN webhook_bodies b ON b.n = w.n "
+        "WHERE due_at <= ? ORDER BY due_at, w.n LIMIT ?",
+        (now, limit),
+    )
     return [
         WebhookDelivery(
-            id=row["id"], task_id=row["task_id"], url=row["url"], attempts=row["attempts"], due_at=row["due_at"]
+            id=row["id"],
+            task_id=row["task_id"],
+            url=row["url"],
+            attempts=row["attempts"],
+            due_at=row["due_at"],
+            body=row["body"],
         )
         for row in found
     ]

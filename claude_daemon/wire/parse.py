@@ -10,6 +10,7 @@ import orjson
 from pydantic import BaseModel, ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
+from claude_daemon.core.depth import deeper_than
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 
 MAX_DEPTH: Final = 128
@@ -78,7 +79,7 @@ def load(body: bytes) -> dict[str, Any]:
         raise Refusal.because(Code.INVALID_REQUEST, _syntax(error, body)) from None
     if not isinstance(document, dict):
         raise Refusal.because(Code.INVALID_REQUEST, f"The body must be a JSON object, not {_kind(document)}.")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and deeper_than(document, MAX_DEPTH):
         raise Refusal.because(Code.INVALID_REQUEST, f"The body is nested more than {MAX_DEPTH} levels deep.")
     return document
 
@@ -142,19 +143,6 @@ def _first_bad_byte(body: bytes) -> int:
 def _kind(document: object) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(document), "null")
-
-
-def _deeper_than(document: object, limit: int) -> bool:
-    level = [document]
-    for _ in range(limit):
-        level = [child for node in level for child in _children(node) if isinstance(child, dict | list)]
-        if not level:
-            return False
-    return True
-
-
-def _children(node: object) -> Iterable[object]:
-    return node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
 
 
 def _fault(model: type[BaseModel], detail: ErrorDetails) -> Fault:

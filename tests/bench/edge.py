@@ -101,7 +101,7 @@ class _Nothing:
         return Task(id=task_id, spec=spec, state=State.RUNNING, attempt=1, fence=1, created_at=time.time())
 
     async def events(self, task_id: str, *_: object) -> EventPage:
-        return EventPage(task=await self.get(task_id), events=[], complete=True)
+        return EventPage(terminal=False, events=[], complete=True)
 
     def append(self, task_id: str, fence: int, events: Sequence[StoredEvent], told: Callable[[bool], None]) -> None:
         asyncio.get_running_loop().call_soon(told, True)

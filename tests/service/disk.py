@@ -69,7 +69,7 @@ class Disk:
             return None
         self.reads += 1
         found = [event for event in self.kept if event.seq > after]
-        page = EventPage(task=self.task, events=found[:3], complete=len(found) <= 3)
+        page = EventPage(terminal=self.task.state.terminal, events=found[:3], complete=len(found) <= 3)
         await asyncio.sleep(0)  # a snapshot is old when it arrives
         return page
 

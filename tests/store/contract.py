@@ -87,7 +87,7 @@ class Acceptance:
         assert await store.events("task_0", 0, 10, 1000) is None
         assert await store.claim("task_0", "node_1", LEASE_UNTIL, 0.0) is None
         assert await store.request_cancel("task_0", 1.0) is None
-        assert await store.retry("task_0", event(first_seq(1))) is None
+        assert await store.retry("task_0", event(first_seq(1)), LIMITS) is None
         assert not await append(store, "task_0", 1, [event(1)])
         assert not await store.settle(settlement(task("task_0")))
         assert not await store.requeue(requeue(task("task_0")))
@@ -396,8 +396,8 @@ class Ends:
         await store.set_effects("task_1", 1)
         await store.request_cancel("task_1", 1.0)
         await store.settle(settlement(claimed, outcome))
-        again = await store.retry("task_1", event(first_seq(2)), audit("task.retry", claimed))
-        assert again is not None and again == await found(store)
+        again = await store.retry("task_1", event(first_seq(2)), LIMITS, audit("task.retry", claimed))
+        assert isinstance(again, Task) and again == await found(store)
         assert (again.state, again.attempt, again.fence) == (State.QUEUED, 0, 2)
         assert (again.outcome, again.finished_at, again.cancel_requested_at) == (None, None, None)
         assert again.last_seq == first_seq(2) == (await seqs(store))[-1]
@@ -407,11 +407,11 @@ class Ends:
 
     async def test_only_what_failed_or_was_cancelled_is_tried_again(self, store: Store) -> None:
         await put(store, task())
-        assert await store.retry("task_1", event(first_seq(1))) is None
+        assert await store.retry("task_1", event(first_seq(1)), LIMITS) is None
         claimed = await store.claim("task_1", "node_1", LEASE_UNTIL, 0.0)
-        assert claimed is not None and await store.retry("task_1", event(first_seq(2))) is None
+        assert claimed is not None and await store.retry("task_1", event(first_seq(2)), LIMITS) is None
         await store.settle(settlement(claimed, SUCCEEDED))
-        assert await store.retry("task_1", event(first_seq(2))) is None
+        assert await store.retry("task_1", event(first_seq(2)), LIMITS) is None
         assert (await found(store)).state is State.SUCCEEDED
 
     async def test_a_retry_that_saw_another_fence_changes_nothing(self, store: Store) -> None:
@@ -419,8 +419,48 @@ class Ends:
         await store.settle(settlement(claimed, FAILED))
         before = await snapshot(store)
         for fence in (1, 3):
-            assert await store.retry("task_1", event(first_seq(fence)), audit("task.retry", claimed)) is None
+            assert await store.retry("task_1", event(first_seq(fence)), LIMITS, audit("task.retry", claimed)) is None
         assert await snapshot(store) == before
+
+    async def test_a_task_that_is_tried_again_stands_where_it_came_back_and_has_not_begun(self, store: Store) -> None:
+        claimed = await start(store)
+        await store.settle(settlement(claimed, FAILED))
+        record = replace(audit("task.retry", claimed), at=77.0)
+        again = await store.retry("task_1", event(first_seq(2)), LIMITS, record)
+        assert isinstance(again, Task) and again.started_at is None
+        assert [queued.queued_at for queued in await store.queued()] == [77.0]
+
+    async def test_a_task_is_not_tried_again_beyond_the_limits(self, store: Store) -> None:
+        claimed = await start(store)
+        await store.settle(settlement(claimed, FAILED))
+        await put(store, task("task_2"))
+        before = await snapshot(store)
+        for limits in (replace(LIMITS, max_queued=1), replace(LIMITS, max_queued_per_key=1)):
+            assert isinstance(await store.retry("task_1", event(first_seq(2)), limits), Failure)
+        assert await snapshot(store) == before
+
+    async def test_what_somebody_has_cancelled_is_neither_claimed_nor_put_back(self, store: Store) -> None:
+        claimed = await start(store)
+        await put(store, task("task_2"))
+        for task_id in ("task_1", "task_2"):
+            await store.request_cancel(task_id, 5.0)
+        assert await store.claim("task_2", "node_1", LEASE_UNTIL, 0.0) is None
+        assert [queued.cancelled for queued in await store.queued()] == [True]
+        assert not await store.requeue(requeue(claimed))
+        assert not await store.requeue(requeue(claimed, new_fence=2))
+        assert (await found(store)).state is State.RUNNING
+        assert await store.settle(settlement(claimed, CANCELLED))
+
+    async def test_a_webhook_tells_what_was_settled_whatever_the_task_becomes(self, store: Store) -> None:
+        claimed = await start(store, task(webhook="https://r.example/"))
+        await store.settle(settlement(claimed, FAILED, webhook_id="wh_1", webhook_body=b"first end"))
+        await store.retry("task_1", event(first_seq(2)), LIMITS)
+        (delivery,) = await store.due(1e12, 10)
+        assert (delivery.id, delivery.body) == ("wh_1", b"first end")
+        await store.postpone("wh_1", 5.0, "later")
+        assert [delivery.body for delivery in await store.due(1e12, 10)] == [b"first end"]
+        await store.delivered("wh_1", 6.0)
+        assert list(await store.due(1e12, 10)) == []
 
 
 class Reading:
@@ -453,27 +493,31 @@ class Reading:
     async def test_a_page_after_the_last_event_is_complete(self, store: Store) -> None:
         claimed = await start(store)
         for after in (claimed.last_seq, 2**63 - 1, 2**70):
-            assert await store.events("task_1", after, 10, 1000) == EventPage(task=claimed, events=[], complete=True)
+            assert await store.events("task_1", after, 10, 1000) == EventPage(terminal=False, events=[], complete=True)
 
     async def test_a_page_tells_task_and_events_of_one_moment(self, store: Store) -> None:
-        await start(store)
+        claimed = await start(store)
         first = first_seq(1)
         told: list[bool] = []
         for n in range(200):
             store.append("task_1", 1, [event(first + n)], told.append)
-        while len(told) < 200:
+        settling = asyncio.ensure_future(store.settle(settlement(replace(claimed, last_seq=first + 199), SUCCEEDED)))
+        over = False
+        while not over:
             page = await store.events("task_1", 0, 1000, 1_000_000)
             assert page is not None and page.complete
-            assert page.task.last_seq == page.events[-1].seq
+            over = page.terminal
+            assert over == (page.events[-1].seq == first + 200)
+        assert await settling
 
     async def test_the_queue_is_told_oldest_first(self, store: Store) -> None:
         await put(store, task("task_2", created_at=2.0, key_id="b", priority=5, lane=Lane.DIRECT))
         await put(store, task("task_1", created_at=1.0, timeout_seconds=60.0))
         await put(store, task("task_3", created_at=2.0))
         assert list(await store.queued()) == [
-            QueuedTask(id="task_1", lane=Lane.TEXT, key_id="local", priority=0, created_at=1.0, deadline_at=61.0),
-            QueuedTask(id="task_2", lane=Lane.DIRECT, key_id="b", priority=5, created_at=2.0),
-            QueuedTask(id="task_3", lane=Lane.TEXT, key_id="local", priority=0, created_at=2.0),
+            QueuedTask(id="task_1", lane=Lane.TEXT, key_id="local", priority=0, queued_at=1.0, deadline_at=61.0),
+            QueuedTask(id="task_2", lane=Lane.DIRECT, key_id="b", priority=5, queued_at=2.0),
+            QueuedTask(id="task_3", lane=Lane.TEXT, key_id="local", priority=0, queued_at=2.0),
         ]
 
     async def test_a_list_is_told_newest_first_and_filtered(self, store: Store) -> None:

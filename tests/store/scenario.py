@@ -60,7 +60,7 @@ async def life(store: SqliteStore, chats: threading.Semaphore) -> AsyncIterator[
     last = replace(first, last_seq=first_seq(1) + 2)
     await store.settle(settlement(last, CANCELLED, webhook_id="wh_0"))
     yield "settle"
-    await store.retry("task_0", event(first_seq(2)), audit("task.retry", first))
+    await store.retry("task_0", event(first_seq(2)), LIMITS, audit("task.retry", first))
     yield "retry"
     second = await claimed(store, "task_1")
     yield "claim"

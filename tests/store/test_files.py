@@ -16,7 +16,8 @@ from claude_daemon.store.connection import connect_writer
 from tests.store.files import dump, killed, mode, sql
 from tests.store.samples import found, put, task
 
-OLD = schema.known_migrations()[:1]
+OLD = schema.known_migrations()
+LATEST = len(OLD)
 NEW = [*OLD, "ALTER TABLE nodes ADD COLUMN version TEXT; UPDATE nodes SET version = 'old';"]
 BAD = [*OLD, "ALTER TABLE nodes ADD COLUMN version TEXT; INSERT INTO nowhere VALUES (1);"]
 
@@ -158,38 +159,38 @@ class TestMigrations:
     def test_an_older_one_is_migrated_with_its_rows(self, old: Path) -> None:
         schema.open_current(old, NEW).close()
         assert dump(old)["nodes"] == [("node_1", 1.0, "old")]
-        assert sql(old, "PRAGMA user_version") == (2,)
+        assert sql(old, "PRAGMA user_version") == (LATEST + 1,)
 
     @pytest.mark.usefixtures("open_umask")
     def test_before_that_it_is_copied_beside_whole(self, old: Path) -> None:
         before = dump(old)
         kept = migrate(old, NEW)
-        assert kept == old.with_name("daemon.db.v1.bak")
+        assert kept == old.with_name(f"daemon.db.v{LATEST}.bak")
         assert mode(kept) == 0o600 and dump(kept) == before
-        assert sql(kept, "PRAGMA user_version") == (1,)
-        assert {file.name for file in old.parent.iterdir()} == {"daemon.db", "daemon.db.v1.bak"}
+        assert sql(kept, "PRAGMA user_version") == (LATEST,)
+        assert {file.name for file in old.parent.iterdir()} == {"daemon.db", f"daemon.db.v{LATEST}.bak"}
 
     def test_one_of_today_is_neither_copied_nor_changed(self, old: Path) -> None:
         assert migrate(old, OLD) is None
-        assert not old.with_name("daemon.db.v1.bak").exists()
+        assert not old.with_name(f"daemon.db.v{LATEST}.bak").exists()
 
     def test_a_migration_that_fails_has_changed_nothing(self, old: Path) -> None:
         before = dump(old)
         for _ in range(2):
             with pytest.raises(StoreBroken, match="nowhere"):
                 schema.open_current(old, BAD)
-            assert dump(old) == before and sql(old, "PRAGMA user_version") == (1,)
+            assert dump(old) == before and sql(old, "PRAGMA user_version") == (LATEST,)
         assert migrate(old, NEW) is not None
 
     def test_many_are_applied_one_by_one(self, old: Path) -> None:
         schema.open_current(old, [*NEW, "UPDATE nodes SET version = version || 'er';"]).close()
         assert dump(old)["nodes"] == [("node_1", 1.0, "older")]
-        assert sql(old, "PRAGMA user_version") == (3,)
+        assert sql(old, "PRAGMA user_version") == (LATEST + 2,)
 
     def test_whether_it_is_needed_is_told_without_doing_it(self, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not needs_migration(old)
         monkeypatch.setattr(schema, "known_migrations", lambda: NEW)
-        assert needs_migration(old) and sql(old, "PRAGMA user_version") == (1,)
+        assert needs_migration(old) and sql(old, "PRAGMA user_version") == (LATEST,)
         migrate(old)
         assert not needs_migration(old)
 

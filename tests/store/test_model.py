@@ -17,6 +17,7 @@ from tests.store.samples import (
     CANCELLED,
     FAILED,
     LEASE_UNTIL,
+    LIMITS,
     SUCCEEDED,
     append,
     event,
@@ -143,7 +144,7 @@ async def step(store: SqliteStore, model: Model, name: str, fence: int, outside:
         case "settle":
             assert await store.settle(settlement(real, OUTCOMES[to], **last)) == model.settle(fence, seq, to, outside)
         case _:
-            again = await store.retry("task_1", event(first_seq(fence + 1)))
+            again = await store.retry("task_1", event(first_seq(fence + 1)), LIMITS)
             assert (again is not None) == model.retry(fence)
     real = await found(store)
     assert (real.state, real.attempt, real.fence, real.effects) == (

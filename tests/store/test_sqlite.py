@@ -17,6 +17,7 @@ from tests.store.samples import (
     CANCELLED,
     FAILED,
     LEASE_UNTIL,
+    LIMITS,
     append,
     audit,
     event,
@@ -95,7 +96,7 @@ async def test_the_time_of_a_task_that_is_tried_again_counts_anew(store: SqliteS
     (queued,) = await put(store, task(timeout_seconds=60.0))
     await store.settle(settlement(queued, CANCELLED, new_fence=1))
     record = audit("task.retry", queued)
-    await store.retry("task_1", event(first_seq(2)), record)
+    await store.retry("task_1", event(first_seq(2)), LIMITS, record)
     (waiting,) = await store.queued()
     assert waiting.deadline_at == record.at + 60.0
 

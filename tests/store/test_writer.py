@@ -15,6 +15,7 @@ from claude_daemon.core.event import first_seq
 from claude_daemon.core.task import State
 from claude_daemon.ports import StoreUnavailable
 from claude_daemon.store import SqliteStore, writer
+from claude_daemon.store.schema import known_migrations
 from tests.store.gate import Gate, fill_up, make_room, write
 from tests.store.samples import (
     FAILED,
@@ -158,7 +159,7 @@ class TestGroups:
         await verbs
         status = store.status()
         assert (status.error, status.backlog) == (None, 0)
-        assert status.details["commits"] == 2 and status.details["schema_version"] == 1
+        assert status.details["commits"] == 2 and status.details["schema_version"] == len(known_migrations())
         assert 0 < status.details["commit_p50_ms"] <= status.details["commit_p99_ms"]
         assert status.details["wal_bytes"] > 0
 
