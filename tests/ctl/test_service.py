@@ -65,9 +65,9 @@ class Machine:
 
     @property
     def verbs(self) -> list[str]:
-        """What was to be done, looks left out."""
+        """What was to be done; looks are left out, and that former failures are not to count."""
         words = [" ".join(word for word in line[1:] if not word.startswith("--")) for line in self.asked]
-        return [line for line in words if not line.startswith(("show", "print"))]
+        return [line for line in words if not line.startswith(("show", "print", "reset-failed"))]
 
 
 @pytest.fixture
@@ -281,10 +281,13 @@ def test_what_systemctl_refuses_is_said_in_its_own_words(machine: Machine) -> No
 # whoever started the daemon
 
 
+SUPERVISED = {"pid": 42, "state": "ready", "supervisor": "systemd", "url": "http://127.0.0.1:8006"}
+
+
 @pytest.fixture
 def supervised(of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon) -> Machine:
     machine.unit(pid=42)
-    daemon.says("GET", "status", {"pid": 42, "state": "ready", "supervisor": "systemd", "url": "http://127.0.0.1:8006"})
+    daemon.says("GET", "status", SUPERVISED)
     return machine
 
 
@@ -305,6 +308,31 @@ def test_a_supervised_daemon_is_systemds_to_stop_and_restart(supervised: Machine
         "start claude-daemon.socket claude-daemon-control.socket",
         "restart claude-daemon.service",
     ]
+
+
+@pytest.mark.parametrize("verb", ["start", "restart"])
+def test_failures_of_before_do_not_count_for_who_starts_it_now(
+    of_the_machine: SystemdOfTheMachine, machine: Machine, daemon: Daemon, invoke: Invoke, verb: str
+) -> None:
+    machine.unit(active="failed", sub="failed")
+    daemon.leave()
+    assert invoke("service", verb).exit_code == 0
+    words = [line[3] for line in machine.asked if line[0] == "systemctl"]
+    assert words.index("reset-failed") < words.index("start")
+
+
+def test_a_configuration_that_the_next_one_would_refuse_is_no_reason_to_end_this_one(
+    supervised: Machine, daemon: Daemon, invoke: Invoke
+) -> None:
+    daemon.says("GET", "status", {**SUPERVISED, "config": {"changed_on_disk": True}})
+    daemon.refuses("POST", "reload", 400, "bad_configuration", "nothing was changed: 1 fault in the configuration")
+    refused = invoke("service", "restart")
+    assert refused.exit_code == 1
+    assert "bad_configuration" in refused.stderr
+    assert supervised.verbs == []
+    daemon.says("POST", "reload", {"changed": [], "needs_restart": []})
+    assert invoke("service", "restart").exit_code == 0
+    assert supervised.verbs[-1] == "restart claude-daemon.service"
 
 
 @pytest.mark.parametrize("another_is_supervised", [False, True])

@@ -163,6 +163,8 @@ def restart(options: Options, scope: str | None) -> None:
     supervisor = choose(scope)
     unit, daemon = look(options, supervisor)
     if is_supervised(unit, daemon) or (daemon is None and unit.installed):
+        if daemon is not None:
+            _refuse_what_would_not_start(options, daemon)
         supervisor.restart()
         click.echo("restarted")
     elif daemon is None:
@@ -254,6 +256,12 @@ def _as_usage() -> Iterator[None]:
         yield
     except ValueError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _refuse_what_would_not_start(options: Options, daemon: Document) -> None:
+    """The one that runs reads its new configuration first: what it refuses would end the next one at its start."""
+    if render.mapping(daemon.get("config")).get("changed_on_disk"):
+        options.client().post("reload", {})
 
 
 def _replace(options: Options) -> None:

@@ -23,6 +23,8 @@ from claudectl.supervisors.kind import Unit, Wish, home_of, is_ours, remove, run
 
 SERVICE: Final = "claude-daemon.service"
 SOCKETS: Final = ("claude-daemon.socket", "claude-daemon-control.socket")
+# Those, but no instance of the template; a pattern may match nothing, where names of units that never failed may not.
+OURS: Final = "claude-daemon[.-]*"
 _AGENTS: Final = "10-agents-bash.conf"
 _ROOTS: Final = "20-roots.conf"
 _CREDENTIALS: Final = "30-credentials.conf"
@@ -133,6 +135,7 @@ class Systemd:
         )
 
     def start(self) -> None:
+        self._forget_failures()
         self._systemctl("start", *SOCKETS, SERVICE)
 
     def stop(self) -> None:
@@ -140,8 +143,13 @@ class Systemd:
         self._systemctl("stop", *SOCKETS, SERVICE)
 
     def restart(self) -> None:
+        self._forget_failures()
         self._systemctl("start", *SOCKETS)
         self._systemctl("restart", SERVICE)
+
+    def _forget_failures(self) -> None:
+        """Of those who failed too often systemd starts none for a while: it means loops, not people who mended it."""
+        self._systemctl("reset-failed", OURS)
 
     def _systemctl(self, *words: str) -> str:
         return run("systemctl", *self._scope, "--no-pager", *words)
