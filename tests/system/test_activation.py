@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.system.conftest import configure
 from tests.system.machine import PATIENCE_S, Answer, Machine, missing
 
 pytestmark = [
@@ -50,3 +51,15 @@ def test_with_its_sockets_stopped_nobody_starts_it(service: Machine) -> None:
     assert service.status("bash", "-c", "</dev/tcp/127.0.0.1/8006") != 0
     assert service.status("claudectl", "tasks", "list") == 4
     assert service.show("ActiveState") == "inactive"
+
+
+def test_who_connects_to_a_badly_configured_one_does_not_keep_a_mended_one_from_starting(service: Machine) -> None:
+    service.run("systemctl", "stop", "claude-daemon.service")
+    configure(service, "[Unit]\nStartLimitIntervalSec=60\nStartLimitBurst=8\n")  # as it is installed
+    service.write("/etc/claude-daemon/config.toml", "[http]\nprot = 1\n")
+    service.status("bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8006; read -u 3")
+    service.until(lambda: service.show("ActiveState", "claude-daemon.socket") == "failed")
+    service.run("rm", "/etc/claude-daemon/config.toml")
+    service.run("claudectl", "service", "start")
+    assert service.show("ActiveState") == "active"
+    assert service.fetch("GET", "/v1/models", key=service.key()).status == 200
