@@ -97,9 +97,10 @@ class Machine:
         if self._unshare.poll() is not None:
             raise RuntimeError(f"it did not boot: {self.console}")
         children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()
-        self._pid = int(children[0]) if children else 0
-        state = self.run("systemctl", "is-system-running", check=False).strip() if self._pid else ""
-        return state in ("running", "degraded")
+        if not children or Path(f"/proc/{children[0]}/comm").read_text() != "systemd\n":
+            return False  # boot.sh still, with the root of this machine: systemctl would ask our own systemd
+        self._pid = int(children[0])
+        return self.run("systemctl", "is-system-running", check=False).strip() in ("running", "degraded")
 
     def __exit__(self, *exc: object) -> None:
         if self._pid:
