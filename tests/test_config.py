@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +15,8 @@ from pydantic import BaseModel
 
 from claude_daemon.config import ConfigError, Loaded, Origin, Secret, Settings, load
 from claude_daemon.config.fields import Capability
-from claude_daemon.config.models import MODELS, Http
+from claude_daemon.config.loading import check_reload
+from claude_daemon.config.models import MAX_DIRECT, MAX_LAME_DUCK_S, MAX_WORKERS, MODELS, Http
 from claude_daemon.engine import capabilities
 from claude_daemon.layers.schema import type_at
 from claude_daemon.layers.sources import MAX_SECRET_BYTES
@@ -414,3 +417,62 @@ def test_the_sample_configuration_sets_every_key_and_explains_every_table() -> N
         block = SAMPLE.read_text().partition(f"# [[{section}" if section == "roots" else f"# [{section}.")[2]
         for key in model.model_fields:
             assert f"# {key} = " in block, (section, key)
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("engine.workers", MAX_WORKERS),
+        ("engine.spares", MAX_WORKERS),
+        ("engine.direct_max", MAX_DIRECT),
+        ("drain.lame_duck_s", MAX_LAME_DUCK_S),
+    ],
+)
+def test_what_no_machine_can_give_is_refused(tmp_path: Path, key: str, most: int) -> None:
+    section, name = key.split(".")
+    loaded = settings(tmp_path, f"[{section}]\n{name} = {most}\n").settings
+    assert getattr(getattr(loaded, section), name) == most
+    (message,) = faults(tmp_path, f"[{section}]\n{name} = {most + 1}\n")
+    assert message.startswith(f"FILE: {key}: ") and str(most) in message
+
+
+def load_at_once(home: Path, environ: Mapping[str, str]) -> list[str]:
+    """The faults; fails where the load waits for somebody who never comes."""
+    told: list[str] = []
+
+    def loading() -> None:
+        try:
+            load({}, environ, home=home)
+        except ConfigError as error:
+            told.extend(map(str, error.faults))
+
+    thread = threading.Thread(target=loading, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive()
+    return told
+
+
+def test_a_pipe_in_place_of_the_file_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.toml", 0o600)
+    assert load_at_once(tmp_path, {}) == [f"{tmp_path / 'config.toml'}: cannot be read: not a regular file"]
+
+
+def test_a_pipe_in_place_of_a_secret_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "key"
+    os.mkfifo(pipe, 0o600)
+    (told,) = load_at_once(tmp_path, {"ANTHROPIC_API_KEY_FILE": str(pipe)})
+    assert told == f"ANTHROPIC_API_KEY_FILE: {pipe} cannot be read: not a regular file"
+
+
+def test_a_reload_refuses_a_file_that_is_gone_and_takes_an_empty_one(tmp_path: Path) -> None:
+    before = settings(tmp_path, "[engine]\nworkers = 7\n")
+    file = tmp_path / "config.toml"
+    check_reload(before, settings(tmp_path, ""))
+    file.unlink()
+    without = load({}, {}, home=tmp_path)
+    with pytest.raises(ConfigError) as refused:
+        check_reload(before, without)
+    (fault,) = refused.value.faults
+    assert str(fault).startswith(f"{file}: is gone since it was loaded")
+    check_reload(without, without)  # where there was none nothing is lost

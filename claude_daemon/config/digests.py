@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from claude_daemon.layers.sources import MAX_CONFIG_BYTES
+from claude_daemon.layers.sources import MAX_CONFIG_BYTES, opened
 
 Stamp = tuple[int, int, int]
 
@@ -13,7 +13,7 @@ Stamp = tuple[int, int, int]
 def file_digest(path: Path) -> str | None:
     """SHA-256 in hex of the file; None where it cannot be read."""
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             return hashlib.sha256(stream.read(MAX_CONFIG_BYTES + 1)).hexdigest()
     except OSError:
         return None

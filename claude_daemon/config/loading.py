@@ -93,6 +93,13 @@ def load(argv_flags: Mapping[str, Any], environ: Mapping[str, str], *, home: Pat
     )
 
 
+def check_reload(before: Loaded, new: Loaded) -> None:
+    """Raises ConfigError where a file was read before and none is there now: all that it set would be lost unsaid."""
+    if before.file_digest is not None and new.file_digest is None:
+        message = "is gone since it was loaded; where the defaults are meant, leave an empty file"
+        raise ConfigError([Fault(where=str(before.paths.config_file), message=message)])
+
+
 def _profile(flag: str | None, environ: Mapping[str, str], faults: list[Fault]) -> tuple[Profile, Origin]:
     """The profile, and the origin of the values that it brings."""
     asked = flag or environ.get("CLAUDE_DAEMON_PROFILE") or "dev"

@@ -50,6 +50,12 @@ MODELS: Final = MappingProxyType(
     }
 )
 """Aliases as CLI 2.1.330 reports them (2026-11); what the CLI in use reports at start corrects them."""
+MAX_WORKERS: Final = 1024
+"""Each takes a third of a gigabyte: a number with a zero too many is caught here and not by the machine."""
+MAX_DIRECT: Final = 4096
+"""Each is a connection to the upstream, and a client's besides: as many as the clients that are accepted by default."""
+MAX_LAME_DUCK_S: Final = 3600
+"""Balancers look every few seconds and forget within minutes; a stop that does nothing for an hour is a mistake."""
 
 
 class Section(BaseModel):
@@ -132,9 +138,9 @@ class Engine(Section):
     base_url: Url = "https://api.anthropic.com"
     default_model: ModelName = "sonnet"
     models: Mapping[ModelName, ModelName] = Field(default_factory=lambda: dict(MODELS))
-    workers: Count = 4
-    spares: CountOrZero = 1
-    direct_max: Count = 64
+    workers: Annotated[Count, Field(le=MAX_WORKERS)] = 4
+    spares: Annotated[CountOrZero, Field(le=MAX_WORKERS)] = 1
+    direct_max: Annotated[Count, Field(le=MAX_DIRECT)] = 64
     # Measured over 900 turns: memory grows from 180 to 335 MB and then no more, latency not at all; a new process
     # costs half a second of one core.
     max_turns_per_worker: Count = 600
@@ -250,7 +256,7 @@ class Budget(Section):
 class Drain(Section):
     """How long a stop takes at most: the sum of the three."""
 
-    lame_duck_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
+    lame_duck_s: Annotated[float, Field(ge=0, le=MAX_LAME_DUCK_S, allow_inf_nan=False)] = 0
     deadline_s: Seconds = 60
     kill_grace_s: Seconds = 5
 

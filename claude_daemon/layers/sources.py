@@ -5,8 +5,10 @@ Nothing raises on bad input: each reader adds to ``faults`` and goes on.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -36,7 +38,7 @@ def read_toml(file: Path, model: type[BaseModel], faults: list[Fault], *, requir
     values: dict[str, Any] = {}
     text = ""
     try:
-        with file.open("rb") as stream:
+        with opened(file) as stream:
             mode = os.fstat(stream.fileno()).st_mode
             text = _text(stream, MAX_CONFIG_BYTES)
         values = tomllib.loads(text)
@@ -51,6 +53,21 @@ def read_toml(file: Path, model: type[BaseModel], faults: list[Fault], *, requir
     except (ValueError, RecursionError) as error:
         faults.append(Fault(where=str(file), message=str(error)))
     return table(values, origin)
+
+
+def opened(file: Path) -> BinaryIO:
+    """A regular file, for reading; the caller closes it. Raises OSError, for a pipe or a device too: to open or read
+    one may wait without end, and a reload happens while the daemon serves."""
+    stream = open(file, "rb", opener=_at_once)  # noqa: SIM115
+    if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+        return stream
+    stream.close()
+    raise OSError(errno.EINVAL, "not a regular file", str(file))
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Waits for nobody who writes."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _text(stream: BinaryIO, most: int) -> str:
@@ -166,7 +183,7 @@ def read_secret(name: str, environ: Mapping[str, str], faults: list[Fault]) -> L
 
 def _secret_file(path: Path) -> str:
     try:
-        with path.open("rb") as stream:
+        with opened(path) as stream:
             text = _text(stream, MAX_SECRET_BYTES).strip()
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
