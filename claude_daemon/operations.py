@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from claude_daemon import stacks
 from claude_daemon.config import Level, Settings
@@ -12,11 +12,17 @@ from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.engine.pool import Pool
 from claude_daemon.engine.worker import Worker
 from claude_daemon.front import Front
+from claude_daemon.ports import StoreUnavailable
 from claude_daemon.service.drain import Drain
 from claude_daemon.service.upkeep import Upkeep
 from claude_daemon.telemetry.logging import LogHandle
 
 StopMode = Literal["smart", "fast", "immediate"]
+
+UNSTORED_PAUSE: Final = (
+    "What ran is cut and new work is refused. The queue is paused, but that could not be stored: "
+    "after a restart queued tasks begin."
+)
 
 
 class Operations:
@@ -50,15 +56,25 @@ class Operations:
     def stop(self, mode: StopMode) -> None:
         """smart: a drain; fast: what runs is interrupted now; immediate: and workers are killed."""
         self._begin_drain(self._settings().drain.deadline_s if mode == "smart" else 0.0, True)
+        if mode != "smart":
+            self._drain.skip_lame_duck()
         if mode == "immediate":
             self._drain.hurry()
             self._pool.kill_busy()
 
     async def panic(self) -> list[str]:
-        """Nothing runs any more, and nothing is begun until somebody says so; the workers that were killed."""
+        """Nothing runs any more, and nothing is begun until somebody says so; the workers that were killed.
+
+        Raises Refusal. That of a store which does not take the pause says that all else is done.
+        """
         self._begin_drain(0.0, False)
+        self._drain.skip_lame_duck()
+        self._upkeep.paused = True  # before anything waits for the store: who undrains meanwhile begins no task
         killed = self._pool.kill_busy()
-        await self._upkeep.pause()
+        try:
+            await self._upkeep.pause()
+        except StoreUnavailable as error:
+            raise Refusal.because(Code.STORE_UNAVAILABLE, UNSTORED_PAUSE) from error
         return killed
 
     # workers

@@ -122,10 +122,20 @@ class Drain:
             self.begun = True
             self._edge.begin(self.handed_over)
 
+    def skip_lame_duck(self) -> None:
+        """No new work from now on, and the deadline comes the sooner by what was left of the lame duck."""
+        left = self._duck_until - self._monotonic()
+        if self.active and left > 0:
+            self._duck_until -= left
+            self._deadline -= left
+            self._hold(self.handed_over)
+            self._changed.give()
+
     def hurry(self) -> None:
         """Waits no longer: what still runs is interrupted."""
         self.hurried = True
-        self._deadline = self._duck_until = self._monotonic()
+        self.skip_lame_duck()
+        self._deadline = self._monotonic()
         self._changed.give()
 
     def note(self) -> None:

@@ -302,8 +302,43 @@ async def test_hurry_ends_a_lame_duck() -> None:
     async with Setting(lame_duck_seconds=3600) as setting:
         setting.drain.begin(60, stop=True)
         setting.drain.hurry()
+        assert (setting.told, setting.health.lenient) == (["begin"], False)
         await setting.reaches(S.DRAINED)
         assert setting.told == ["begin"]
+
+
+async def test_a_lame_duck_that_is_skipped_takes_nothing_more_at_once_and_brings_the_deadline_forward() -> None:
+    async with Setting(lame_duck_seconds=10) as setting:
+        run = setting.desk.submit()
+        setting.drain.begin(60, stop=False)
+        setting.clock.now += 4
+        setting.drain.skip_lame_duck()
+        assert (setting.told, setting.health.lenient) == (["begin"], False)  # nobody is admitted in between
+        assert setting.drain.progress()["remaining_s"] == 60
+        setting.drain.skip_lame_duck()
+        assert setting.drain.progress()["remaining_s"] == 60
+        (await setting.desk.lease(0)).say(SUCCEEDED)
+        assert await ended(run) == SUCCEEDED
+        await setting.reaches(S.DRAINED)
+        assert setting.told == ["begin"]
+
+
+async def test_what_runs_in_a_lame_duck_that_is_skipped_is_interrupted_at_its_deadline() -> None:
+    async with Setting(lame_duck_seconds=10) as setting:
+        run = setting.desk.submit()
+        setting.drain.begin(0, stop=False)
+        setting.drain.skip_lame_duck()
+        outcome = await ended(run)
+        assert outcome.failure is not None and outcome.failure.code is Code.INTERRUPTED
+        await setting.reaches(S.DRAINED)
+
+
+async def test_where_nothing_drains_no_lame_duck_is_skipped() -> None:
+    async with Setting(lame_duck_seconds=10) as setting:
+        setting.drain.begin(60, stop=False)
+        setting.drain.undo()
+        setting.drain.skip_lame_duck()
+        assert (setting.health.state, setting.told) == (S.READY, [])
 
 
 async def test_a_hand_over_accepts_nobody_and_serves_whoever_was_accepted() -> None:
