@@ -281,11 +281,16 @@ class Connection(RequestHandler):
             self._waiter.set_result(None)
         self._break_off()
 
-    def _break_off(self) -> None:
-        """Reads no further; what came before is served. A handler learns that its body never comes."""
+    def refuse_body(self, failure: Failure) -> None:
+        """Answers the failure to a request whose body has not come whole, and closes; to others it does nothing."""
+        if self._in_body and not self._upgraded:
+            self._break_off(Refusal(failure))
+
+    def _break_off(self, why: Exception | None = None) -> None:
+        """Reads no further; what came before is served. A handler learns that its body never comes, and why."""
         self._broken = True
         if self._in_body:
-            self._payload.set_exception(RequestPayloadError("the body is malformed"))
+            self._payload.set_exception(why or RequestPayloadError("the body is malformed"))
             self._payload.feed_eof()
 
     def handle_error(

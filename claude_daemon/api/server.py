@@ -51,6 +51,8 @@ restart")."""
 CLIENT_GONE: Final = 499
 """The status in the access log of a request whose client left before its answer was complete; nobody is
 sent it."""
+DRAIN_RETRY_AFTER_S: Final = 5.0
+"""A restart takes about so long; behind a balancer another daemon answers meanwhile."""
 FLUSH_SECONDS: Final = 1.0
 """How long close() lets a peer take what is already written before it is cut."""
 
@@ -211,6 +213,16 @@ class HttpServer(web.Server):
 
     def end_drain(self) -> None:
         self.draining = False
+
+    def refuse_bodies(self) -> None:
+        """The drain's deadline: whose body has not come whole is answered now, and waited for no longer."""
+        failure = Failure(
+            code=Code.DRAINING,
+            message="The daemon drains, and the body was not complete by its deadline.",
+            retry_after_seconds=DRAIN_RETRY_AFTER_S,
+        )
+        for connection in cast("list[Connection]", self.connections):
+            connection.refuse_body(failure)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """Waits until no request is in flight; False if some still are after ``timeout_s``."""

@@ -37,6 +37,7 @@ class Edge:
     ``begin`` makes every answer its connection's last and tells streams to come back; ``end`` takes that back.
     ``leave`` accepts nobody any more: whoever holds the listener too does. ``unanswered``: requests whose answer has
     not begun. ``silent``: connections that have not said yet what they want. ``notices``: streams told to come back.
+    ``refuse`` answers those who have sent only a part of what they want.
     """
 
     begin: Callable[[bool], None]
@@ -46,6 +47,7 @@ class Edge:
     unanswered: Callable[[], int] = lambda: 0
     silent: Callable[[], int] = lambda: 0
     notices: Callable[[], int] = lambda: 0
+    refuse: Callable[[], None] = lambda: None
 
 
 class Drain:
@@ -187,9 +189,15 @@ class Drain:
         return min(ahead, default=MAX_DEADLINE_SECONDS)
 
     async def _interrupt(self) -> None:
+        """What runs has the grace to end. What is answered with that, or refused, needs a few passes of the loop."""
         self._dispatcher.interrupt_all()
-        until = self._monotonic() + self.settings.grace_s
-        while self._draining and not self._dispatcher.idle and (left := until - self._monotonic()) > 0:
+        self._edge.refuse()
+        await self._until(lambda: self._dispatcher.idle, self.settings.grace_s)
+        await self._until(lambda: not self._edge.unanswered(), SETTLE_SECONDS)
+
+    async def _until(self, holds: Callable[[], bool], at_most_seconds: float) -> None:
+        until = self._monotonic() + at_most_seconds
+        while self._draining and not holds() and (left := until - self._monotonic()) > 0:
             await self._changed.wait(left)
 
     @property

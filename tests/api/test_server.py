@@ -752,6 +752,28 @@ async def test_a_drain_knows_who_is_not_answered_yet_and_who_has_said_nothing() 
             await client.close()
 
 
+@pytest.mark.parametrize("framing", [b"Content-Length: 100\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"])
+async def test_a_body_that_is_not_whole_at_the_drains_deadline_is_refused(framing: bytes) -> None:
+    async with serving(body_timeout_s=1000) as served:
+        server, half, whole = served.server, await served.connect(), await served.connect()
+        half.send(b"POST /echo" + HEAD + framing)
+        whole.send(b"GET /wait" + HEAD + b"\r\n")
+        await served.waiting.wait()
+        async with asyncio.timeout(PATIENCE):
+            while server.unanswered < 2:
+                await asyncio.sleep(0)
+        server.begin_drain()
+        server.refuse_bodies()
+        refused = parse(await half.all())
+        assert_ours(refused, 503, "draining")
+        assert (refused.headers["connection"], refused.headers["retry-after"]) == ("close", "5")
+        assert (server.unanswered, server.in_flight) == (1, 1)
+        served.go.set()
+        assert parse(await whole.all()).status == 200
+        for client in (half, whole):
+            await client.close()
+
+
 async def test_a_request_that_has_arrived_and_is_not_begun_counts_as_not_answered() -> None:
     async with serving() as served:
         client = await served.connect()

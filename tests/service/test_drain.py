@@ -45,9 +45,18 @@ class Setting:
             unanswered=lambda: self.unanswered,
             silent=lambda: self.silent,
             notices=lambda: 3,
+            refuse=self.refuse,
         )
         settings = DrainSettings(lame_duck_s=lame_duck_seconds, grace_s=grace_seconds)
         self.drain = Drain(self.health, self.desk.dispatcher, edge, self.clock, settings=settings)
+
+    def refuse(self) -> None:
+        self.told.append("refuse")
+        asyncio.get_running_loop().call_soon(self._answered)
+
+    def _answered(self) -> None:
+        self.unanswered = 0
+        self.drain.note()
 
     async def __aenter__(self) -> Setting:
         await self.desk.__aenter__()
@@ -386,3 +395,15 @@ async def test_a_drain_waits_for_requests_that_are_not_answered_yet() -> None:
         setting.unanswered = 0
         setting.drain.note()
         await setting.reaches(S.DRAINED)
+
+
+async def test_who_has_sent_half_a_request_is_refused_at_the_deadline_and_answered_before_it_is_drained() -> None:
+    setting = Setting()
+    setting.drain._monotonic = asyncio.get_running_loop().time
+    async with setting:
+        setting.unanswered = 1
+        setting.drain.begin(0.02, stop=False)
+        await setting.stays(S.DRAINING)
+        assert setting.told == ["begin"]
+        await setting.reaches(S.DRAINED)
+        assert (setting.told, setting.unanswered) == (["begin", "refuse"], 0)
