@@ -121,6 +121,7 @@ class Front:
     def end_drain(self) -> None:
         self.public.end_drain()
         self.fanout.end_drain()
+        self.streams.end_drain()
         self._upkeep.undrained()
 
     @property

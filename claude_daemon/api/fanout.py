@@ -220,6 +220,7 @@ class Fanout:
                     if page.complete and not tail.begun:
                         break  # nothing more until somebody runs it
                 if self._draining and not self._runs(task_id):
+                    self.sent_on += 1
                     return Why.DRAIN
                 why = await self._follow_live(task_id, tail, _Live(cursor, sink, frame))
                 if why is not Why.BEHIND:

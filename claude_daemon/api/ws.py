@@ -140,6 +140,11 @@ class StreamRoutes:
         for connection in list(self.open):
             connection.begin_drain()
 
+    def end_drain(self) -> None:
+        """Another drain tells everybody anew."""
+        for connection in self.open:
+            connection.end_drain()
+
     async def close(self) -> None:
         """Closes everybody."""
         async with asyncio.TaskGroup() as group:
@@ -193,7 +198,8 @@ class _Connection:
         self._asker: Asker = asker(request)
         self._subscriptions: dict[str, tuple[asyncio.Task[None], Cursor]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._drained = asyncio.Event()
+        self._telling: asyncio.Task[None] | None = None  # of a drain, while it lasts
+        self._told: dict[str, int] = {}  # the cursors in that
         self._ops: Mapping[str, Callable[[Mapping[str, Any]], Awaitable[None]]] = {
             "submit": self._submit,
             "subscribe": self._subscribe,
@@ -223,11 +229,14 @@ class _Connection:
         await self._socket.close(code=code, message=why, drain=False)
 
     def begin_drain(self) -> None:
-        if self._group is not None and not self._drained.is_set():
-            self._drained.set()
+        if self._group is not None and self._telling is None:
             # now: those that are sent elsewhere follow nothing any more when the message goes
-            cursors = {task_id: cursor.after for task_id, (_, cursor) in self._subscriptions.items()}
-            self._group.create_task(self._tell_drain(cursors))
+            self._told = {task_id: cursor.after for task_id, (_, cursor) in self._subscriptions.items()}
+            self._telling = self._group.create_task(self._tell_drain(dict(self._told)))
+
+    def end_drain(self) -> None:
+        self._telling = None
+        self._told = {}
 
     async def go(self) -> None:
         """The daemon drains, and nothing that this client waits for will come any more."""
@@ -315,6 +324,7 @@ class _Connection:
     def _follow(self, task_id: str, after: int, ref: _Ref) -> None:
         assert self._group is not None
         cursor = Cursor(after)
+        self._told.pop(task_id, None)  # whoever asks anew is told anew
         self._subscriptions[task_id] = self._group.create_task(self._following(task_id, cursor, ref)), cursor
 
     async def _stop_following(self, task_id: str) -> bool:
@@ -339,5 +349,8 @@ class _Connection:
         self._subscriptions.pop(task_id, None)
         if why is Why.SLOW:
             await self.close(WSCloseCode.TRY_AGAIN_LATER, b"too slow a reader: come back with your cursor")
-        elif self._drained.is_set() and not self._subscriptions:
+        elif why is Why.DRAIN and self._told.get(task_id) != cursor.after:
+            await self._tell_drain({task_id: cursor.after})  # it came during the drain, or got on since
+        elif self._telling is not None and not self._subscriptions:
+            await asyncio.wait({self._telling})
             await self.go()
