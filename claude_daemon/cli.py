@@ -67,16 +67,14 @@ def start(config: str | None, profile: str | None, offline: bool, port: int | No
 
 
 @cli.command()
-@_CONFIG
-@_PROFILE
-def stop(config: str | None, profile: str | None) -> None:
+def stop() -> None:
     """Stop the daemon of this home, whoever started it: it drains, and this returns when it is gone.
 
     Example: claude-daemon stop
     """
     from claude_daemon.running import stop as stop_daemon
 
-    sys.exit(stop_daemon(_flags(config, profile)))
+    sys.exit(stop_daemon())
 
 
 def _flags(config: str | None, profile: str | None, offline: bool = False, port: int | None = None) -> dict[str, Any]:
@@ -115,16 +113,17 @@ def migrate(config: str | None, profile: str | None, check: bool) -> None:
     from claude_daemon.store import migrate as migrate_store
     from claude_daemon.store import needs_migration
 
+    def look(database: Path) -> int:
+        needed = needs_migration(database)
+        click.echo(f"{database} {'needs to be migrated' if needed else 'is up to date'}")
+        return 1 if needed else 0
+
     def work(database: Path) -> int:
-        if check:
-            needed = needs_migration(database)
-            click.echo(f"{database} {'needs to be migrated' if needed else 'is up to date'}")
-            return 1 if needed else 0
         kept = migrate_store(database)
         click.echo(f"{database} is up to date" if kept is None else f"{database} is migrated; it was kept as {kept}")
         return 0
 
-    sys.exit(_with_store(_flags(config, profile), work))
+    sys.exit(_with_store(_flags(config, profile), look if check else work, alone=not check))
 
 
 @cli.command()
@@ -149,8 +148,8 @@ def restore(config: str | None, profile: str | None, file: Path) -> None:
     sys.exit(_with_store(_flags(config, profile), work))
 
 
-def _with_store(flags: Mapping[str, Any], work: Callable[[Path], int]) -> int:
-    """Does something to the store's file while no daemon has it open; the exit status."""
+def _with_store(flags: Mapping[str, Any], work: Callable[[Path], int], *, alone: bool = True) -> int:
+    """Does something to the store's file, ``alone``: while no daemon has it open; the exit status."""
     from claude_daemon.home import take
     from claude_daemon.ports import StoreBroken, StoreUnavailable
     from claude_daemon.running import EX_CANTCREAT, EX_CONFIG, loaded_or_exit, refused, say
@@ -159,6 +158,8 @@ def _with_store(flags: Mapping[str, Any], work: Callable[[Path], int]) -> int:
     paths = loaded_or_exit(flags).paths
     os.umask(0o077)
     try:
+        if not alone:
+            return work(paths.database)
         take(paths.home)
         paths.run_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         with PidFile(paths.pid_file):

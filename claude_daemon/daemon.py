@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
+import os
 import secrets
 import signal
+import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -98,6 +102,7 @@ class Daemon:
         self._reload_asked = asyncio.Event()
         self._starting: asyncio.Task[Any] | None = None
         self._serving = False
+        self._others: list[asyncio.Task[None]] = []
 
     # life
 
@@ -184,10 +189,14 @@ class Daemon:
         self._control_sock = inherited.control or control_socket(path, control.mode)
         if inherited.control is None or self.surroundings.takeover:  # else its path is somebody else's
             stack.callback(self._unlink_control, path, inode_of(path))
+        if inherited.left is not None:
+            inherited.left.unlink(missing_ok=True)
         stack.callback(self._control_sock.close)
         self._public_socks = list(inherited.public) or tcp_sockets(http.host, http.port)
         for sock in self._public_socks:
             stack.callback(sock.close)
+        if self._certificate is None and not http.allow_plaintext:
+            _hold_to_loopback(self._public_socks)
         address, port = self._public_socks[0].getsockname()[:2]
         host = address if inherited.public else http.host
         self.url = _url(host, port, tls=self._certificate is not None)
@@ -202,13 +211,14 @@ class Daemon:
         async with asyncio.TaskGroup() as group:
             text = group.create_task(self.text.run(), name="text lane")
             dispatching = group.create_task(self.dispatcher.run(), name="dispatcher")
-            others = [
+            self._group = group
+            self._others += [
                 group.create_task(self.health.watch(), name="health"),
                 group.create_task(self.supervision.run(), name="supervision"),
                 group.create_task(self._reload_when_asked(), name="reload"),
             ]
             if self.redis is not None:
-                others.append(group.create_task(self.redis.run(), name="redis"))
+                self._others.append(group.create_task(self.redis.run(), name="redis"))
             draining = group.create_task(self.drain.run(), name="drain")
             await self.durable.start()
             upkeep = group.create_task(self.durable.run(), name="upkeep")
@@ -229,7 +239,7 @@ class Daemon:
             await self._end_workers(text)
             if self.redis is not None:
                 await self.redis.close()
-            for task in others:
+            for task in self._others:
                 task.cancel()
 
     def _started(self, announce: Callable[[Daemon], None]) -> None:
@@ -237,8 +247,9 @@ class Daemon:
         log.info("daemon.ready", url=self.url, state=self.health.state, version=__version__)
         self.supervision.ready()
         probe = self.health.ready()
-        self.surroundings.teller.tell(Stage.READY, ready=probe.ok, reason=probe.reason, url=self.url)
-        self.surroundings.teller.close()
+        self.surroundings.teller.tell(
+            Stage.READY, ready=probe.ok, reason=probe.reason, url=self.url, upstream=self.source.name
+        )
         announce(self)
 
     async def _end_requests(self) -> None:
@@ -328,6 +339,8 @@ class Daemon:
 
     def begin_drain(self, deadline_seconds: float, stop: bool, *, successor: bool = False) -> None:
         """From a signal or the control socket; with ``stop`` the daemon ends after it. Raises Refusal."""
+        if stop and not successor:
+            self.restart.call_off()  # to stop means that none is to run
         handed_over = stop and (successor or self.inherited)
         self.drain.begin(deadline_seconds, stop=stop, handed_over=handed_over)
         log.info(
@@ -345,9 +358,26 @@ class Daemon:
         if self.health.state not in (DaemonState.READY, DaemonState.DEGRADED, DaemonState.DRAINED):
             raise Refusal.because(Code.CONFLICT, f"the daemon is {self.health.state}")
         pid = await self.restart.successor()
+        if self.drain.stopping:
+            self.restart.call_off()
+            raise Refusal.because(Code.CONFLICT, "the daemon is stopping")
         log.info("daemon.restarting", successor=pid)
         self.begin_drain(self.settings.drain.deadline_s, stop=True, successor=True)
+        self._others.append(self._group.create_task(self._go_on_if_lost(), name="successor"))
         return pid
+
+    async def _go_on_if_lost(self) -> None:
+        """Takes everything back from a successor that ends while it waits for us."""
+        why = await self.restart.lost()
+        log.error("daemon.successor_lost", reason=why)
+        public = [socket.socket(fileno=os.dup(sock.fileno())) for name, sock in self.restart.kept if name == "http"]
+        self.restart.call_off()
+        if self.drain.take_back():
+            await self.front.accept_again(public)
+            log.warning("daemon.goes_on", state=self.health.state)
+        else:
+            for sock in public:
+                sock.close()
 
     def _status(self) -> str:
         """One line for people."""
@@ -378,6 +408,8 @@ class Daemon:
                 self.reload()
             except Refusal as refusal:
                 journal.reload_refused(refusal.failure)
+            except Exception as error:  # our own bug: what serves goes on serving
+                log.critical("daemon.reload_failed", exc_info=error)
 
     def reload(self) -> Mapping[str, Any]:
         """Loads the configuration again and applies it; what has changed. Raises Refusal, and nothing has."""
@@ -399,9 +431,11 @@ class Daemon:
 
     def apply(self, new: Loaded, certificate: assembly.Certificate | None) -> Mapping[str, Any]:
         """Brings a configuration into force that was found good: every part takes its share, none can fail or wait."""
-        settings = new.settings
+        settings, before = new.settings, self.settings
         changed = self.configuration.change(new)
-        self.surroundings.log.apply(settings.log, new.secrets.values())
+        if settings.log != before.log:  # else levels that were set by hand stay
+            self.surroundings.log.apply(settings.log, new.secrets.values())
+        self.surroundings.log.mask(new.secrets.values())
         self.front.apply(settings, certificate)
         self.durable.apply(settings)
         self.drain.settings = assembly.drain_settings(settings)
@@ -409,7 +443,7 @@ class Daemon:
             self.direct.settings = assembly.direct_settings(settings)
         if self.redis is not None and settings.redis.url is not None:
             self.redis.retarget(settings.redis.url)
-        self._apply_engine(new)
+        self._apply_engine(new, before)
         self.health.note()
         told = {
             "changed": [{"key": change.key, "old": change.old, "new": change.new} for change in changed],
@@ -420,7 +454,7 @@ class Daemon:
         self.durable.note(self._act("reload", **told))
         return told
 
-    def _apply_engine(self, new: Loaded) -> None:
+    def _apply_engine(self, new: Loaded, before: Settings) -> None:
         engine, pool = new.settings.engine, self.text.pool
         if "credential" not in self.configuration.needs_restart:
             self.source = self.report.source = self.source.renewed(new.credential)
@@ -431,7 +465,10 @@ class Daemon:
             request_timeout_s=engine.turn_timeout_s,
             oauth_token=self.source.oauth_token,
         )
-        pool.apply(assembly.pool_settings(new.settings))
+        sizes = assembly.pool_settings(new.settings)
+        if (engine.workers, engine.spares) == (before.engine.workers, before.engine.spares):  # an operator's word stays
+            sizes = replace(sizes, workers=pool.settings.workers, spares=pool.settings.spares)
+        pool.apply(sizes)
         if told_otherwise:
             pool.recycle_rolling("the configuration has changed")
 
@@ -604,6 +641,15 @@ async def _wait_for(path: Path) -> PidFile:
 
     threading.Thread(target=take, name="lock", daemon=True).start()  # it ends with us, should we not wait so long
     return await taken
+
+
+def _hold_to_loopback(sockets: Iterable[socket.socket]) -> None:
+    """A configuration beyond loopback was refused already; a socket that was given to us was not. Raises BadSetting."""
+    for sock in sockets:
+        address = sock.getsockname()[0]
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            why = "the socket that was handed over is beyond loopback: set http.tls_cert and http.tls_key, or this"
+            raise BadSetting(f"http.allow_plaintext: {why} ({address})")
 
 
 def _url(host: str, port: int, *, tls: bool) -> str:

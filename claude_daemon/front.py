@@ -124,6 +124,11 @@ class Front:
         self.streams.end_drain()
         self._upkeep.undrained()
 
+    async def accept_again(self, sockets: Sockets) -> None:
+        """After a drain that handed its listeners over, and took them back."""
+        certificate = self._certificate
+        await self.public.listen(sockets, ssl=None if certificate is None else certificate.listening)
+
     @property
     def notices(self) -> int:
         return self.fanout.sent_on + self.streams.told

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import os
+import secrets
 import signal
 import sys
 import time
@@ -20,9 +21,10 @@ from typing import Any, Final, NoReturn
 import click
 
 from claude_daemon import __version__
-from claude_daemon.supervise.inherited import BadSockets, inherited
+from claude_daemon.supervise.inherited import BadSockets, inherited, rebound
 from claude_daemon.supervise.stages import Stage, Teller
 
+EX_CRASH: Final = 1
 EX_CANTCREAT: Final = 73
 EX_NOPERM: Final = 77
 EX_CONFIG: Final = 78
@@ -78,7 +80,9 @@ def run(flags: Flags, *, takeover: bool = False, teller: Teller | None = None, d
 
 def _run(flags: Flags, *, takeover: bool, teller: Teller | None, detached: bool) -> int:
     # until the daemon handles it itself there is nothing to drain and nothing to leave behind
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, _leave)
     try:
         given = inherited(os.environ, pid=os.getpid(), takeover=takeover)
@@ -116,8 +120,8 @@ class _Start:
                 return self._failed(EX_CANTCREAT, f"already running (pid {holder}, {paths.pid_file})")
             if paths.log_file is not None:
                 paths.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            secrets = self._loaded.secrets.values()
-            log = configure(self._loaded.settings.log, stream=sys.stderr, path=paths.log_file, secrets=secrets)
+            known = self._loaded.secrets.values()
+            log = configure(self._loaded.settings.log, stream=sys.stderr, path=paths.log_file, secrets=known)
         except OSError as error:
             return self._failed(_status_of(error), error)
         try:
@@ -137,12 +141,13 @@ class _Start:
         from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
 
         allow(self._loaded.settings.http.max_connections)
-        self._teller.tell(Stage.CHECKED)  # what takes time is loaded: whoever makes way for us need not wait for it
 
         async def main() -> int:
             return await Daemon(self._loaded, self._surroundings(log)).run(announce=_announce)
 
         try:
+            self._check()
+            self._teller.tell(Stage.CHECKED)  # what takes time is loaded, too: whoever makes way for us need not wait
             return _run_loop(main())
         except (BadKeyFile, BadSetting, StoreBroken) as error:
             return self._failed(EX_CONFIG, error)
@@ -154,25 +159,52 @@ class _Start:
             where = f" ({http.host}:{http.port})" if error.filename is None else ""
             return self._failed(_status_of(error), f"{error}{where}")
 
+    def _check(self) -> None:
+        """What could fail later than the daemon before can take back that it makes way for us. Raises as the start."""
+        from claude_daemon import assembly
+        from claude_daemon.home import local_secret
+
+        settings, paths = self._loaded.settings, self._loaded.paths
+        assembly.tls(settings)
+        assembly.validate(settings)
+        if self._takeover:
+            if paths.local_key.exists():
+                local_secret(paths.local_key, secrets.token_bytes, lambda repaired: None)
+            http, control = settings.http, settings.control
+            self._given = rebound(
+                self._given, host=http.host, port=http.port, control=paths.control_socket, mode=control.mode
+            )
+
     def _surroundings(self, log: Any) -> Any:
         from claude_daemon.supervise.notify import Notifier
         from claude_daemon.surroundings import Surroundings
 
         environ = dict(os.environ)
-        by_itself = "detached" if self._detached or self._takeover else "none"
+        notifier = Notifier.of(environ, pid=os.getpid(), monotonic=time.monotonic)
         return Surroundings(
             environ=environ,
             reload=lambda: load(self._flags, environ),
             argv=_successor(self._flags),
             log=log,
             inherited=self._given,
-            notifier=Notifier.of(environ, pid=os.getpid(), monotonic=time.monotonic),
+            notifier=notifier,
             teller=self._teller,
-            supervisor=self._loaded.supervisor or by_itself,
+            supervisor=self._loaded.supervisor or self._supervisor(notifier.active),
             takeover=self._takeover,
         )
 
+    def _supervisor(self, notified: bool) -> str:
+        """Whoever does not say so: a unit of somebody's own, a container."""
+        if notified:
+            return "systemd"
+        if os.getpid() == 1:
+            return "init"
+        return "detached" if self._detached or self._takeover else "none"
+
     def _failed(self, status: int, error: object) -> int:
+        from claude_daemon.telemetry.logging import get_logger
+
+        get_logger("claude_daemon.daemon").critical("daemon.not_started", reason=str(error), status=status)
         self._teller.tell(Stage.FAILED, status=status, message=str(error))
         return say(status, error)
 
@@ -185,6 +217,7 @@ def start(flags: Flags) -> int:
     if loaded.paths.log_file is None:
         return say(EX_CONFIG, "log.file is none: a daemon in the background would have nowhere to say anything")
     started = detached(lambda teller: run(flags, teller=teller, detached=True))
+    where = f"its log is {loaded.paths.log_file}"
     url, pid = "", None
     patience = START_PATIENCE_S
     while (told := started.listener.wait(patience)) is not None:
@@ -193,33 +226,40 @@ def start(flags: Flags) -> int:
         if told.stage is Stage.LISTENING:
             url, pid, patience = told.fields["url"], told.fields["pid"], READY_PATIENCE_S
         if told.stage is Stage.READY:
-            click.echo(f"claude-daemon {__version__} serves at {url} (pid {pid})")
-            if not told.fields["ready"]:
-                click.echo(f"claude-daemon: it is not ready: {told.fields['reason']}", err=True)
-            return 0
+            return _started(told.fields)
+    if started.listener.ended:
+        return say(EX_CRASH, f"the daemon ended before it was ready; {where}")
     if pid is None:
-        return say(1, f"the daemon ended before it listened; its log is {loaded.paths.log_file}")
+        return say(EX_CRASH, f"the daemon does not listen after {patience:g} s, and is still at it; {where}")
     click.echo(f"claude-daemon {__version__} listens at {url} (pid {pid})")
-    click.echo(f"claude-daemon: it has not become ready yet; its log is {loaded.paths.log_file}", err=True)
+    click.echo(f"claude-daemon: it has not become ready yet; {where}", err=True)
     return 0
 
 
-def stop(flags: Flags) -> int:
+def _started(told: Mapping[str, Any]) -> int:
+    offline = ", on the offline model: no account, no network" if told["upstream"] == "offline" else ""
+    click.echo(f"claude-daemon {__version__} serves at {told['url']} (pid {told['pid']}){offline}")
+    if not told["ready"]:
+        click.echo(f"claude-daemon: it is not ready: {told['reason']}", err=True)
+    return 0
+
+
+def stop() -> int:
     """Ends the daemon that has the home, and waits until it is gone; the exit status."""
+    from claude_daemon.config.layout import Layout
     from claude_daemon.supervise.pidfile import running, wait_until_free
 
-    paths = loaded_or_exit(flags).paths
+    pid_file = Layout.of(os.environ, None).run / "daemon.pid"  # a configuration that is bad stops nobody from this
+    told: set[int] = set()
     try:
-        pid = running(paths.pid_file)
-        if pid is None:
-            click.echo(f"claude-daemon is not running ({paths.pid_file})")
-            return 0
-        with contextlib.suppress(ProcessLookupError):  # it went by itself
-            os.kill(pid, signal.SIGTERM)
-        wait_until_free(paths.pid_file)
+        while (pid := running(pid_file)) is not None and pid not in told:
+            told.add(pid)
+            with contextlib.suppress(ProcessLookupError):  # it went by itself
+                os.kill(pid, signal.SIGTERM)
+            wait_until_free(pid_file)
     except OSError as error:
         return refused(error)
-    click.echo("stopped")
+    click.echo("stopped" if told else f"claude-daemon is not running ({pid_file})")
     return 0
 
 

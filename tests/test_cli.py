@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from claude_daemon.supervise.pidfile import running
 from tests.support import BIN
 
 KEY = "sk-ant-api03-" + "x" * 40
@@ -188,4 +189,4 @@ def test_a_certificate_that_cannot_be_used_is_78_and_nothing_is_served_in_plain(
     result = claude_daemon(tmp_path, "run", "--offline", "--port", "0", **environ)
     assert result.returncode == 78
     assert f"http.tls_cert {pem}" in result.stderr
-    assert names_in(tmp_path / ".claude-daemon" / "run") == []
+    assert running(tmp_path / ".claude-daemon" / "run" / "daemon.pid") is None

@@ -217,6 +217,15 @@ class Drain:
         self._health.settle()
         self._changed.give()
 
+    def take_back(self) -> bool:
+        """The successor is gone: this daemon goes on. False when it has ended already."""
+        if not self._draining:
+            return False
+        self.stopping = self.hurried = False
+        self._handed_over_at = None
+        self.undo()
+        return True
+
     def progress(self) -> dict[str, Any]:
         """One line of progress. ``queued`` tasks stay where they are; ``saved``: all that must survive a stop does."""
         line = {

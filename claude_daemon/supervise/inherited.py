@@ -6,10 +6,11 @@ import os
 import socket
 import stat
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
-from claude_daemon.supervise.sockets import set_tcp_options
+from claude_daemon.supervise.sockets import control_socket, set_tcp_options, tcp_sockets
 from claude_daemon.supervise.successor import FIRST_FD, HANDOVER
 
 PUBLIC: Final = "http"
@@ -31,6 +32,8 @@ class Inherited:
     public: tuple[socket.socket, ...] = ()
     control: socket.socket | None = None
     handover: int | None = None
+    left: Path | None = None
+    """Where the daemon before listens for claudectl, and this one does not."""
 
 
 def inherited(environ: MutableMapping[str, str], *, pid: int, takeover: bool = False) -> Inherited:
@@ -50,6 +53,31 @@ def inherited(environ: MutableMapping[str, str], *, pid: int, takeover: bool = F
             f"LISTEN_FDS is {count}, and LISTEN_FDNAMES names {len(named)}: FileDescriptorName=http, control"
         )
     return _sorted([(FIRST_FD + place, name) for place, name in enumerate(named)])
+
+
+def rebound(given: Inherited, *, host: str, port: int, control: Path, mode: int) -> Inherited:
+    """What a successor listens on: what it was given where that is what is configured now, else sockets of its own.
+
+    Port 0 stands for whatever it was given. Raises OSError, SocketInUse, PathTooLong.
+    """
+    public, left = given.public, given.left
+    if public and not all(_is_at(sock, host, port) for sock in public):
+        public = tuple(tcp_sockets(host, port))
+        for sock in given.public:
+            sock.close()
+    ours = given.control
+    if ours is not None and (before := Path(ours.getsockname())) != control:
+        ours.close()
+        ours, left = control_socket(control, mode), before
+    elif ours is not None:
+        control.chmod(mode)
+    return replace(given, public=public, control=ours, left=left)
+
+
+def _is_at(sock: socket.socket, host: str, port: int) -> bool:
+    address, bound = sock.getsockname()[:2]
+    named = {entry[4][0] for entry in socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)}
+    return port in (0, bound) and address in named
 
 
 def _sorted(given: list[tuple[int, str]]) -> Inherited:

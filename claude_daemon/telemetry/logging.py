@@ -188,6 +188,10 @@ class LogHandle:
             self.set_level(level, name)
         self._pipeline.masker = Masker(secrets)
 
+    def mask(self, secrets: Iterable[Secret]) -> None:
+        """Knows these secrets from now on."""
+        self._pipeline.masker = Masker(secrets)
+
     def set_level(self, level: Level | None, logger: str = "") -> None:
         """Sets the level of a logger and its children, at once; None gives it back to its parent.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from claude_daemon.supervise.pidfile import PidFile, running
@@ -64,9 +65,10 @@ async def test_start_returns_when_it_serves_and_stop_when_it_is_gone(tmp_path: P
     with in_the_end(tmp_path):
         status, out, err = await claude_daemon(tmp_path, "start", "--offline")
         assert (status, err) == (0, "")
-        found = re.fullmatch(r"claude-daemon \S+ serves at http://127\.0\.0\.1:\d+ \(pid (\d+)\)\n", out)
+        found = re.fullmatch(r"claude-daemon \S+ serves at http://127\.0\.0\.1:\d+ \(pid (\d+)\)(.*)\n", out)
         assert found is not None
         pid = int(found[1])
+        assert found[2] == ", on the offline model: no account, no network"
         assert running(pid_file(tmp_path)) == pid
         stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         assert int(stat[3]) != os.getsid(0)  # a session of its own
@@ -128,6 +130,45 @@ async def test_stop_stops_a_daemon_whoever_started_it(start_daemon: StartDaemon,
     assert await daemon.ended() == 0
 
 
+async def test_stop_needs_no_good_configuration(tmp_path: Path) -> None:
+    with in_the_end(tmp_path):
+        assert (await claude_daemon(tmp_path, "start", "--offline"))[0] == 0
+        config = tmp_path / ".claude-daemon" / "config.toml"
+        config.write_text("[http]\nprot = 1\n")
+        config.chmod(0o600)
+        assert await claude_daemon(tmp_path, "stop") == (0, "stopped\n", "")
+        assert running(pid_file(tmp_path)) is None
+
+
+async def test_what_runs_in_the_background_restarts_itself(tmp_path: Path) -> None:
+    with in_the_end(tmp_path):
+        assert (await claude_daemon(tmp_path, "start", "--offline"))[0] == 0
+        first = running(pid_file(tmp_path))
+        connector = aiohttp.UnixConnector(str(tmp_path / ".claude-daemon" / "run" / "ctl.sock"))
+        headers = {"Claude-Daemon-Control": "1"}
+        async with aiohttp.ClientSession("http://d", connector=connector, headers=headers) as session:
+            async with session.post("/control/v1/restart", json={"wait": False}) as response:
+                assert response.status == 200
+                successor = (await response.json())["successor"]
+            async with asyncio.timeout(PATIENCE_S):
+                while running(pid_file(tmp_path)) != successor:
+                    await asyncio.sleep(0.02)
+            async with asyncio.timeout(PATIENCE_S):
+                while not await _ready(session):
+                    await asyncio.sleep(0.02)
+        assert first is not None and not alive(first)
+        assert (await claude_daemon(tmp_path, "stop"))[:2] == (0, "stopped\n")
+        assert not alive(successor)
+
+
+async def _ready(session: aiohttp.ClientSession) -> bool:
+    try:
+        async with session.get("/control/v1/status") as response:
+            return (await response.json())["state"] in ("ready", "degraded")
+    except (aiohttp.ClientError, OSError):
+        return False
+
+
 async def test_stop_without_a_daemon_says_so(tmp_path: Path) -> None:
     status, out, _ = await claude_daemon(tmp_path, "stop")
     assert (status, out) == (0, f"claude-daemon is not running ({pid_file(tmp_path)})\n")
@@ -151,3 +192,33 @@ async def test_a_takeover_waits_for_the_lock_and_can_be_told_to_stop_meanwhile(t
         async with asyncio.timeout(PATIENCE_S):
             assert await process.wait() == 0
         assert running(pid_file(tmp_path)) == os.getpid()
+
+
+async def test_signals_in_the_first_moments_end_nothing(tmp_path: Path) -> None:
+    """From when a stop is handled: what comes before that meets Python's own start."""
+    with in_the_end(tmp_path):
+        process = await asyncio.create_subprocess_exec(
+            str(BIN / "claude-daemon"),
+            *("run", "--offline"),
+            env=environment(tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdout is not None
+        serves = asyncio.create_task(process.stdout.readuntil(b" serves at "))
+        status = Path(f"/proc/{process.pid}/status")
+        async with asyncio.timeout(PATIENCE_S):
+            while not _mask(status, "SigCgt") >> (signal.SIGTERM - 1) & 1:
+                await asyncio.sleep(0)
+            while not serves.done():
+                for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                    process.send_signal(number)
+                await asyncio.sleep(0.01)
+            await serves
+            process.send_signal(signal.SIGTERM)
+            assert await process.wait() == 0
+
+
+def _mask(status: Path, name: str) -> int:
+    fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines() if ":\t" in line)
+    return int(fields[name], 16)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,16 @@ async def test_a_hundred_reloads_leave_nothing_behind(start_daemon: StartDaemon)
             await asyncio.sleep(0.02)
 
 
+async def test_what_was_set_by_hand_outlives_a_reload_of_something_else(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon({"engine.workers": 1})
+    await post(daemon, "workers/scale", workers=3, spares=0)
+    await post(daemon, "log-level", level="debug", logger="claude_daemon.pool")
+    write_config(daemon, "[queue]\nmax_queued = 7\n")
+    assert [change["key"] for change in (await post(daemon, "reload"))["changed"]] == ["queue.max_queued"]
+    assert (await daemon.control("log-level"))["levels"] == {"": "info", "claude_daemon.pool": "debug"}
+    await until(daemon, lambda workers: [w["state"] for w in workers] == ["idle"] * 3)
+
+
 async def test_a_stop_in_the_middle_of_reloads_is_a_stop(start_daemon: StartDaemon) -> None:
     daemon = await start_daemon()
     assert daemon.process is not None
@@ -403,6 +414,15 @@ async def end(pid: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def gone(daemon: DaemonProcess) -> None:
+    """Its pipes may outlive it: its successor writes to the same ones."""
+    assert daemon.process is not None
+    async with asyncio.timeout(PATIENCE_S):
+        while daemon.process.returncode is None:
+            await asyncio.sleep(0.02)
+    assert daemon.process.returncode == 0
+
+
 async def test_a_hot_restart_finishes_what_runs_and_serves_what_comes_at_the_same_address(
     start_daemon: StartDaemon,
 ) -> None:
@@ -418,21 +438,118 @@ async def test_a_hot_restart_finishes_what_runs_and_serves_what_comes_at_the_sam
             assert next_answer.status == 200  # it waited in the kernel, and the next daemon has answered it
             assert text_of(await next_answer.json())
     assert (await sse(response))[-1][0] == "message_stop"
-    assert await daemon.process.wait() == 0
+    await gone(daemon)
     status = await successor_of(daemon, pid)
     assert (status["pid"], status["url"], status["supervisor"]) == (told["successor"], daemon.url, "detached")
     await end(status["pid"])
     assert not daemon.socket.exists()
 
 
-async def test_a_restart_with_a_bad_configuration_is_refused_and_the_daemon_goes_on(start_daemon: StartDaemon) -> None:
+@pytest.mark.parametrize(
+    ("toml", "said"),
+    [
+        ("[http]\nprot = 1\n", "http.prot"),
+        ('[webhooks]\nsecret = "whsec_!"\n', "webhooks.secret"),
+        ('[http]\ntls_cert = "/none.pem"\ntls_key = "/none.pem"\n', "http.tls_cert /none.pem"),
+    ],
+)
+async def test_a_restart_with_a_bad_configuration_is_refused_and_the_daemon_goes_on(
+    start_daemon: StartDaemon, toml: str, said: str
+) -> None:
     daemon = await start_daemon()
-    write_config(daemon, "[http]\nprot = 1\n")
+    write_config(daemon, toml)
     told = await post(daemon, "restart")
     assert (told["status"], told["code"]) == (400, "bad_configuration")
-    assert "http.prot" in told["detail"]
+    assert said in told["detail"]
     assert (await daemon.control("status"))["state"] in ("ready", "degraded")
     assert (await daemon.chat("Hello [[tokens=3]]")).status == 200
+
+
+def successors(pid: int) -> list[int]:
+    """Its children that are to take over."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if b"--takeover" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+async def test_who_asks_for_a_restart_and_leaves_keeps_nobody_else_from_one(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon()
+    assert daemon.process is not None
+    pid = daemon.process.pid
+    asking = asyncio.create_task(post(daemon, "restart", wait=False))
+    async with asyncio.timeout(PATIENCE_S):
+        while not (first := successors(pid)):
+            await asyncio.sleep(0)
+    asking.cancel()
+    async with asyncio.timeout(PATIENCE_S):
+        while any(alive(child) for child in first):
+            await asyncio.sleep(0.01)
+    told = await post(daemon, "restart", wait=False)
+    await gone(daemon)
+    assert (await successor_of(daemon, pid))["pid"] == told["successor"] not in first
+    await end(told["successor"])
+
+
+async def test_a_daemon_goes_on_when_its_successor_is_lost_while_it_waits(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon({"engine.workers": 2})
+    assert daemon.process is not None
+    response = await running(daemon, "Hello [[tokens=60]] [[pace=50ms]]")
+    told = await post(daemon, "restart", wait=False)
+    os.kill(told["successor"], signal.SIGKILL)
+    await daemon.logged("daemon.goes_on")
+    assert (await daemon.chat("Hello [[tokens=3]]")).status == 200
+    task_id = await submit(daemon, "Hello [[tokens=3]]")
+    await until_state(daemon, task_id, "succeeded")
+    assert (await sse(response))[-1][0] == "message_stop"
+    again = await post(daemon, "restart", wait=False)
+    await gone(daemon)
+    await end(again["successor"])
+
+
+@pytest.mark.parametrize("how", ["TERM", "fast"])
+async def test_a_stop_during_a_restart_leaves_no_daemon(start_daemon: StartDaemon, how: str) -> None:
+    daemon = await start_daemon({"engine.workers": 1, "drain.deadline_s": 1})
+    assert daemon.process is not None
+    response = await running(daemon)
+    told = await post(daemon, "restart", wait=False)
+    if how == "TERM":
+        daemon.process.send_signal(signal.SIGTERM)
+    else:
+        await post(daemon, "stop", mode="fast", wait=False)
+    assert await daemon.ended() == 0
+    assert not alive(told["successor"])
+    assert (await sse(response))[-1][0] == "error"
+    assert not daemon.socket.exists()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        return int(sock.getsockname()[1])
+
+
+async def test_a_successor_listens_where_its_configuration_says(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    first, second = free_port(), free_port()
+    home = tmp_path / ".claude-daemon"
+    home.mkdir(mode=0o700)
+    for port in (first, second):
+        (home / f"{port}.toml").write_text(f'[http]\nport = {port}\n[control]\nsocket = "{home}/{port}.sock"\n')
+        (home / f"{port}.toml").chmod(0o600)
+    (home / f"{first}.toml").rename(home / "config.toml")
+    daemon = await start_daemon(environ={"CLAUDE_DAEMON_HTTP__PORT": ""}, home=tmp_path)
+    assert daemon.process is not None and daemon.url == f"http://127.0.0.1:{first}"
+    (home / f"{second}.toml").rename(home / "config.toml")
+    connector, headers = aiohttp.UnixConnector(str(home / f"{first}.sock")), {"Claude-Daemon-Control": "1"}
+    async with (
+        aiohttp.ClientSession("http://d", connector=connector, headers=headers) as session,
+        session.post("/control/v1/restart", json={"wait": False}) as response,
+    ):
+        successor = (await response.json())["successor"]
+    await gone(daemon)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{second}") as session, session.get("/live") as response:
+        assert response.status == 200
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", first)
+    await end(successor)
+    assert sorted(path.suffix for path in home.iterdir() if path.is_socket()) == []
 
 
 async def test_a_daemon_that_is_supervised_leaves_restarts_to_its_supervisor(start_daemon: StartDaemon) -> None:

@@ -121,7 +121,7 @@ def test_what_cannot_be_used_is_named(kind: str, name: str, said: str) -> None:
         sys.executable,
         [sys.executable, "-c", BAD, kind, name],
         {"PYTHONPATH": str(Path.cwd())},
-        file_actions=[(os.POSIX_SPAWN_DUP2, tell, 1)],
+        file_actions=[(os.POSIX_SPAWN_DUP2, tell, 1), (os.POSIX_SPAWN_CLOSE, 3)],
     )
     os.close(tell)
     with os.fdopen(hear) as pipe:
