@@ -28,6 +28,7 @@ from claude_daemon.api.control_daemon import ControlDaemonRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
 from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
+from claude_daemon.config.loading import check_reload
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.key import Key, digest
@@ -416,6 +417,7 @@ class Daemon:
         self.supervision.reloading()
         try:
             new = self.surroundings.reload()
+            check_reload(self.configuration.loaded, new)
             certificate = assembly.tls(new.settings)
             assembly.validate(new.settings)
         except ConfigError as error:

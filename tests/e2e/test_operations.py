@@ -115,6 +115,17 @@ async def test_a_bad_file_changes_nothing_and_every_fault_is_named(start_daemon:
     assert len(refused["faults"]) == 2
 
 
+async def test_a_file_that_is_gone_is_no_configuration_of_defaults(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon()
+    file = write_config(daemon, "[queue]\nmax_queued = 7\n")
+    assert len((await post(daemon, "reload"))["changed"]) == 1
+    file.unlink()
+    told = await post(daemon, "reload")
+    assert (told["code"], [fault["path"] for fault in told["errors"]]) == ("bad_configuration", [str(file)])
+    write_config(daemon, "")
+    assert [change["key"] for change in (await post(daemon, "reload"))["changed"]] == ["queue.max_queued"]
+
+
 async def test_sighup_reloads(start_daemon: StartDaemon) -> None:
     daemon = await start_daemon()
     write_config(daemon, "[engine]\nspares = 2\n")
