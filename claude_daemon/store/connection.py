@@ -57,18 +57,22 @@ def of_storage(error: BaseException) -> bool:
     return primary_code(error) in _STORAGE
 
 
+ADVICE: Final = "restore a backup in its place"
+"""What somebody can do about a store's file that is no good."""
+
+
 @contextmanager
-def opening(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of files, in words: StoreUnavailable for what may pass, else StoreBroken."""
+def opening(path: Path, advice: str = ADVICE) -> Iterator[None]:
+    """Errors of SQLite and of files, in words: StoreUnavailable for what may pass, else StoreBroken, with advice."""
     try:
         yield
     except sqlite3.Error as error:
         if primary_code(error) in _PASSING:
             raise StoreUnavailable(f"{path} cannot be opened now: {error}") from error
         if primary_code(error) == sqlite3.SQLITE_NOTADB:
-            raise StoreBroken(f"{path} is not a database; move it away, or restore a backup in its place") from error
+            raise StoreBroken(f"{path} is not a database: {advice}") from error
         if primary_code(error) == sqlite3.SQLITE_CORRUPT:
-            raise StoreBroken(f"{path} is corrupt ({error}): restore a backup in its place") from error
+            raise StoreBroken(f"{path} is corrupt ({error}): {advice}") from error
         raise StoreBroken(f"{path} cannot be opened: {error}") from error
     except OSError as error:
         if error.errno in _PASSING_ERRNO:
@@ -88,9 +92,13 @@ def side(path: Path, name: str) -> Path:
     return path.with_name(path.name + name)
 
 
-def connect(path: Path) -> Connection:
-    """A connection that any thread may use, one at a time; transactions are ours to begin and to end."""
-    db = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+def connect(path: Path, *, read_only: bool = False) -> Connection:
+    """A connection that any thread may use, one at a time; transactions are ours to begin and to end.
+
+    ``read_only``: not even what is in the WAL is moved into the file when it is closed.
+    """
+    where = f"{path.absolute().as_uri()}?mode=ro" if read_only else path
+    db = sqlite3.connect(where, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=read_only)
     db.row_factory = sqlite3.Row
     return db
 

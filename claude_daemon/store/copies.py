@@ -6,8 +6,9 @@ import errno
 import os
 import secrets
 import sqlite3
+import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from sqlite3 import Connection
 from typing import Final
@@ -16,6 +17,8 @@ from claude_daemon.store.connection import FILE_MODE, SIDES, connect, primary_co
 
 STEP_PAGES: Final = 1024
 """Some 4 MiB: between two steps a copy can be given up."""
+ABANDONED_SECONDS: Final = 3600.0
+"""A copy that is being made is written to all the time: one that nobody has touched for an hour was killed."""
 
 
 def copy(
@@ -29,19 +32,22 @@ def copy(
     """Writes all that ``source`` sees at one moment into one file, 0600 and flushed; its size in bytes.
 
     The file appears at ``to`` when it is complete, and not at all on any error. ``change`` alters the copy before that.
-    The source is one connection's snapshot: in WAL mode whoever writes goes on.
+    The source is one connection's snapshot: in WAL mode whoever writes goes on. What copies to the same place have left
+    that were killed is swept away.
     Raises FileExistsError without ``overwrite``, InterruptedError when not ``going_on``, OSError.
     """
     if not overwrite and to.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to))
+    _sweep(to)
     temporary = to.with_name(f".{to.name}.{secrets.token_hex(4)}.tmp")
     try:
         os.close(os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
         _fill(source, temporary, change, going_on)
         size = flush(temporary)
-        if not overwrite:  # takes the name, or raises FileExistsError; works where there are no hard links, too
-            os.close(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE))
-        temporary.replace(to)
+        if overwrite:
+            temporary.replace(to)
+        else:
+            _take_name(temporary, to)
         flush(to.parent)
         return size
     except sqlite3.Error as error:
@@ -50,6 +56,29 @@ def copy(
     finally:
         for file in (temporary, *(side(temporary, name) for name in SIDES)):
             file.unlink(missing_ok=True)
+
+
+def _take_name(temporary: Path, to: Path) -> None:
+    """Raises FileExistsError. In one step, so that a kill leaves the whole copy or no file at all."""
+    try:
+        to.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError:  # there are no hard links here: whoever makes the file in this very moment loses it
+        if to.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(to)) from None
+        temporary.replace(to)
+
+
+def _sweep(to: Path) -> None:
+    """Removes the temporary files of copies that were killed, as far as we may."""
+    abandoned = time.time() - ABANDONED_SECONDS
+    endings = (".tmp", *(f".tmp{name}" for name in SIDES))
+    with suppress(OSError):
+        for file in to.parent.iterdir():
+            left = file.name.startswith(f".{to.name}.") and file.name.endswith(endings)
+            if left and file.lstat().st_mtime < abandoned:
+                file.unlink()
 
 
 def _fill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing, suppress
 from pathlib import Path
 from sqlite3 import Connection, Error
@@ -14,6 +15,7 @@ from claude_daemon.store.schema import inspect, known_migrations
 
 FENCE_STRIDE: Final = 1 << 20
 """More attempts than a task can have made between a backup and its restoration."""
+_ADVICE: Final = "take another backup"
 
 
 def restore(backup: Path, path: Path) -> Path | None:
@@ -24,7 +26,7 @@ def restore(backup: Path, path: Path) -> Path | None:
     """
     if not backup.is_file():
         raise StoreBroken(f"{backup}: there is no such backup")
-    if inspect(backup, known_migrations()) == 0:
+    if inspect(backup, known_migrations(), advice=_ADVICE) == 0:
         raise StoreBroken(f"{backup} is empty: that is no backup")
     ready = path.with_name(f"{path.name}.restoring")
     try:
@@ -39,20 +41,22 @@ def restore(backup: Path, path: Path) -> Path | None:
 
 
 def _begin_anew(db: Connection) -> None:
-    """The queue rests, and what has not ended is told under numbers that nobody has met: followers hold cursors of
-    attempts that were made after the backup."""
+    """The queue rests, and what may still run, or be tried again, is told under numbers that nobody has met: followers
+    hold cursors of attempts that were made after the backup."""
     meta.pause(db, True)
-    db.execute(
-        "UPDATE tasks SET fence = fence + ? WHERE kind = 'task' AND state IN ('queued', 'running')", (FENCE_STRIDE,)
-    )
+    db.execute("UPDATE tasks SET fence = fence + ? WHERE kind = 'task' AND state <> 'succeeded'", (FENCE_STRIDE,))
 
 
 def _keep(path: Path) -> Path:
-    """Moves the WAL away, which must never meet another file, and gives the file itself a second name."""
+    """Moves the WAL away, which must never meet another file, and gives the file itself a second name, or a copy."""
     with suppress(Error), closing(connect(path)) as db:  # a corrupt one is kept as it is, WAL and all
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
     kept = _free_name(path)
-    kept.hardlink_to(path)
+    try:
+        kept.hardlink_to(path)
+    except OSError:  # there are no hard links here (vfat, some network mounts)
+        shutil.copy2(path, kept)
+        copies.flush(kept)
     for name in SIDES:
         with suppress(FileNotFoundError):
             side(path, name).rename(side(kept, name))

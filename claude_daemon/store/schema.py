@@ -13,7 +13,7 @@ from typing import Final
 
 from claude_daemon.ports import StoreBroken
 from claude_daemon.store import copies
-from claude_daemon.store.connection import connect, connect_writer, create_private, opening
+from claude_daemon.store.connection import ADVICE, connect, connect_writer, create_private, opening
 
 APPLICATION_ID: Final = int.from_bytes(b"cld1", "big")
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -48,12 +48,13 @@ def open_current(path: Path, migrations: Sequence[str]) -> Connection:
         return db
 
 
-def inspect(path: Path, migrations: Sequence[str], *, whole: bool = True) -> int:
-    """The version of a file's schema, 0 for an empty one. ``whole``: every page of it is looked at.
+def inspect(path: Path, migrations: Sequence[str], *, whole: bool = True, advice: str = ADVICE) -> int:
+    """The version of a file's schema, 0 for an empty one. ``whole``: every page of it is looked at; else it is only
+    read, and somebody may have it open.
 
-    Raises StoreBroken for a file that is not ours, newer than this code, or corrupt.
+    Raises StoreBroken for a file that is not ours, newer than this code, or corrupt, with advice for who brought it.
     """
-    with opening(path), closing(connect(path)) as db:
+    with opening(path, advice), closing(connect(path, read_only=not whole)) as db:
         version = int(_pragma(db, "user_version"))
         if version == 0 and db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
             return 0
@@ -62,17 +63,17 @@ def inspect(path: Path, migrations: Sequence[str], *, whole: bool = True) -> int
         if version > len(migrations):
             raise StoreBroken(
                 f"{path} was written by a newer claude-daemon (schema {version}, this one knows {len(migrations)}): "
-                "install that one again, or restore a backup from before"
+                f"install that one again, or {advice}"
             )
         if whole:
-            _check_integrity(path, db)
+            _check_integrity(path, db, advice)
         return version
 
 
-def _check_integrity(path: Path, db: Connection) -> None:
+def _check_integrity(path: Path, db: Connection, advice: str) -> None:
     faults = [str(row[0]) for row in db.execute(f"PRAGMA quick_check({_MAX_FAULTS})")]
     if faults != ["ok"]:
-        raise StoreBroken(f"{path} is corrupt ({'; '.join(faults)}): restore a backup in its place")
+        raise StoreBroken(f"{path} is corrupt ({'; '.join(faults)}): {advice}")
 
 
 def _pragma(db: Connection, name: str) -> int:
@@ -101,7 +102,10 @@ def _migrate(db: Connection, found: int, migrations: Sequence[str]) -> None:
 
 
 def needs_migration(path: Path) -> bool:
-    """Whether the next start would migrate the file; False where there is none yet. Raises StoreBroken."""
+    """Whether the next start would migrate the file; False where there is none yet. A daemon may be running.
+
+    Raises StoreBroken, StoreUnavailable.
+    """
     if not path.exists():
         return False
     migrations = known_migrations()

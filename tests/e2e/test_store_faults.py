@@ -175,6 +175,8 @@ async def test_a_backup_is_restored_with_its_queue_paused(
     assert (await daemon.control("backup", "POST", {"path": str(copy)}))["code"] == "conflict"
     await daemon.control("queue/resume", "POST")
     assert (await ended(daemon, waiting["id"]))["state"] == "succeeded"
+    result = claude_daemon(daemon.home, "migrate", "--check")
+    assert (result.returncode, "up to date" in result.stdout) == (0, True), result.stderr  # it only looks
     result = claude_daemon(daemon.home, "restore", str(copy))
     assert (result.returncode, "already running" in result.stderr) == (73, True)
     await daemon.stop()

@@ -4,19 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
+import time
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from claude_daemon.core.event import first_seq
+from claude_daemon.core.task import Outcome, Task
 from claude_daemon.ports import StoreBroken
 from claude_daemon.store import SqliteStore, copies, restore
 from claude_daemon.store.connection import connect
 from tests.store.files import dump, killed, mode, sql
-from tests.store.samples import found, put, task
+from tests.store.samples import CANCELLED, FAILED, LIMITS, event, found, put, settlement, start, task
 from tests.store.test_files import JOIN_AND_DIE
 
 WRITERS = 8
+
+COPY_AND_DIE = """
+import os, signal, sys
+from contextlib import closing
+from pathlib import Path
+from claude_daemon.store import copies
+from claude_daemon.store.connection import connect
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+Path.replace = Path.hardlink_to = die
+with closing(connect(Path(sys.argv[1]))) as db:
+    copies.copy(db, Path(sys.argv[2]), overwrite=False)
+"""
+
+
+def no_hard_links(path: Path, target: Path) -> None:
+    raise PermissionError(1, "Operation not permitted", str(path))
 
 
 class TestBackup:
@@ -70,6 +91,33 @@ class TestBackup:
             copies.copy(db, tmp_path / "copy.db", going_on=lambda: False)
         assert not [file for file in tmp_path.iterdir() if "copy" in file.name]
 
+    async def test_one_that_is_killed_has_taken_no_name_and_is_swept_away(
+        self, store: SqliteStore, tmp_path: Path
+    ) -> None:
+        to = tmp_path / "backups" / "copy.db"
+        to.parent.mkdir()
+        assert killed("-c", COPY_AND_DIE, store.path, to) == []
+        assert not to.exists()
+        (left,) = to.parent.iterdir()
+        young, foreign = to.with_name(".copy.db.0.tmp"), to.with_name(".copy.tmp")
+        long_ago = time.time() - 2 * copies.ABANDONED_SECONDS
+        for file in (young, foreign):
+            file.touch()
+        for file in (left, foreign):
+            os.utime(file, (long_ago, long_ago))
+        await store.backup(to)
+        assert set(to.parent.iterdir()) == {to, young, foreign}  # one that somebody may be making stays
+
+    async def test_where_there_are_no_hard_links_it_is_made_all_the_same(
+        self, store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Path, "hardlink_to", no_hard_links)
+        to = tmp_path / "copy.db"
+        await store.backup(to)
+        assert dump(to) == dump(store.path)
+        with pytest.raises(FileExistsError):
+            await store.backup(to)
+
 
 class TestRestore:
     @pytest.fixture
@@ -99,6 +147,30 @@ class TestRestore:
         again = restore(backup, path)
         assert again is not None and again != kept
 
+    async def test_where_there_are_no_hard_links_the_file_from_before_is_kept_as_a_copy(
+        self, backup: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Path, "hardlink_to", no_hard_links)
+        path = tmp_path / "daemon.db"
+        assert killed("-c", JOIN_AND_DIE, path) == []
+        kept = restore(backup, path)
+        assert kept is not None and mode(kept) == 0o600
+        assert dump(kept)["nodes"] == [("node_1", 1.0)] and dump(path)["nodes"] == []
+
+    @pytest.mark.parametrize("outcome", [FAILED, CANCELLED], ids=lambda outcome: outcome.state)
+    async def test_what_is_tried_again_after_it_is_told_under_numbers_that_nobody_has_met(
+        self, tmp_path: Path, outcome: Outcome
+    ) -> None:
+        store = SqliteStore.open(tmp_path / "other.db")
+        await store.settle(settlement(await start(store), outcome))
+        await store.backup(tmp_path / "backup.db")
+        met = await store.retry("task_1", event(first_seq(2)), LIMITS)  # goes on after the backup
+        assert isinstance(met, Task) and await store.close()
+        restore(tmp_path / "backup.db", tmp_path / "daemon.db")
+        store = SqliteStore.open(tmp_path / "daemon.db")
+        assert (await found(store)).fence > met.fence
+        assert await store.close()
+
     async def test_a_corrupt_file_is_kept_too(self, backup: Path, tmp_path: Path) -> None:
         path = tmp_path / "daemon.db"
         path.write_text("garbage")
@@ -125,8 +197,9 @@ class TestRestore:
             case _:
                 sql(backup, "PRAGMA application_id = 7")
         before = {file.name for file in tmp_path.iterdir()}
-        with pytest.raises(StoreBroken):
+        with pytest.raises(StoreBroken) as refused:
             restore(backup, path)
+        assert "restore a backup" not in str(refused.value)  # that is what was asked for
         assert path.read_text() == "present"
         assert {file.name for file in tmp_path.iterdir()} == before
 

@@ -194,6 +194,15 @@ class TestMigrations:
         migrate(old)
         assert not needs_migration(old)
 
+    async def test_that_is_told_while_a_daemon_has_it_open(self, old: Path) -> None:
+        wal = old.with_name("daemon.db-wal").read_bytes()
+        assert wal and not needs_migration(old)
+        assert old.with_name("daemon.db-wal").read_bytes() == wal  # a look moves nothing into the file
+        store = SqliteStore.open(old)
+        await put(store, task())
+        assert not needs_migration(old)
+        assert (await found(store)).id == "task_1" and await store.close()
+
     def test_where_there_is_no_file_nothing_is_to_be_done(self, path: Path) -> None:
         assert not needs_migration(path) and migrate(path) is None
         assert not path.exists()
