@@ -577,6 +577,7 @@ class Daemon:
             unanswered=lambda: public.unanswered,
             silent=lambda: public.silent,
             notices=lambda: self.front.notices,
+            refuse=public.refuse_bodies,
         )
         settings = assembly.drain_settings(self.started.settings)
         self.drain = Drain(self.health, self.dispatcher, edge, time.monotonic, settings=settings)

@@ -132,3 +132,23 @@ async def test_who_was_told_and_subscribes_again_is_told_again(start_daemon: Sta
         again = await next_drain(ws)
     assert again["cursors"] == {waits: drain["cursors"][waits]}
     await post(daemon, f"tasks/{runs}/cancel")
+
+
+async def test_half_a_request_is_answered_at_the_deadline_and_holds_no_stop(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon({"drain.deadline_s": 1, "drain.kill_grace_s": 20})
+    host, port = daemon.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    head = f"POST /v1/messages HTTP/1.1\r\nHost: {host}\r\nx-api-key: {daemon.key}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+    async with asyncio.timeout(PATIENCE_S):
+        while (await daemon.control("connections"))["connections"][0]["state"] != "active":
+            await asyncio.sleep(0.02)
+    began = asyncio.get_running_loop().time()
+    assert daemon.process is not None
+    daemon.process.terminate()
+    async with asyncio.timeout(PATIENCE_S):
+        answer = await reader.read()
+        assert await daemon.process.wait() == 0
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"Connection: close" in answer
+    assert asyncio.get_running_loop().time() - began < 15  # the grace is for what runs
+    writer.close()

@@ -5,16 +5,12 @@ from __future__ import annotations
 import grp
 import os
 import pwd
-import shutil
 import subprocess
 from pathlib import Path
 
-import pytest
+from tests.debian import program
 
 SAMPLE = Path(__file__).parents[2] / "etc" / "logrotate" / "claude-daemon"
-# Where distributions have it, which is not on every user's PATH.
-LOGROTATE = shutil.which("logrotate", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-pytestmark = pytest.mark.skipif(LOGROTATE is None, reason="logrotate is not here")
 
 
 class Rotation:
@@ -37,8 +33,13 @@ class Rotation:
         systemctl.chmod(0o755)
 
     def run(self, *options: str) -> subprocess.CompletedProcess[str]:
-        assert LOGROTATE is not None
-        command = [LOGROTATE, *options, "--state", str(self.home / "state"), str(self._configuration)]
+        command = [
+            str(program("logrotate", "logrotate")),
+            *options,
+            "--state",
+            str(self.home / "state"),
+            str(self._configuration),
+        ]
         environ = {**os.environ, "PATH": f"{self.home}:/usr/bin:/bin"}
         return subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
 
