@@ -1,13 +1,15 @@
 """kill -9 under load: at every commit of every verb of the store, before and after it, and at random moments.
 
-Whatever the moment: every acknowledged task ends exactly once, a follower that comes back with its cursor sees nothing
-twice and nothing out of order, the ledger's sums are those of the tasks, and no worker is left. A failure prints the
-point and the seed; ``CRASH_SEED`` runs the same random moments again.
+Whatever the moment: every acknowledged task ends exactly once, one whose cancellation was acknowledged ends cancelled,
+a follower that comes back with its cursor sees everything that was kept, nothing twice and nothing out of order, the
+ledger's sums are those of what was said, and no process of any life is left. A failure prints the point and the seed;
+``CRASH_SEED`` runs the same random moments again.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -29,9 +31,17 @@ pytestmark = pytest.mark.crash
 
 PATIENCE_S = 60.0
 TASKS = 8
+CANCELLED = 3
 TERMINAL = ("task.succeeded", "task.failed", "task.cancelled")
 SETTINGS = {"engine.workers": 2, "engine.spares": 0, "queue.max_attempts": 50, "webhooks.allow_private": True}
 CRASHING = (sys.executable, str(Path(__file__).with_name("crashing.py")))
+# What the offline model says to each, in tokens; None: it refuses.
+PROMPTS: Mapping[str, int | None] = {
+    "[[tokens=30]] [[pace=5ms]]": 30,
+    "[[error=400]]": None,
+    "[[text=short]]": 1,
+    "[[tokens=15]] [[pace=10ms]]": 15,
+}
 SEED = int(os.environ.get("CRASH_SEED", random.SystemRandom().randrange(1 << 30)))
 
 
@@ -45,7 +55,8 @@ class Service:
         self.daemon: DaemonProcess | None = None
         self.up = asyncio.Event()
         self.killed = 0
-        self.workers: set[int] = set()
+        self.cancelled: list[str] = []
+        """Tasks whose cancellation was acknowledged."""
 
     async def run(self, crash_at: str | None = None) -> None:
         """The first life may have a crash point; those after it have none."""
@@ -79,7 +90,8 @@ class Task:
 
     def __init__(self, number: int, prompt: str, webhook: str) -> None:
         self.number = number
-        self.body = {"prompt": prompt, "webhook": webhook}
+        self.tokens = PROMPTS[prompt]
+        self.body = {"prompt": f"{prompt} number {number}", "webhook": webhook}
         self.id: str | None = None
         self.events: list[dict[str, Any]] = []
 
@@ -121,16 +133,37 @@ class Task:
 
 async def load(service: Service, receiver: str) -> list[Task]:
     """Tasks that stream, fail, are cancelled, deliver webhooks, and chats between them, all at once."""
-    prompts = ["[[tokens=30]] [[pace=5ms]]", "[[error=400]]", "[[text=short]]", "[[tokens=15]] [[pace=10ms]]"]
-    tasks = [Task(n, f"{prompts[n % len(prompts)]} number {n}", receiver) for n in range(TASKS)]
+    prompts = list(PROMPTS)
+    tasks = [Task(n, prompts[n % len(prompts)], receiver) for n in range(TASKS)]
     async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
         for task in tasks:
             group.create_task(task.run(service))
-        group.create_task(_disturb(service, tasks[0]))
+        group.create_task(_disturb(service))
+        for _ in range(CANCELLED):
+            group.create_task(_cancel(service))
     return tasks
 
 
-async def _disturb(service: Service, victim: Task) -> None:
+async def _cancel(service: Service) -> None:
+    """Insists on a task that would take long, and on its cancellation."""
+    task_id: str | None = None
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            daemon = await service.serving()
+            try:
+                if task_id is None:
+                    answer = await daemon.control("tasks?detach=true", "POST", {"prompt": "[[tokens=60]] [[pace=1s]]"})
+                    task_id = answer.get("id")
+                else:
+                    answer = await daemon.control(f"tasks/{task_id}/cancel", "POST")
+                    if "state" in answer:
+                        service.cancelled.append(task_id)
+                        return
+            except (aiohttp.ClientError, OSError, ValueError):
+                await asyncio.sleep(0.01)
+
+
+async def _disturb(service: Service) -> None:
     """Chats, a pause and a resume, a purge, a cancelled task that is tried again: what the other verbs are for."""
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
@@ -172,15 +205,22 @@ def check(service: Service, tasks: list[Task], deliveries: Mapping[str, int], po
         ends = [kind for _, kind in kept if kind in TERMINAL]
         assert len(ends) == 1, f"{point}: task {task.number} ended {len(ends)} times"
         assert kept[-1] == (task.events[-1]["seq"], task.events[-1]["type"]), point
+        # what was told and not kept went with the process; what was kept was told to whoever followed
+        missed = {seq for seq, _ in kept} - set(seqs)
+        assert not missed, f"{point}: task {task.number} was not told {sorted(missed)}"
         assert deliveries.get(task.id or "", 0) >= 1, f"{point}: task {task.number} was not delivered"
         _check_ledger(connection, task, point)
     states = dict(connection.execute("SELECT state, count(*) FROM tasks GROUP BY state"))
     assert set(states) <= {"succeeded", "failed", "cancelled"}, f"{point}: {states}"
+    for task_id in service.cancelled:
+        ((state,),) = connection.execute("SELECT state FROM tasks WHERE id = ?", (task_id,)).fetchall()
+        assert state == "cancelled", f"{point}: {task_id} was to be cancelled, and is {state}"
+    _check_sums(connection, point)
     connection.close()
 
 
 def _check_ledger(connection: sqlite3.Connection, task: Task, point: str) -> None:
-    """One row for each attempt that told its own end, and the last one holds what the task says it used."""
+    """One row for each attempt that told its own end, and the last one holds what was said."""
     (attempt, outcome) = connection.execute("SELECT attempt, outcome FROM tasks WHERE id = ?", (task.id,)).fetchone()
     rows = connection.execute(
         "SELECT attempt, input_tokens, output_tokens FROM ledger WHERE task_id = ? ORDER BY n", (task.id,)
@@ -189,6 +229,27 @@ def _check_ledger(connection: sqlite3.Connection, task: Task, point: str) -> Non
     assert attempts == sorted(set(attempts)), f"{point}: task {task.number} was counted twice: {rows}"
     usage = orjson.loads(outcome)["usage"]
     assert rows[-1] == (attempt, usage["input_tokens"], usage["output_tokens"]), f"{point}: task {task.number}: {rows}"
+    if task.tokens is not None:
+        assert usage["output_tokens"] == task.tokens, f"{point}: task {task.number}: {usage}"
+        assert sum(row[2] for row in rows) <= task.tokens * len(rows), f"{point}: task {task.number}: {rows}"
+
+
+def _check_sums(connection: sqlite3.Connection, point: str) -> None:
+    """No row of the ledger without an attempt that has ended, or a chat; of each chat, what it says it used."""
+    strays = connection.execute(
+        """
+        SELECT task_id, attempt FROM ledger WHERE task_id NOT IN (SELECT id FROM tasks WHERE kind = 'chat')
+        EXCEPT SELECT task_id, attempt FROM attempts WHERE ended IS NOT NULL
+        """
+    ).fetchall()
+    assert not strays, f"{point}: counted, and no attempt: {strays}"
+    ((said, counted),) = connection.execute(
+        """
+        SELECT (SELECT sum(json_extract(outcome, '$.usage.output_tokens')) FROM tasks WHERE kind = 'chat'),
+               (SELECT sum(output_tokens) FROM ledger JOIN tasks ON id = task_id WHERE kind = 'chat')
+        """
+    ).fetchall()
+    assert said == counted, f"{point}: chats said {said} tokens, {counted} are counted"
 
 
 class Receiver:
@@ -223,7 +284,10 @@ class Receiver:
 async def scene(
     tmp_path: Path, model: OfflineModel, warm: DaemonProcess, point: str, kill_after_s: float | None
 ) -> int:
-    """One life under load that ends by kill -9, and what comes after; how often the daemon was killed."""
+    """One life under load that ends by kill -9, and what comes after; how often the daemon was killed.
+
+    A load that is over before the moment comes is killed at rest.
+    """
     share_probe(warm, tmp_path)
     service = Service(tmp_path, model, {"CLAUDE_DAEMON_WEBHOOKS__SECRET": "shared"})
     async with Receiver() as receiver:
@@ -231,12 +295,15 @@ async def scene(
         killer = asyncio.create_task(_kill(service, kill_after_s)) if kill_after_s is not None else None
         try:
             tasks = await load(service, receiver.url)
+            if killer is not None:
+                await killer
             async with asyncio.timeout(PATIENCE_S):
                 while any(task.id not in receiver.seen for task in tasks):
                     await asyncio.sleep(0.05)
             daemon = await service.serving()
             await _rest(daemon)
-            pids = [worker["pid"] for worker in await daemon.workers()]
+            workers = {worker["pid"] for worker in await daemon.workers()}
+            assert workers and workers <= processes_of(tmp_path), point
         finally:
             running.cancel()
             if killer is not None:
@@ -244,7 +311,7 @@ async def scene(
             await asyncio.wait({running})
         assert service.daemon is not None
         assert await service.daemon.stop() == 0, point
-        await _gone(pids, point)
+        await _gone(tmp_path, point)
         check(service, tasks, receiver.seen, point)
     return service.killed
 
@@ -267,10 +334,21 @@ async def _kill(service: Service, after_s: float) -> None:
         daemon.process.send_signal(signal.SIGKILL)
 
 
-async def _gone(pids: list[int], point: str) -> None:
-    async with asyncio.timeout(10):
-        while any(map(alive, pids)):
-            await asyncio.sleep(0.02)
+def processes_of(home: Path) -> set[int]:
+    """What runs for the daemons of this home, whichever life has started it: it says so in its environment."""
+    found: set[int] = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has gone, or is not ours
+            if str(home).encode() in (process / "environ").read_bytes() and alive(int(process.name)):
+                found.add(int(process.name))
+    return found
+
+
+async def _gone(home: Path, point: str) -> None:
+    until = asyncio.get_running_loop().time() + 10
+    while left := processes_of(home):
+        assert asyncio.get_running_loop().time() < until, f"{point}: processes {left} are left"
+        await asyncio.sleep(0.02)
 
 
 # What no load brings about within a test; the store's own tests kill it at these too.
@@ -300,5 +378,7 @@ async def test_nothing_is_lost_at_a_random_moment(
     tmp_path: Path, model: OfflineModel, daemon: DaemonProcess, number: int
 ) -> None:
     after = random.Random(f"{SEED}{number}").uniform(0.0, 1.2)
-    killed = await scene(tmp_path, model, daemon, f"random {number}: {after:.3f} s, seed {SEED}", after)
+    point = f"random {number}: {after:.3f} s, seed {SEED}"
+    killed = await scene(tmp_path, model, daemon, point, after)
+    assert killed >= 1, f"{point}: nothing was killed"
     print(f"random moment {number}: {after:.3f} s, seed {SEED}: killed {killed} times")
