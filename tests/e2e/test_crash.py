@@ -139,28 +139,32 @@ async def load(service: Service, receiver: str) -> list[Task]:
         for task in tasks:
             group.create_task(task.run(service))
         group.create_task(_disturb(service))
-        for _ in range(CANCELLED):
-            group.create_task(_cancel(service))
+        for number in range(CANCELLED):
+            group.create_task(_cancel(service, number))
     return tasks
 
 
-async def _cancel(service: Service) -> None:
-    """Insists on a task that would take long, and on its cancellation."""
-    task_id: str | None = None
+async def _cancel(service: Service, number: int) -> None:
+    """Insists on a task that would take longer than anybody waits, and on its cancellation."""
+    body = {"prompt": "[[tokens=60]] [[pace=1s]]"}
+    path, headers = "/v1/tasks", {"Idempotency-Key": f"unwanted-{number}"}
+    answer: dict[str, Any] = {}
     async with asyncio.timeout(PATIENCE_S):
         while True:
             daemon = await service.serving()
             try:
-                if task_id is None:
-                    answer = await daemon.control("tasks?detach=true", "POST", {"prompt": "[[tokens=60]] [[pace=1s]]"})
-                    task_id = answer.get("id")
-                else:
-                    answer = await daemon.control(f"tasks/{task_id}/cancel", "POST")
-                    if "state" in answer:
-                        service.cancelled.append(task_id)
-                        return
+                async with daemon.http.post(path, json=body, headers=headers) as response:
+                    answer = await response.json(content_type=None)
+                    done = response.status in (200, 202)
             except (aiohttp.ClientError, OSError, ValueError):
+                done = False
+            if not done:
                 await asyncio.sleep(0.01)
+            elif path == "/v1/tasks":
+                path = f"/v1/tasks/{answer['id']}/cancel"
+            else:
+                service.cancelled.append(answer["id"])
+                return
 
 
 async def _disturb(service: Service) -> None:
