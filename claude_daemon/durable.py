@@ -136,14 +136,14 @@ class Durable:
         """Finds what the daemon before has left, if the store takes anything now; else :meth:`run` goes on trying."""
         if self.webhooks is not None:
             await self.webhooks.client.start()
+        self.upkeep.await_store()
         self._recovered = await self._recover()
 
     async def _recover(self) -> bool:
         try:
             await self.recovery.start()
-            self.upkeep.paused = await self.store.paused()
-        except StoreUnavailable as error:
-            journal.told("store.failed", {"error": str(error)})
+            self.upkeep.begin(paused=await self.store.paused())
+        except StoreUnavailable:  # its status says so, and with it readiness
             return False
         return True
 

@@ -24,7 +24,7 @@ from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
 
 
 class StoreUnavailable(Exception):
-    """Nothing can be made durable now (the disk is full, the file is gone); ``str()`` says why."""
+    """Nothing can be made durable, or read, now (the disk is full, the file is gone); ``str()`` says why."""
 
 
 class StoreBroken(Exception):
@@ -204,7 +204,7 @@ class WebhookDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
-    """How the store is. ``error``: why nothing can be made durable now. ``backlog``: verbs not yet durable."""
+    """How the store is. ``error``: why it cannot be written, or read, now. ``backlog``: verbs not yet durable."""
 
     error: str | None
     backlog: int
@@ -330,7 +330,7 @@ class Administration(Protocol):
         """A copy of the store as it is now, complete, 0600; its size in bytes. Raises FileExistsError, OSError."""
 
     async def check(self) -> bool:
-        """Tries to write; whether that was durable. Never raises."""
+        """Tries to write and to read; whether both worked. Never raises."""
 
     def status(self) -> StoreStatus:
         """From RAM, at once."""

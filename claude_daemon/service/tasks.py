@@ -200,11 +200,11 @@ class TaskDesk:
         try:
             return await self._dispatcher.finish(self._cancel(asker, task))
         except StoreUnavailable as error:
-            run = self._dispatcher.find(task_id)
-            if run is None:
-                raise Refusal(replace(unavailable(error), message="Nothing can be stored now; it goes on.")) from error
-            self._dispatcher.cancel(run)  # its end is kept until it can be stored; nothing more is spent meanwhile
-            return replace(run.task, cancel_requested_at=self._book.now())
+            run, why = self._dispatcher.find(task_id), "Nothing can be stored now; it goes on."
+            if run is not None:
+                self._dispatcher.cancel(run)  # its end is kept until it can be stored; nothing more is spent meanwhile
+                why = "It is being stopped, but nothing can be stored now: a daemon that ends meanwhile begins it anew."
+            raise Refusal(replace(unavailable(error), message=why)) from error
 
     async def _cancel(self, asker: Asker, known: Task) -> Task:
         """Whatever happens meanwhile: a claim, a requeue and an end all move the fence, and then it is looked again."""

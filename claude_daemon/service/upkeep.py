@@ -43,6 +43,17 @@ class Upkeep:
         self._told = told
         self.paused = False
 
+    def await_store(self) -> None:
+        """Until :meth:`begin` nobody knows whether the queue is paused: no durable task is begun."""
+        self.paused = True
+        self._dispatcher.hold()
+
+    def begin(self, *, paused: bool) -> None:
+        """What the store says of its queue."""
+        self.paused = paused
+        if not paused and not self._draining():
+            self._dispatcher.unhold()
+
     async def sweep(self) -> None:
         """Deletes what is older than it is kept, now and every hour; never ends."""
         while True:

@@ -25,6 +25,8 @@ class Readers:
     """Connections that cannot write; they are open from construction until :meth:`close`."""
 
     def __init__(self, path: Path) -> None:
+        self.error: str | None = None
+        """Why the last read failed."""
         self._idle: SimpleQueue[Connection] = SimpleQueue()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store-reader")
         for _ in range(THREADS):
@@ -37,9 +39,12 @@ class Readers:
             db = self._idle.get()
             try:
                 with transaction(db):
-                    return query(db, *args, **kwargs)
+                    found = query(db, *args, **kwargs)
+                self.error = None
+                return found
             except sqlite3.Error as error:
-                raise StoreUnavailable(f"the store cannot be read: {error}") from error
+                self.error = f"the store cannot be read: {error}"
+                raise StoreUnavailable(self.error) from error
             finally:
                 self._idle.put(db)
 

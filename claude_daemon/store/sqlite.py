@@ -200,13 +200,14 @@ class SqliteStore:
         self._writer.hurry()
         try:
             await self._writer.do(meta.check.bind())
+            await self._readers.read(meta.paused)
         except StoreUnavailable:
             return False
         return True
 
     def status(self) -> StoreStatus:
         return StoreStatus(
-            error=self._writer.error,
+            error=self._writer.error or self._readers.error,
             backlog=self._writer.backlog,
             details={**self._writer.figures.read(), "schema_version": self._schema_version},
         )

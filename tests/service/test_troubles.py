@@ -192,8 +192,10 @@ async def test_a_running_task_is_cut_even_when_the_wish_cannot_be_stored(store: 
         submitted = await office.submit()
         lease = await office.lease(0)
         office.book.store = Over(store, request_cancel=fails)
-        told = await office.desk.cancel(ME, submitted.id)
-        assert told.cancel_requested_at is not None
+        with pytest.raises(Refusal) as refused:  # what is not durable is not promised
+            await office.desk.cancel(ME, submitted.id)
+        assert refused.value.failure.code is Code.STORE_UNAVAILABLE
+        assert "being stopped" in refused.value.failure.message
         await until(lambda: _true(lease.released))
         assert (await office.finished(submitted.id)).state is State.CANCELLED
 

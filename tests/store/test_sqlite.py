@@ -11,6 +11,8 @@ from claude_daemon.core.event import first_seq
 from claude_daemon.core.task import Kind
 from claude_daemon.ports import StoreUnavailable, TaskFilter
 from claude_daemon.store import SqliteStore, meta, queries, retention
+from claude_daemon.store.connection import connect_reader
+from claude_daemon.store.readers import THREADS
 from tests.store.files import dump
 from tests.store.gate import write
 from tests.store.samples import (
@@ -143,7 +145,21 @@ async def test_a_read_that_fails_says_that_the_store_is_unavailable(store: Sqlit
     await write(store, lambda db: db.execute("DROP TABLE ledger"))
     with pytest.raises(StoreUnavailable, match="cannot be read"):
         await store.ledger("task_1")
+    assert store.status().error is not None  # readiness knows of it
     assert await store.audit(0, 10) == []
+    assert store.status().error is None
+
+
+async def test_a_check_asks_whether_it_can_be_read_too(store: SqliteStore) -> None:
+    for db in [store._readers._idle.get() for _ in range(THREADS)]:
+        db.close()
+        store._readers._idle.put(db)
+    assert not await store.check()
+    assert "cannot be read" in (store.status().error or "")
+    for _ in range(THREADS):
+        store._readers._idle.get()
+        store._readers._idle.put(connect_reader(store.path))
+    assert await store.check() and store.status().error is None
 
 
 async def test_readers_cannot_write(store: SqliteStore) -> None:
