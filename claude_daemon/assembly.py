@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import secrets
+import socket
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -161,6 +163,15 @@ def limits(settings: Settings) -> Limits:
         body_timeout_s=http.body_timeout_s,
         keepalive_timeout_s=http.keepalive_timeout_s,
     )
+
+
+def hold_to_loopback(sockets: Iterable[socket.socket]) -> None:
+    """A configuration beyond loopback was refused already; a socket that was given to us was not. Raises BadSetting."""
+    for sock in sockets:
+        address = sock.getsockname()[0]
+        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+            why = "the socket that was handed over is beyond loopback: set http.tls_cert and http.tls_key, or this"
+            raise BadSetting(f"http.allow_plaintext: {why} ({address})")
 
 
 def redis_link(settings: Settings, *, changed: Callable[[], None]) -> RedisLink | None:

@@ -7,15 +7,12 @@ public listener, dispatcher, workers, broker, control socket, store, lock.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ipaddress
 import os
 import secrets
 import signal
 import socket
-import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -49,7 +46,7 @@ from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
 from claude_daemon.sources import Source, find_source
 from claude_daemon.store import SqliteStore
-from claude_daemon.supervise.pidfile import PidFile
+from claude_daemon.supervise.pidfile import PidFile, taken_over
 from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_of, tcp_sockets, unlink_own
 from claude_daemon.supervise.stages import Stage
 from claude_daemon.supervision import Supervision
@@ -163,7 +160,7 @@ class Daemon:
         if self.surroundings.takeover:
             self.surroundings.teller.tell(Stage.WAITING)
             log.info("daemon.waiting", reason="for the lock of the daemon before")
-            pid_file = await _wait_for(paths.pid_file)
+            pid_file = await taken_over(paths.pid_file)
         else:
             pid_file = PidFile(paths.pid_file)
         stack.callback(pid_file.close)
@@ -197,7 +194,7 @@ class Daemon:
         for sock in self._public_socks:
             stack.callback(sock.close)
         if self._certificate is None and not http.allow_plaintext:
-            _hold_to_loopback(self._public_socks)
+            assembly.hold_to_loopback(self._public_socks)
         address, port = self._public_socks[0].getsockname()[:2]
         host = address if inherited.public else http.host
         self.url = _url(host, port, tls=self._certificate is not None)
@@ -626,33 +623,6 @@ class Daemon:
             ),
         ]
         return routes
-
-
-async def _wait_for(path: Path) -> PidFile:
-    """The pid file, when whoever holds it is gone. A thread waits, since the kernel's lock has no other way to."""
-    loop = asyncio.get_running_loop()
-    taken: asyncio.Future[PidFile] = loop.create_future()
-
-    def settle(pid_file: PidFile) -> None:
-        if not taken.done():
-            taken.set_result(pid_file)
-
-    def take() -> None:
-        pid_file = PidFile(path, wait=True)
-        with contextlib.suppress(RuntimeError):  # the loop is closed: we wait no longer
-            loop.call_soon_threadsafe(settle, pid_file)
-
-    threading.Thread(target=take, name="lock", daemon=True).start()  # it ends with us, should we not wait so long
-    return await taken
-
-
-def _hold_to_loopback(sockets: Iterable[socket.socket]) -> None:
-    """A configuration beyond loopback was refused already; a socket that was given to us was not. Raises BadSetting."""
-    for sock in sockets:
-        address = sock.getsockname()[0]
-        if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
-            why = "the socket that was handed over is beyond loopback: set http.tls_cert and http.tls_key, or this"
-            raise BadSetting(f"http.allow_plaintext: {why} ({address})")
 
 
 def _url(host: str, port: int, *, tls: bool) -> str:

@@ -16,7 +16,8 @@ from pydantic import BaseModel
 from claude_daemon.config import ConfigError, Loaded, Origin, Secret, Settings, load
 from claude_daemon.config.fields import Capability
 from claude_daemon.config.loading import check_reload
-from claude_daemon.config.models import MAX_DIRECT, MAX_LAME_DUCK_S, MAX_WORKERS, MODELS, Http
+from claude_daemon.config.models import MAX_DIRECT, MAX_LAME_DUCK_S, MODELS, Http
+from claude_daemon.core.worker import MAX_WORKERS
 from claude_daemon.engine import capabilities
 from claude_daemon.layers.schema import type_at
 from claude_daemon.layers.sources import MAX_SECRET_BYTES

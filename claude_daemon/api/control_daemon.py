@@ -10,14 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from claude_daemon.api.chat import Chats
 from claude_daemon.api.control import Record, json_answer, ndjson, recorded
-from claude_daemon.core.errors import Refusal
-from claude_daemon.ports import StoreUnavailable
-from claude_daemon.service.tasks import unavailable
+from claude_daemon.core.worker import MAX_WORKERS
 from claude_daemon.wire.parse import parse
 
 Level = Literal["debug", "info", "warning", "error", "critical"]
-MAX_WORKERS = 1024
-"""Each takes a third of a gigabyte: a number with a zero too many is caught here and not by the machine."""
 
 
 class Operations(Protocol):
@@ -144,10 +140,7 @@ class ControlDaemonRoutes:
             yield {**line, "successor": successor}
 
     async def panic(self, request: web.Request) -> web.Response:
-        try:
-            killed = await self._operations.panic()
-        except StoreUnavailable as error:
-            raise Refusal(unavailable(error)) from error
+        killed = await self._operations.panic()
         await recorded(request, self._record, "panic", killed=killed)
         return json_answer({"killed": killed, "paused": True, "state": self._line()["state"]})
 

@@ -38,6 +38,7 @@ from claude_daemon.config.fields import (
     Urls,
     Usd,
 )
+from claude_daemon.core.worker import MAX_WORKERS
 from claude_daemon.layers.fault import CONFLICT, Conflict
 from claude_daemon.secret import Secret
 
@@ -50,8 +51,6 @@ MODELS: Final = MappingProxyType(
     }
 )
 """Aliases as CLI 2.1.330 reports them (2026-11); what the CLI in use reports at start corrects them."""
-MAX_WORKERS: Final = 1024
-"""Each takes a third of a gigabyte: a number with a zero too many is caught here and not by the machine."""
 MAX_DIRECT: Final = 4096
 """Each is a connection to the upstream, and a client's besides: as many as the clients that are accepted by default."""
 MAX_LAME_DUCK_S: Final = 3600

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from typing import Final
 
 from claude_daemon.core.errors import IllegalMove
+
+MAX_WORKERS: Final = 1024
+"""Each takes a third of a gigabyte: a number with a zero too many is caught here and not by the machine."""
 
 
 class WorkerState(StrEnum):

@@ -6,8 +6,11 @@ process, however that ends.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -69,6 +72,24 @@ class PidFile:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def taken_over(path: Path) -> PidFile:
+    """The pid file, when whoever holds it is gone. A thread waits, since the kernel's lock has no other way to."""
+    loop = asyncio.get_running_loop()
+    taken: asyncio.Future[PidFile] = loop.create_future()
+
+    def settle(pid_file: PidFile) -> None:
+        if not taken.done():
+            taken.set_result(pid_file)
+
+    def take() -> None:
+        pid_file = PidFile(path, wait=True)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we wait no longer
+            loop.call_soon_threadsafe(settle, pid_file)
+
+    threading.Thread(target=take, name="lock", daemon=True).start()  # it ends with us, should we not wait so long
+    return await taken
 
 
 def running(path: Path) -> int | None:

@@ -97,7 +97,7 @@ def _ours(stage: Stage) -> Seen:
         running = daemon.submit(_RUNNING)
         _until_one_runs(daemon)
         queued = daemon.submit(_QUEUED)
-        return _played(_server(daemon, [running, queued]), daemon.process)
+        return _played(Server.daemon(daemon.url, daemon.key, running, queued), daemon.process)
 
 
 def _until_one_runs(daemon: Daemon) -> None:
@@ -106,18 +106,6 @@ def _until_one_runs(daemon: Daemon) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError("the first task does not begin")
         time.sleep(_POLL_S)
-
-
-def _server(daemon: Daemon, tasks: Sequence[str]) -> Server:
-    prompt = "Wait. [[first=3s]] [[text=Done.]]"
-    return Server(
-        url=daemon.url,
-        headers={"Authorization": f"Bearer {daemon.key}", "Claude-Daemon-Lane": "direct"},
-        chat={"model": "sonnet", "messages": [{"role": "user", "content": prompt}]},
-        events=f"/v1/tasks/{tasks[-1]}/events",
-        stream="/v1/stream",
-        hello=[{"op": "subscribe", "task": task} for task in tasks],
-    )
 
 
 def _reference(stage: Stage, module: str) -> Seen:

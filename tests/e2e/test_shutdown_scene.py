@@ -30,23 +30,11 @@ async def until_running(daemon: DaemonProcess, count: int) -> None:
             await asyncio.sleep(0.02)
 
 
-def server(daemon: DaemonProcess, running: str, queued: str) -> Server:
-    prompt = "Wait. [[first=3s]] [[text=Done.]]"
-    return Server(
-        url=daemon.url,
-        headers={"Authorization": f"Bearer {daemon.key}", "Claude-Daemon-Lane": "direct"},
-        chat={"model": "sonnet", "messages": [{"role": "user", "content": prompt}]},
-        events=f"/v1/tasks/{queued}/events",
-        stream="/v1/stream",
-        hello=[{"op": "subscribe", "task": task} for task in (running, queued)],
-    )
-
-
 async def played(daemon: DaemonProcess, running: str, queued: str) -> Seen:
     """The signal comes when the task and all twenty requests run."""
     assert daemon.process is not None
     scene = Scene(
-        server(daemon, running, queued),
+        Server.daemon(daemon.url, daemon.key, running, queued),
         moment=partial(until_running, daemon, REQUESTS + 1),
         stop=daemon.process.terminate,
         ended=daemon.ended,

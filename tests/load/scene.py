@@ -36,6 +36,19 @@ class Server:
     stream: str
     hello: Sequence[Mapping[str, Any]] = ()
 
+    @classmethod
+    def daemon(cls, url: str, key: str, running: str, queued: str) -> Server:
+        """Ours: the WebSocket follows both tasks, the SSE stream the one that waits."""
+        prompt = f"Wait. [[first={ANSWER_S:g}s]] [[text=Done.]]"
+        return cls(
+            url=url,
+            headers={"Authorization": f"Bearer {key}", "Claude-Daemon-Lane": "direct"},
+            chat={"model": "sonnet", "messages": [{"role": "user", "content": prompt}]},
+            events=f"/v1/tasks/{queued}/events",
+            stream="/v1/stream",
+            hello=[{"op": "subscribe", "task": task} for task in (running, queued)],
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refused:
