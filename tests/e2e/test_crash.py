@@ -335,6 +335,7 @@ async def _kill(service: Service, after_s: float) -> None:
     await asyncio.sleep(after_s)
     assert daemon.process is not None
     if daemon.process.returncode is None:
+        service.up.clear()  # here: that it is gone is seen a moment later, and nobody is to ask it meanwhile
         daemon.process.send_signal(signal.SIGKILL)
 
 
