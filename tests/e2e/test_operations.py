@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import ssl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,22 @@ import orjson
 import pytest
 
 from claude_daemon.offline import OfflineModel
+from claude_daemon.supervise import pidfile
 from tests.conftest import StartDaemon
 from tests.support import DaemonProcess, alive, sse, text_of
 
 PATIENCE_S = 20.0
 LONG = "Tell me [[tokens=400]] [[pace=100ms]]"
 """Forty seconds of answer: whoever waits for its end has failed."""
+
+
+@pytest.fixture(autouse=True)
+def no_successor_is_left(start_daemon: StartDaemon, tmp_path: Path) -> Iterator[None]:
+    """One that a failing test has not ended is nobody's child, and holds the pipes of the first daemon open."""
+    yield
+    pid = pidfile.running(tmp_path / ".claude-daemon" / "run" / "daemon.pid")
+    if pid is not None and b"--takeover" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        os.kill(pid, signal.SIGKILL)
 
 
 def write_config(daemon: DaemonProcess, toml: str) -> Path:
