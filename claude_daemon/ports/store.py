@@ -2,13 +2,13 @@
 
 Rules that every store keeps, and ``tests/store/contract.py`` holds it to:
 
-- A verb is atomic, and durable when it returns. :meth:`Tasks.append` returns at once and tells later, and
-  :meth:`Ledger.record_chat` returns at once.
+- A verb is atomic, and durable when it returns. :meth:`Tasks.append` returns at once and tells later,
+  :meth:`Tasks.spent` and :meth:`Ledger.record_chat` return at once.
 - Verbs are applied in the order in which they were called.
 - A *fence* decides who may change a running task: a verb that names an older one changes nothing and says so.
 - A verb that cannot be made durable raises :class:`StoreUnavailable`, and then nothing of it has happened. Exempt is
-  what has happened outside already (:meth:`append`, :meth:`settle`, :meth:`requeue`, :meth:`set_effects`,
-  :meth:`record_chat`): it is kept in order and tried again until the store recovers or is closed.
+  what has happened outside already (:meth:`append`, :meth:`spent`, :meth:`settle`, :meth:`requeue`,
+  :meth:`set_effects`, :meth:`record_chat`): it is kept in order and tried again until the store recovers or is closed.
 - No clock, no ids: times are seconds since the epoch, given by the caller.
 """
 
@@ -164,6 +164,16 @@ class QueuedTask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunningTask:
+    """A task with its attempt: who has it, until when without a sign of life, and what it is known to have used."""
+
+    task: Task
+    node: str
+    lease_until: float
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TaskFilter:
     """Which tasks a list shows; None means any."""
 
@@ -235,6 +245,10 @@ class Tasks(Protocol):
         """Keeps events of a running task. ``told`` is called in the caller's loop once they are durable (True), or when
         the fence was stale and nothing was kept (False)."""
 
+    def spent(self, task_id: str, fence: int, usage: Usage) -> None:
+        """What a running attempt has used so far, for whoever ends it if it cannot. Nobody waits for it; a stale fence
+        changes nothing."""
+
     async def set_effects(self, task_id: str, fence: int) -> bool:
         """``effects = possible``, durable; False when the fence is stale."""
 
@@ -268,8 +282,8 @@ class Tasks(Protocol):
     async def queued(self) -> Sequence[QueuedTask]:
         """Every queued task, oldest first."""
 
-    async def running(self) -> Sequence[tuple[Task, str, float]]:
-        """Every running task with its node and the end of its lease."""
+    async def running(self) -> Sequence[RunningTask]:
+        """Every running task, oldest first."""
 
     async def batch(self, batch_id: str) -> BatchState | None: ...
 

@@ -60,6 +60,9 @@ class Attempts:
                 emissions = [item for item in batch if isinstance(item, Emission)]
                 if judge is not None:
                     emissions = judge.hold(emissions)
+                if run.durable and ended is None:
+                    assert self._book is not None
+                    self._book.spent(run, lease.usage)
                 stopped = await self._tell(run, emissions)
                 if stopped is not None:
                     return stopped

@@ -47,7 +47,7 @@ class Backlog:
         self._read.add(ticket)
 
     def take(self, task_id: str) -> Ticket | None:
-        """Takes a ticket out, to run its task or to end it; its timer stays as it is."""
+        """Takes a ticket out, to run its task or to end it."""
         ticket = self._tickets.pop(task_id, None)
         if ticket is not None:
             self._read.discard(ticket)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
 from claude_daemon.core.price import Price, cost_micro_usd
-from claude_daemon.core.task import Outcome, State, Task
+from claude_daemon.core.task import Outcome, State, Task, Usage
 from claude_daemon.ports import (
     AuditRecord,
     Clock,
@@ -88,6 +88,12 @@ class Book:
         run.claimed = True
         return True
 
+    def spent(self, run: Run, usage: Usage) -> None:
+        """Keeps what the attempt has used so far: the ledger's word for it, should nobody be left to tell its end."""
+        if usage != run.spent:
+            run.spent = usage
+            self.store.spent(run.task.id, run.task.fence, usage)
+
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """The attempt's end is the task's; False when somebody else holds it. Raises StoreUnavailable at shutdown."""
         outcome = self._priced(self._with_result(run, outcome), run.task)
@@ -116,10 +122,12 @@ class Book:
 
     async def end(self, task: Task, outcome: Outcome) -> Task | None:
         """Ends a task that no attempt of ours has; None when it has moved on meanwhile. Raises StoreUnavailable."""
-        fence = task.fence + 1
+        fence, outcome = task.fence + 1, self._priced(outcome, task)
         event = self.event(task.id, first_seq(fence), last_event(outcome))
         settlement = self._settlement(task, outcome, event)
-        if not await self.store.settle(replace(settlement, new_fence=fence, ledger=None)):
+        if not outcome.usage.model_calls:  # no attempt, or one that had used nothing
+            settlement = replace(settlement, ledger=None)
+        if not await self.store.settle(replace(settlement, new_fence=fence)):
             return None
         self.tails.tell(task.id, event, after=task.last_seq)
         ended = replace(_ended(task, outcome, event, self.now()), fence=fence)
@@ -130,9 +138,11 @@ class Book:
         """Requeues a task whose attempt is gone; None when it has moved on meanwhile. Raises StoreUnavailable."""
         fence = task.fence + 1
         event = self.event(task.id, first_seq(fence), _again(outcome))
-        if not await self.store.requeue(Requeue(task_id=task.id, fence=task.fence, event=event, new_fence=fence)):
+        ledger = self._ledger(task, self._priced(outcome, task)) if outcome.usage.model_calls else None
+        requeue = Requeue(task_id=task.id, fence=task.fence, event=event, new_fence=fence, ledger=ledger)
+        if not await self.store.requeue(requeue):
             if (unwanted := await self._unwanted(task)) is not None:
-                await self.end(unwanted, ended_with(CANCELLED))
+                await self.end(unwanted, replace(ended_with(CANCELLED), usage=outcome.usage))
             return None
         self.tails.tell(task.id, event, after=task.last_seq)
         return replace(task, state=State.QUEUED, fence=fence, last_seq=event.seq)

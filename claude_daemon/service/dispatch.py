@@ -22,6 +22,7 @@ from claude_daemon.ports import Clock, Ended, Engine, Ids, Lease, Schemas, Store
 from claude_daemon.service.attempt import Attempts
 from claude_daemon.service.backlog import Backlog
 from claude_daemon.service.book import Book
+from claude_daemon.service.deadlines import Deadlines
 from claude_daemon.service.hint import Hint
 from claude_daemon.service.queue import ReadyQueue
 from claude_daemon.service.run import (
@@ -93,6 +94,7 @@ class Dispatcher:
             lane: ReadyQueue(self._running_per_key.__getitem__) for lane in self._engines
         }
         self._backlog = Backlog(self._queues)
+        self._deadlines = Deadlines(self._too_late)
         self._runs: dict[str, Run] = {}
         self._pumps: set[Lane] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -136,14 +138,12 @@ class Dispatcher:
     # durable tasks
 
     def enqueue(self, ticket: Ticket, *, timeout_s: float | None = None, first: bool = False) -> None:
-        """Queues a task that the store has as queued; once is enough. ``timeout_s``: by then it ends wherever it is."""
+        """Queues a task that the store has as queued; once is enough. ``timeout_s``: by then it ends wherever it is;
+        one that has a deadline here already keeps it."""
         if self._closing.is_set() or ticket.id in self._runs or not self._backlog.add(ticket, first=first):
             return
-        loop = asyncio.get_running_loop()
-        if timeout_s is not None and ticket.expiry is None:
-            ticket.expiry = loop.call_later(max(0.0, timeout_s), self._too_late, ticket.id)
-        elif ticket.expiry is not None and ticket.expiry.when() <= loop.time():
-            loop.call_soon(self._too_late, ticket.id)  # its time was over while it was neither here nor there
+        if timeout_s is not None:
+            self._deadlines.add(ticket.id, timeout_s)
         self._pump_soon(ticket.lane)
 
     def hold(self) -> None:
@@ -159,10 +159,10 @@ class Dispatcher:
 
     def withdraw(self, task_id: str) -> bool:
         """Takes a durable task out of the queue, for whoever ends it; False when it does not wait here."""
-        ticket = self._backlog.take(task_id)
-        if ticket is not None and ticket.expiry is not None:
-            ticket.expiry.cancel()
-        return ticket is not None
+        if self._backlog.take(task_id) is None:
+            return False
+        self._deadlines.discard(task_id)
+        return True
 
     def waits(self, task_id: str) -> bool:
         """Whether a durable task waits here."""
@@ -306,14 +306,12 @@ class Dispatcher:
         self._pump(ticket.lane)
 
     def _taken(self, ticket: Ticket, task: Task) -> Run:
-        """A ticket's run. Its timer goes on."""
+        """A ticket's run. Its deadline stays."""
         assert self._book is not None
         self._backlog.take(ticket.id)
         run = self._runs[task.id] = Run(task, ticket.queued_at, self._book.tails.hold(task.id))
-        run.expiry = ticket.expiry
-        if run.expiry is None and task.spec.timeout_seconds is not None:
-            left = task.created_at + task.spec.timeout_seconds - self._now()
-            run.expiry = asyncio.get_running_loop().call_later(max(0.0, left), self._too_late, task.id)
+        if task.spec.timeout_seconds is not None:
+            self._deadlines.add(task.id, task.created_at + task.spec.timeout_seconds - self._now())
         return run
 
     def _give_up(self, waiting: Run | Ticket, task: Task) -> None:
@@ -479,9 +477,16 @@ class Dispatcher:
             self._saving[run] = self._group.create_task(self._save(run, ended))
             return
         if run.put_off and not self._closing.is_set():  # the store could not tell whether it is ours: later
-            asyncio.get_running_loop().call_later(_STORE_RETRY_S, self.enqueue, _ticket(run))
-        self._forget(run)
+            asyncio.get_running_loop().call_later(_STORE_RETRY_S, self._comes_back, run)
+            self._forget(run, comes_back=True)
+        else:
+            self._forget(run)
         self._tell_idle()
+
+    def _comes_back(self, run: Run, *, first: bool = False) -> None:
+        """To the queue, as old as it was. Its deadline has stayed, unless it passed meanwhile: then it ends now."""
+        ticket = Ticket(run.task.id, run.lane, run.key_id, run.priority, run.queued_at)
+        self.enqueue(ticket, timeout_s=None if run.task.spec.timeout_seconds is None else 0.0, first=first)
 
     async def _save(self, run: Run, ended: Ended) -> None:
         """Its end becomes durable, and is told then; or it goes back to the queue."""
@@ -501,10 +506,9 @@ class Dispatcher:
             await self._save_plainly(run)
         finally:
             self._saving.pop(run, None)
-            ticket = _ticket(run) if again else None
-            self._forget(run)
-            if ticket is not None:
-                self.enqueue(ticket, first=True)
+            self._forget(run, comes_back=again)
+            if again:
+                self._comes_back(run, first=True)
             self._tell_idle()
 
     async def _save_plainly(self, run: Run) -> None:
@@ -522,11 +526,13 @@ class Dispatcher:
             return False
         return self._may_rerun(run, ended) or run.ending is INTERRUPTED
 
-    def _forget(self, run: Run) -> None:
+    def _forget(self, run: Run, *, comes_back: bool = False) -> None:
         self._runs.pop(run.task.id, None)
         if run.durable:
             assert self._book is not None
             self._book.tails.release(run.task.id, run.tail)
+            if not comes_back:
+                self._deadlines.discard(run.task.id)
         if run.expiry is not None:
             run.expiry.cancel()
 
@@ -550,10 +556,3 @@ class Dispatcher:
     def _tell_idle(self) -> None:
         if self.idle:
             self.idled.give()
-
-
-def _ticket(run: Run) -> Ticket:
-    """The place of a run that goes back to the queue: as old as it was, and its timer goes on."""
-    ticket = Ticket(run.task.id, run.lane, run.key_id, run.priority, run.queued_at)
-    ticket.expiry, run.expiry = run.expiry, None
-    return ticket

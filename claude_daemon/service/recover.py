@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Effects, Outcome, Task
-from claude_daemon.ports import Clock, StoreUnavailable
+from claude_daemon.ports import Clock, RunningTask, StoreUnavailable
 from claude_daemon.service.book import LEASE_S, Book
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.run import CANCELLED, LOST, Ticket, ended_with
@@ -64,8 +64,8 @@ class Recovery:
         """Everything that the daemon before has left, and everything that waits. Raises StoreUnavailable."""
         book = self._book
         await book.store.join(book.node, book.now())
-        for task, node, _ in await book.store.running():
-            await self._recover(task, node)
+        for found in await book.store.running():
+            await self._recover(found)
         if await book.store.paused():
             self._dispatcher.hold()
             self._told("queue.paused", {})
@@ -98,15 +98,17 @@ class Recovery:
     async def poll(self) -> None:
         """What is queued and does not wait here; what runs nowhere."""
         now = self._book.now()
-        for task, node, lease_until in await self._book.store.running():
-            ours = node == self._book.node
-            if self._dispatcher.find(task.id) is None and (ours or lease_until < now):
-                await self._recover(task, node)
+        for found in await self._book.store.running():
+            ours = found.node == self._book.node
+            if self._dispatcher.find(found.task.id) is None and (ours or found.lease_until < now):
+                await self._recover(found)
         await self._find_queued()
 
-    async def _recover(self, task: Task, node: str) -> None:
+    async def _recover(self, found: RunningTask) -> None:
+        task = found.task
         again, outcome = after_crash(task, self.max_attempts)
-        self._told("task.recovered", {"task_id": task.id, "node": node, "attempt": task.attempt, "again": again})
+        outcome = replace(outcome, usage=found.usage)
+        self._told("task.recovered", {"task_id": task.id, "node": found.node, "attempt": task.attempt, "again": again})
         if again:
             await self._book.put_back(task, outcome)  # and is found among the queued
         else:

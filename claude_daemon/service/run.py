@@ -18,7 +18,7 @@ from claude_daemon.core.event import (
     Emission,
     Event,
 )
-from claude_daemon.core.task import Kind, Lane, Outcome, State, Task
+from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
 from claude_daemon.service.tail import Tail
 
 INTERNAL: Final = Failure(code=Code.INTERNAL, message="Something went wrong here. The log has it by task id.")
@@ -49,7 +49,7 @@ class Ticket:
     ``queued_at`` is monotonic seconds; ``task`` is there while it is among the next.
     """
 
-    __slots__ = ("expiry", "id", "key_id", "lane", "priority", "queued_at", "reading", "task")
+    __slots__ = ("id", "key_id", "lane", "priority", "queued_at", "reading", "task")
 
     def __init__(self, task_id: str, lane: Lane, key_id: str, priority: int, queued_at: float) -> None:
         self.id = task_id
@@ -59,7 +59,6 @@ class Ticket:
         self.queued_at = queued_at
         self.task: Task | None = None
         self.reading = False
-        self.expiry: asyncio.TimerHandle | None = None
 
 
 class Run:
@@ -78,10 +77,13 @@ class Run:
         """Why it is being cut short, once somebody asked for that."""
         self.attempt: asyncio.Task[None] | None = None
         self.expiry: asyncio.TimerHandle | None = None
+        """A chat's, while it waits."""
         self.claimed = not self.durable
         """Whether the attempt is ours: until then nothing of it may be told, and it is not cancelled but waited for."""
         self.put_off = False
         """Nobody could tell whether it is ours, so it is to be tried again later."""
+        self.spent = Usage()
+        """What the store was told that the attempt has used."""
         self._text: list[str] = []
 
     @property

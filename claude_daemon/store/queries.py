@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 
 from claude_daemon.core.task import Kind, Lane, State, Task
-from claude_daemon.ports import Batch, BatchState, EventPage, QueuedTask, StoredEvent, TaskFilter, TaskPage
+from claude_daemon.ports import Batch, BatchState, EventPage, QueuedTask, RunningTask, StoredEvent, TaskFilter, TaskPage
 from claude_daemon.store import rows
 
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
@@ -106,9 +106,21 @@ def queued(db: Connection) -> Sequence[QueuedTask]:
     ]
 
 
-def running(db: Connection) -> Sequence[tuple[Task, str, float]]:
-    found = db.execute(rows.SELECT_TASK + "WHERE t.kind = 'task' AND t.state = 'running' ORDER BY t.created_at, t.n")
-    return [(rows.task_of(row), row["node"], row["lease_until"]) for row in found]
+def running(db: Connection) -> Sequence[RunningTask]:
+    found = db.execute(
+        "SELECT t.*, s.spec, a.usage FROM tasks t JOIN specs s ON s.n = t.n "
+        "LEFT JOIN attempts a ON a.task_id = t.id AND a.fence = t.fence "
+        "WHERE t.kind = 'task' AND t.state = 'running' ORDER BY t.created_at, t.n"
+    )
+    return [
+        RunningTask(
+            task=rows.task_of(row),
+            node=row["node"],
+            lease_until=row["lease_until"],
+            usage=rows.usage_of(row["usage"]),
+        )
+        for row in found
+    ]
 
 
 def batch(db: Connection, batch_id: str) -> BatchState | None:

@@ -119,6 +119,10 @@ def _spec_of(encoded: bytes) -> TaskSpec:
     return TaskSpec(**{**known, "kind": Kind(said["kind"]), "lane": Lane(said["lane"])})
 
 
+def usage_of(encoded: bytes | None) -> Usage:
+    return Usage() if encoded is None else Usage(**orjson.loads(encoded))
+
+
 def _outcome_of(encoded: bytes) -> Outcome:
     said: dict[str, Any] = orjson.loads(encoded)
     return Outcome(

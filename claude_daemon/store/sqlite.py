@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Final
 
 from claude_daemon.core.errors import Failure
-from claude_daemon.core.task import Task
+from claude_daemon.core.task import Task, Usage
 from claude_daemon.ports import (
     AuditRecord,
     Batch,
@@ -22,6 +22,7 @@ from claude_daemon.ports import (
     QueuedTask,
     QueueLimits,
     Requeue,
+    RunningTask,
     Settlement,
     StoredEvent,
     StoreStatus,
@@ -105,6 +106,9 @@ class SqliteStore:
         size = sum(len(event.encoded) for event in events)
         self._writer.tell(tasks.append.bind(task_id, fence, tuple(events)), size, told, failed=False)
 
+    def spent(self, task_id: str, fence: int, usage: Usage) -> None:
+        self._writer.tell(tasks.spent.bind(task_id, fence, rows.dump(usage)), 0, lambda _: None, failed=False)
+
     async def set_effects(self, task_id: str, fence: int) -> bool:
         return await self._writer.do(tasks.set_effects.bind(task_id, fence))
 
@@ -136,7 +140,7 @@ class SqliteStore:
     async def queued(self) -> Sequence[QueuedTask]:
         return await self._readers.read(queries.queued)
 
-    async def running(self) -> Sequence[tuple[Task, str, float]]:
+    async def running(self) -> Sequence[RunningTask]:
         return await self._readers.read(queries.running)
 
     async def batch(self, batch_id: str) -> BatchState | None:

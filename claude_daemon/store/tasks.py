@@ -186,6 +186,15 @@ def append(db: Connection, task_id: str, fence: int, events: Sequence[StoredEven
     return True
 
 
+@write_behind
+def spent(db: Connection, task_id: str, fence: int, usage: bytes) -> bool:
+    row = _small_row(db, task_id)
+    if row is None or row["fence"] != fence or row["state"] != State.RUNNING:
+        return False
+    db.execute("UPDATE attempts SET usage = ? WHERE task_id = ? AND fence = ?", (usage, task_id, fence))
+    return True
+
+
 @exempt
 def set_effects(db: Connection, task_id: str, fence: int) -> bool:
     row = _small_row(db, task_id)

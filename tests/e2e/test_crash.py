@@ -247,6 +247,13 @@ def _check_sums(connection: sqlite3.Connection, point: str) -> None:
         """
     ).fetchall()
     assert not strays, f"{point}: counted, and no attempt: {strays}"
+    uncounted = connection.execute(
+        """
+        SELECT task_id, count(*) AS used FROM attempts WHERE usage IS NOT NULL GROUP BY task_id
+        HAVING used > (SELECT count(*) FROM ledger WHERE ledger.task_id = attempts.task_id)
+        """
+    ).fetchall()
+    assert not uncounted, f"{point}: used, and not counted: {uncounted}"
     ((said, counted),) = connection.execute(
         """
         SELECT (SELECT sum(json_extract(outcome, '$.usage.output_tokens')) FROM tasks WHERE kind = 'chat'),

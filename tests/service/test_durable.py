@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,6 +24,7 @@ from claude_daemon.service.book import LEASE_S, Book
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.recover import Recovery, after_crash
+from claude_daemon.service.run import Ticket
 from claude_daemon.service.tasks import Asker, TaskDesk, Wish
 from claude_daemon.store import SqliteStore
 from claude_daemon.wire import events as wire_events
@@ -353,6 +355,32 @@ async def test_a_daemon_that_vanished_leaves_its_tasks_to_the_next_one(store: Sq
         assert len([kind for kind in kinds(events) if kind in ("task.succeeded", "task.failed", "task.cancelled")]) == 1
 
 
+async def test_what_an_attempt_used_is_in_the_ledger_even_if_its_daemon_vanished(store: SqliteStore) -> None:
+    clock = Clock()
+    used = Usage(input_tokens=100, output_tokens=7, model_calls=2)
+    gone = Office(store, clock, places=2)
+    async with gone:
+        again_id, ended_id = [(await gone.submit()).id for _ in range(2)]
+        for number in range(2):
+            lease = await gone.lease(number)
+            lease.usage = used
+            lease.say(text("Hello"))
+        await store.set_effects(ended_id, 1)
+        async with asyncio.timeout(PATIENCE_S):
+            while [one.usage for one in await store.running()] != [used, used]:
+                await asyncio.sleep(0)
+        async with office(store, clock=clock, node="node_2") as again:
+            await again.recovery.start()
+            (await again.lease(0)).say(text("Hello"), replace(SUCCEEDED, usage=Usage(input_tokens=1, model_calls=1)))
+            await again.finished(again_id)
+            ended = await again.finished(ended_id)
+        await gone.recovery.renew()
+    rows = [(row.attempt, row.usage, row.cost_micro_usd) for row in await store.ledger(again_id)]
+    assert rows == [(1, used, 114), (2, Usage(input_tokens=1, model_calls=1), 1)]
+    assert [(row.attempt, row.usage) for row in await store.ledger(ended_id)] == [(1, used)]
+    assert ended.outcome is not None and (ended.outcome.usage, ended.outcome.cost_micro_usd) == (used, 114)
+
+
 @pytest.mark.parametrize("jump", [3600.0, 86_400.0 * 365, -3600.0])
 async def test_a_clock_that_jumps_takes_nobody_their_task(store: SqliteStore, jump: float) -> None:
     clock = Clock()
@@ -582,3 +610,21 @@ async def test_a_chat_leaves_a_row_without_words(store: SqliteStore) -> None:
 def test_an_outcome_of_a_task_is_what_its_state_says() -> None:
     with pytest.raises(ValueError, match="no end"):
         Outcome(state=State.RUNNING)
+
+
+async def test_a_task_that_waits_costs_less_than_a_kilobyte_its_deadline_included(store: SqliteStore) -> None:
+    async with Office(store, Clock(), places=0) as office:
+        count = 10_000
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            for number in range(count):
+                ticket = Ticket(f"task_{number:026d}", Lane.TEXT, "key_local", number % 5, float(number))
+                office.dispatcher.enqueue(ticket, timeout_s=3600.0 + number)
+            after, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert office.dispatcher.queued == count
+        each = (after - before) / count
+        assert each < 1000, f"{each:.0f} bytes"
+        print(f"{each:.0f} bytes a task")

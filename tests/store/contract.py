@@ -14,13 +14,14 @@ import pytest
 
 from claude_daemon.core.errors import Code, Failure, IllegalMove
 from claude_daemon.core.event import first_seq
-from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task
+from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, Usage
 from claude_daemon.ports import (
     Batch,
     EventPage,
     Idempotency,
     QueuedTask,
     QueueLimits,
+    RunningTask,
     Store,
     StoredEvent,
     TaskFilter,
@@ -198,7 +199,9 @@ class Attempts:
         claimed = await store.claim("task_1", "node_1", LEASE_UNTIL, 2000.0)
         assert claimed == replace(queued, state=State.RUNNING, attempt=1, fence=1, started_at=2000.0)
         assert await store.get("task_1") == claimed
-        assert list(await store.running()) == [(claimed, "node_1", LEASE_UNTIL)]
+        assert list(await store.running()) == [
+            RunningTask(task=claimed, node="node_1", lease_until=LEASE_UNTIL, usage=Usage())
+        ]
         assert list(await store.queued()) == []
 
     async def test_what_is_not_queued_cannot_be_claimed(self, store: Store) -> None:
@@ -227,7 +230,7 @@ class Attempts:
         await put(store, task("task_3"))
         held = await store.renew("node_1", ["task_1", "task_2", "task_3", "task_4"], 6000.0)
         assert held == {"task_1"}
-        assert [(one.id, node, until) for one, node, until in await store.running()] == [
+        assert [(one.task.id, one.node, one.lease_until) for one in await store.running()] == [
             ("task_1", "node_1", 6000.0),
             ("task_2", "node_2", LEASE_UNTIL),
         ]
@@ -239,6 +242,19 @@ class Attempts:
         assert await append(store, "task_1", 1, [event(first + 5)])
         assert await seqs(store, after=claimed.last_seq) == [first, first + 1, first + 5]
         assert (await found(store)).last_seq == first + 5
+
+    async def test_what_an_attempt_has_used_is_known_until_it_ends_and_is_no_other_attempts(self, store: Store) -> None:
+        first = await start(store)
+        for calls in (1, 2):
+            store.spent("task_1", 1, Usage(input_tokens=10 * calls, output_tokens=calls, model_calls=calls))
+        store.spent("task_1", 9, Usage(model_calls=99))
+        store.spent("task_2", 1, Usage(model_calls=99))
+        assert await append(store, "task_1", 1, [event(first_seq(1))])  # what was said before it is kept by now
+        assert [one.usage for one in await store.running()] == [Usage(input_tokens=20, output_tokens=2, model_calls=2)]
+        assert await store.requeue(requeue(first))
+        store.spent("task_1", 1, Usage(model_calls=99))
+        assert await store.claim("task_1", "node_1", LEASE_UNTIL, 3000.0) is not None
+        assert [one.usage for one in await store.running()] == [Usage()]
 
     async def test_appends_without_waiting_are_kept_and_told_in_order(self, store: Store) -> None:
         await start(store)

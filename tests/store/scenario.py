@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from claude_daemon.core.event import first_seq
-from claude_daemon.core.task import Kind, State, Task
+from claude_daemon.core.task import Kind, State, Task, Usage
 from claude_daemon.ports import Batch, Idempotency
 from claude_daemon.store import SqliteStore
 from tests.store.samples import (
@@ -39,8 +39,8 @@ from tests.store.samples import (
 HOOK = "https://example.org/"
 
 
-async def life(store: SqliteStore, chats: threading.Semaphore) -> AsyncIterator[str]:
-    """The verb of each step, once it is durable. ``chats`` is released after each commit of a chat."""
+async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterator[str]:
+    """The verb of each step, once it is durable. ``unwaited`` is released after each commit of a chat."""
     await store.join("node_1", 1.0)
     yield "join"
     batch = Batch(id="batch_1", key_id="local", created_at=1.0, size=3)
@@ -53,6 +53,9 @@ async def life(store: SqliteStore, chats: threading.Semaphore) -> AsyncIterator[
     yield "renew"
     await append(store, "task_0", 1, [event(first_seq(1) + n) for n in range(3)])
     yield "append"
+    store.spent("task_0", 1, Usage(input_tokens=3, output_tokens=1, model_calls=1))
+    assert await asyncio.to_thread(unwaited.acquire, timeout=PATIENCE_S)
+    yield "spent"
     await store.set_effects("task_0", 1)
     yield "set_effects"
     await store.request_cancel("task_0", 2.0, audit("task.cancel", first))
@@ -79,7 +82,7 @@ async def life(store: SqliteStore, chats: threading.Semaphore) -> AsyncIterator[
     yield "give_up"
     said = replace(task("chat_1", kind=Kind.CHAT), state=State.SUCCEEDED, outcome=SUCCEEDED, finished_at=9e9)
     store.record_chat(said, entry(said), audit("chat.ended", said))
-    assert await asyncio.to_thread(chats.acquire, timeout=PATIENCE_S)
+    assert await asyncio.to_thread(unwaited.acquire, timeout=PATIENCE_S)
     yield "record_chat"
     await store.record(audit("config.changed"))
     yield "record"
@@ -101,7 +104,7 @@ class Point:
     """The moment at which the process ends; with ``count`` 0 none."""
 
     def __init__(self, verb: str = "", moment: str = "", count: int = 0) -> None:
-        self.chats = threading.Semaphore(0)
+        self.unwaited = threading.Semaphore(0)
         self._at = (verb, moment)
         self._left = count
 
@@ -110,15 +113,15 @@ class Point:
             self._left -= 1
             if self._left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if (verb, moment) == ("record_chat", "after"):
-            self.chats.release()
+        if verb in ("record_chat", "spent") and moment == "after":
+            self.unwaited.release()
 
 
 async def main(path: str, verb: str, moment: str, count: str) -> None:
     point = Point(verb, moment, int(count))
     store = SqliteStore.open(Path(path), observer=point)
     number = 0
-    async for _ in life(store, point.chats):
+    async for _ in life(store, point.unwaited):
         number += 1
         print("done", number, flush=True)
     await store.close()

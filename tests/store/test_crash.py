@@ -31,7 +31,7 @@ async def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     store = SqliteStore.open(tmp_path_factory.mktemp("story") / "daemon.db", observer=point)
     verbs: list[str] = []
     dumps = [dump(store.path)]
-    async for verb in life(store, point.chats):
+    async for verb in life(store, point.unwaited):
         verbs.append(verb)
         dumps.append(dump(store.path))
     assert await store.close()

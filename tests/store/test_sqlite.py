@@ -82,7 +82,7 @@ async def test_every_attempt_leaves_a_row(store: SqliteStore) -> None:
     assert again is not None
     await store.set_effects("task_1", again.fence)
     await store.settle(settlement(again, FAILED, new_fence=3))
-    assert dump(store.path)["attempts"] == [
+    assert [row[:7] for row in dump(store.path)["attempts"]] == [
         ("task_1", 1, 1, "node_1", "none", 2000.0, "requeued"),
         ("task_1", 2, 2, "node_2", "possible", 2500.0, "failed"),
     ]
