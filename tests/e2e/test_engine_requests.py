@@ -214,16 +214,15 @@ async def test_fifty_requests_on_four_workers_are_all_answered(start_daemon: Sta
 async def test_requests_of_one_key_are_begun_in_the_order_they_came(
     start_daemon: StartDaemon, model: OfflineModel
 ) -> None:
-    daemon = await start_daemon()
-    await daemon.chat("warm up [[tokens=1]]")
+    daemon = await start_daemon({"engine.workers": 1})  # of two, either might reach the model first
+    first = asyncio.ensure_future(daemon.chat("the slow one [[tokens=40]] [[pace=50ms]]"))
+    await model.wait_until(lambda m: bool(asked_with(m, "the slow one")))
     begun = []
     for number in range(12):
         begun.append(asyncio.ensure_future(daemon.chat(f"in order {number:02} [[tokens=1]]")))
-        waiting = number  # each is queued before the next is sent
-        while (s := await daemon.control("status"))["queue"]["waiting"] + s["queue"]["running"] < waiting:
-            if begun[-1].done():
-                break
-    await asyncio.gather(*begun)
+        while (await daemon.control("status"))["queue"]["waiting"] <= number:  # each is queued before the next is sent
+            assert not first.done(), "the slow one was not slow enough"
+    await asyncio.gather(first, *begun)
     order = [conversation(body)[-1][1][:11] for body in asked_with(model, "in order ")]
     assert order == sorted(order)
     assert len(order) == 12
