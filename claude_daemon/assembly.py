@@ -19,6 +19,8 @@ from claude_daemon.api.server import Limits
 from claude_daemon.config import Loaded, Settings
 from claude_daemon.core.errors import Failure, Refusal
 from claude_daemon.core.ids import new_id
+from claude_daemon.core.role import Role
+from claude_daemon.core.role import roles as all_roles
 from claude_daemon.core.task import TaskSpec
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.lane import TextLane
@@ -140,6 +142,14 @@ def body_limits(settings: Settings) -> BodyLimits:
     return BodyLimits(max_bytes=settings.http.max_body_bytes, timeout_s=settings.http.body_timeout_s)
 
 
+def roles(settings: Settings) -> Mapping[str, Role]:
+    """The built-in ones and those of the configuration. Raises BadSetting."""
+    try:
+        return all_roles(settings.roles)
+    except ValueError as error:
+        raise BadSetting(str(error)) from None
+
+
 def drain_settings(settings: Settings) -> DrainSettings:
     return DrainSettings(lame_duck_s=settings.drain.lame_duck_s, grace_s=settings.drain.kill_grace_s)
 
@@ -193,6 +203,7 @@ def redis_link(settings: Settings, *, changed: Callable[[], None]) -> RedisLink 
 def validate(settings: Settings) -> None:
     """Looks at what a reload would bring into force and could fail. Raises BadSetting."""
     secret, url = settings.webhooks.secret, settings.redis.url
+    roles(settings)
     if secret is not None:
         try:
             signing_key(secret.reveal())

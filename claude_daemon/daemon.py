@@ -22,28 +22,32 @@ from typing import TYPE_CHECKING, Any, Final
 from claude_daemon import __version__, assembly, journal, stacks
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
+from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
 from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
 from claude_daemon.config.loading import check_reload
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
-from claude_daemon.core.key import Key, digest
+from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, digest
 from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.durable import Durable
 from claude_daemon.engine.lane import TextLane, bundled_cli
+from claude_daemon.engine.launch import Access
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.schema import SchemaChecker
 from claude_daemon.front import Front
 from claude_daemon.home import local_secret
 from claude_daemon.operations import Operations
-from claude_daemon.ports import AuditRecord, Engine, HealthReport
+from claude_daemon.ports import AuditRecord, Engine, HealthReport, StoreUnavailable
 from claude_daemon.report import Report
 from claude_daemon.restart import Restart, Sockets
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
+from claude_daemon.service.keys import KeyDesk
 from claude_daemon.sources import Source, find_source
 from claude_daemon.store import SqliteStore
 from claude_daemon.supervise.pidfile import PidFile, taken_over
@@ -70,6 +74,7 @@ class Daemon:
     source: Source
     text: TextLane
     direct: DirectEngine | None
+    keys: KeyDesk
     durable: Durable
     dispatcher: Dispatcher
     admission: Admission
@@ -131,7 +136,7 @@ class Daemon:
                 await self._unless_stopped(self._build(stack))
                 if not self._stop.is_set():
                     await self._serve(announce)
-            except BadSetting:
+            except (BadSetting, StoreUnavailable):
                 raise
             except Exception as error:  # a part that fails takes the daemon with it: half a daemon helps nobody
                 log.critical("daemon.crashed", exc_info=error)
@@ -169,7 +174,7 @@ class Daemon:
         secret = local_secret(
             self.started.paths.local_key, secrets.token_bytes, lambda said: log.warning("home.repaired", reason=said)
         )
-        self.local = Key(id="local", name="local", digest=digest(secret), role="standard", trust_domain="default")
+        self.local = Key(id=LOCAL, name=LOCAL, digest=digest(secret), role=DEFAULT_ROLE, trust_domain=DEFAULT_DOMAIN)
 
     def _open_store(self, stack: AsyncExitStack) -> None:
         """The lock is ours, so nobody else has it open. Raises StoreBroken, StoreUnavailable."""
@@ -436,6 +441,7 @@ class Daemon:
             self.surroundings.log.apply(settings.log, new.secrets.values())
         self.surroundings.log.mask(new.secrets.values())
         self.front.apply(settings, certificate)
+        self.keys.roles = assembly.roles(settings)
         self.durable.apply(settings)
         self.drain.settings = assembly.drain_settings(settings)
         if self.direct is not None:
@@ -481,6 +487,16 @@ class Daemon:
         self.source = await find_source(self.started, cli, environ, stack)
         if self.source.name == "offline":
             log.warning("engine.offline", reason="the offline model answers: no account, no network")
+        self.keys = KeyDesk(
+            self._store,
+            self.local,
+            shared=self.source.access is not Access.BROKER,  # else the CLI holds its own, the same for all
+            roles=assembly.roles(settings),
+            now=time.time,
+            ids=assembly.ids,
+            randbytes=secrets.token_bytes,
+        )
+        await self.keys.load()
         client = await self._client(stack)
         broker = Broker(client, told=journal.model_call)
         stack.push_async_callback(broker.stop)
@@ -563,7 +579,7 @@ class Daemon:
 
     def _build_front(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
         self.front = Front(
-            self.started.settings, self.durable, self.admission, self.health, self.schemas, self.local, client
+            self.started.settings, self.durable, self.admission, self.health, self.schemas, self.keys.identify, client
         )
         public = self.front.public
         edge = Edge(
@@ -612,6 +628,7 @@ class Daemon:
             ControlDaemonRoutes(
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
+            ControlKeyRoutes(self.keys, front.chats),
             ControlTaskRoutes(
                 durable.desk,
                 front.tasks,

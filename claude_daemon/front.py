@@ -20,7 +20,7 @@ from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
 from claude_daemon.config import Settings
-from claude_daemon.core.key import Key, Keyring
+from claude_daemon.core.key import Key
 from claude_daemon.durable import Durable
 from claude_daemon.ports import Schemas
 from claude_daemon.service.admit import Admission
@@ -37,7 +37,10 @@ Sockets = Sequence[socket.socket]
 
 
 class Front:
-    """Everything between the listeners and the service. ``client`` None: nobody counts tokens for us."""
+    """Everything between the listeners and the service. ``client`` None: nobody counts tokens for us.
+
+    ``identify`` tells a secret's key, None for one that is not good now.
+    """
 
     control: HttpServer
 
@@ -48,7 +51,7 @@ class Front:
         admission: Admission,
         health: Health,
         schemas: Schemas,
-        local: Key,
+        identify: Callable[[str], Key | None],
         client: MessagesClient | None,
     ) -> None:
         self._settings = settings
@@ -57,7 +60,7 @@ class Front:
         self._certificate: Certificate | None = None
         self.chats = Chats(admission, self._dispatcher, assembly.body_limits(settings))
         self.gate = Gate(
-            identify=Keyring([local]).identify,
+            identify=identify,
             allowed_hosts=settings.http.accepted_hosts,
             allowed_origins=settings.http.allowed_origins,
             started=lambda: health.started(START_PATIENCE_S),

@@ -100,6 +100,10 @@ TABLE: Final[Mapping[Code, Row]] = {
     Code.SCHEMA_MISMATCH: Row(status=502),
     Code.STALLED: Row(status=504),
     Code.DEADLINE: Row(status=504),
+    # a task's own limits: no route answers with them, the task tells them as its end
+    Code.MAX_TURNS: Row(status=409, headers=NO_RETRY),
+    Code.MAX_COST: Row(status=402, headers=NO_RETRY),
+    Code.SANDBOX_UNAVAILABLE: Row(status=403),
     # somebody cancelled it on purpose. A 5xx or 409 would make client libraries run it again.
     Code.CANCELLED: Row(status=499, headers=NO_RETRY),
     Code.INTERRUPTED: Row(status=503, retry_after_seconds=5),

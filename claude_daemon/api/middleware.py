@@ -77,7 +77,7 @@ class Gate:
 
     ``allowed_hosts`` are names without a port: the port in ``Host`` is whatever a client or a tunnel
     reaches us by, and DNS rebinding, against which this stands, shows in the name. ``*`` allows every name.
-    ``identify`` is :meth:`Keyring.identify <claude_daemon.core.key.Keyring.identify>` of the keyring that
+    ``identify`` is :meth:`KeyDesk.identify <claude_daemon.service.keys.KeyDesk.identify>`: the key with a secret, if it
     is good at the time. ``started`` returns when start-up is over: whoever comes earlier waits for it, and is served
     then, for a restart must cost nobody a request.
     """

@@ -65,6 +65,9 @@ class Code(StrEnum):
     SCHEMA_MISMATCH = "schema_mismatch"
     STALLED = "stalled"
     DEADLINE = "deadline"
+    MAX_TURNS = "max_turns"
+    MAX_COST = "max_cost"
+    SANDBOX_UNAVAILABLE = "sandbox_unavailable"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
 

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 PREFIX: Final = "cd_"
+LOCAL: Final = "local"
+"""Id and name of the key that is there from the first start."""
+DEFAULT_DOMAIN: Final = "default"
+"""The trust domain of ``local``; of every key where all of them act with one login."""
 SECRET_BYTES: Final = 32
 _SECRET: Final = re.compile(r"cd_[A-Za-z0-9_-]{43}", re.ASCII)  # 32 bytes are 43 characters without padding
 
@@ -22,13 +26,18 @@ _SECRET: Final = re.compile(r"cd_[A-Za-z0-9_-]{43}", re.ASCII)  # 32 bytes are 4
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """A key without its secret. Keys of one ``trust_domain`` may share warm processes; ``role`` names what
-    it may."""
+    it may. ``expires_at``: seconds since the epoch, None for never."""
 
     id: str
     name: str
     digest: bytes = field(repr=False)
     role: str
     trust_domain: str
+    expires_at: float | None = None
+
+    def good_at(self, at: float) -> bool:
+        """Whether it has not expired by then."""
+        return self.expires_at is None or at < self.expires_at
 
 
 def new_secret(randbytes: Callable[[int], bytes]) -> str:

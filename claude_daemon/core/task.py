@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from claude_daemon.core.agent import AgentSpec
 from claude_daemon.core.errors import Failure, IllegalMove
 
 
@@ -24,6 +25,7 @@ class Lane(StrEnum):
 
     DIRECT = "direct"
     TEXT = "text"
+    AGENT = "agent"
 
 
 class State(StrEnum):
@@ -86,7 +88,8 @@ class TaskSpec:
     already resolved from aliases. ``headers`` are the client's ``anthropic-*`` headers, passed on by the direct
     lane. ``stream`` tells whether the caller wants events as they come or one ``message``. ``output_schema`` is the
     JSON schema that the answer's text must satisfy, or None. ``timeout_seconds`` counts from the submission.
-    ``webhook`` is the URL that is told the end. ``metadata`` is the client's own, kept and given back as it is.
+    ``agent``: tools, directories and limits, for the agent lane. ``webhook`` is the URL that is told the end.
+    ``metadata`` is the client's own, kept and given back as it is.
     """
 
     kind: Kind
@@ -102,6 +105,7 @@ class TaskSpec:
     priority: int = 0
     webhook: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    agent: AgentSpec | None = None
 
     @property
     def model(self) -> str:

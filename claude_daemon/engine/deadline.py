@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ class Watch:
         self._grace = 0.0  # the CLI announced a pause before its next try
         self._stall = limits.stall_seconds
         self._last = False  # this wait ends with the turn
+        self.tool_runs = False
+        """A tool is at work: the silence is its own, and only the whole turn's deadline holds."""
         self._timeout: asyncio.Timeout | None = None
 
     def seen(self, message: Mapping[str, Any]) -> None:
@@ -67,7 +70,8 @@ class Watch:
         self._stall = min(self._stall, seconds)
 
     async def __aenter__(self) -> None:
-        stall, left = self._stall + self._grace, self._ends - time.monotonic()
+        stall = math.inf if self.tool_runs else self._stall + self._grace
+        left = self._ends - time.monotonic()
         self._last = left <= stall
         self._timeout = asyncio.timeout(min(stall, left))
         await self._timeout.__aenter__()

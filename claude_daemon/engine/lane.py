@@ -133,6 +133,11 @@ class TextLane:
                 self._next_sweep.cancel()
             self._sweep(last=True)
 
+    def swept(self) -> None:
+        """A process that is not the pool's has ended: what it left behind ends too."""
+        if self.up:
+            self._sweep_twice()
+
     def _sweep_twice(self) -> None:
         """A worker has ended, or it is time to look: now for what is plainly a stray, and soon for the rest."""
         if self._strays is not None:

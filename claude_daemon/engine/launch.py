@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from claude_daemon.core.agent import AgentSpec
+
 # What a worker may see of the daemon's own environment: the way to the network, where a login needs it.
 _NETWORK_VARIABLES = (
     "HTTPS_PROXY",
@@ -43,7 +45,7 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launch:
-    """Everything that is fixed when a text worker is spawned.
+    """Everything that is fixed when a worker is spawned. ``agent`` None: a text worker.
 
     ``system_prompt_file`` and ``schema`` are only for CLIs that cannot be bound later by ``initialize``. ``token`` is
     the worker's own for the broker, or the OAuth token.
@@ -66,30 +68,45 @@ class Launch:
     system_prompt_file: Path | None = None
     schema: str | None = None
     resume: str | None = None
+    agent: AgentSpec | None = None
+    add_dirs: tuple[Path, ...] = ()
 
 
 def argv(launch: Launch) -> list[str]:
     """The command line. An empty system prompt is set at spawn: ``initialize`` replaces it where one is asked for."""
     args = [str(launch.cli), "--print", "--verbose"]
     args += ["--input-format=stream-json", "--output-format=stream-json", "--include-partial-messages"]
-    args += ["--tools=", "--setting-sources=", "--strict-mcp-config", f"--model={launch.model}"]
-    if launch.system_prompt_file is not None:
-        args.append(f"--system-prompt-file={launch.system_prompt_file}")
-    else:
-        args.append("--system-prompt=")
+    args += ["--setting-sources=", "--strict-mcp-config", f"--model={launch.model}"]
+    args += _text(launch) if launch.agent is None else _agent(launch, launch.agent)
     if launch.restricted:
         args.append("--restricted")
     if launch.permission_prompts:
         args.append("--permission-prompts=none")
     if not launch.session_persistence:
         args.append("--no-session-persistence")
-    if launch.bare and launch.access is Access.BROKER:
-        args.append("--bare")  # ignores OAuth tokens and logins, so only with a key
+    if launch.bare and launch.access is Access.BROKER and launch.agent is None:
+        args.append("--bare")  # ignores OAuth tokens and logins, so only with a key; and runs no hooks
     if launch.schema is not None:
         args.append(f"--json-schema={launch.schema}")
     if launch.resume is not None:
         args.append(f"--resume={launch.resume}")
     return args
+
+
+def _text(launch: Launch) -> list[str]:
+    if launch.system_prompt_file is not None:
+        return ["--tools=", f"--system-prompt-file={launch.system_prompt_file}"]
+    return ["--tools=", "--system-prompt="]
+
+
+def _agent(launch: Launch, agent: AgentSpec) -> list[str]:
+    """Its system prompt is Claude Code's own, or set by ``initialize``."""
+    args = [f"--tools={','.join(agent.tools)}"]
+    if agent.allow:
+        args.append(f"--allowedTools={','.join(agent.allow)}")
+    if agent.deny:
+        args.append(f"--disallowedTools={','.join(agent.deny)}")
+    return args + [f"--add-dir={path}" for path in launch.add_dirs]
 
 
 def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[str, str]:
@@ -107,6 +124,8 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         "ENABLE_TOOL_SEARCH": "false",
         NONCE_VARIABLE: launch.nonce,
     }
+    if launch.agent is not None:
+        env["CLAUDE_CODE_SUBPROCESS_ENV_SCRUB"] = "1"  # what its tools start sees no token
     if launch.base_url is not None:
         env["ANTHROPIC_BASE_URL"] = launch.base_url
     if launch.access is Access.BROKER and launch.token is not None:

@@ -269,7 +269,7 @@ class Pool:
             self._retire(worker, reason)
             return
         worker.move(WorkerState.RECYCLING)
-        self._spawn_task(self._recycle(worker))
+        self.own(self._recycle(worker))
         self.tell_room()
 
     # life
@@ -295,7 +295,8 @@ class Pool:
         """Waits until a first worker is ready, or could not be started, or the pool is closed."""
         await self._filled_once.wait()
 
-    def _spawn_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def own(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Runs it beside whatever is going on; the pool does not end before it."""
         if self._tasks is None:
             coroutine.close()
             return
@@ -316,7 +317,7 @@ class Pool:
             worker.lifetime_s = self.settings.max_worker_age_s * (1 - _AGE_SPREAD * _jitter())
             self.workers[worker.id] = worker
             self.spawned += 1
-            self._spawn_task(self._bring_up(worker, shape))
+            self.own(self._bring_up(worker, shape))
 
     def _sizes(self) -> Sizes:
         since = time.monotonic() - _DEMAND_WINDOW_S
@@ -377,7 +378,7 @@ class Pool:
         )
         told = {"error": obituary, "stderr": worker.last_words(), "request_id": worker.request_id}
         self._say("worker.crashed", "error", worker, **told)
-        self._spawn_task(self._fill_later(delay))
+        self.own(self._fill_later(delay))
 
     async def _fill_later(self, delay_seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -463,8 +464,8 @@ class Pool:
         worker.ending = True
         self._say("worker.retiring", "info", worker, reason=reason)
         if not starting or worker.process is not None:
-            self._spawn_task(self._end(worker))
-        self._spawn_task(self._after_retirement())
+            self.own(self._end(worker))
+        self.own(self._after_retirement())
 
     async def _after_retirement(self) -> None:
         """Not at once: whoever retires several is to be done with it before any is replaced."""

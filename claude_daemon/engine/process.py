@@ -57,12 +57,18 @@ class Process(asyncio.SubprocessProtocol):
         cwd: Path,
         received: Received,
         exited: Callable[[], None],
+        pass_fds: Sequence[int] = (),
     ) -> Process:
-        """Starts the program in a session of its own. Raises :class:`SpawnFailed`."""
+        """Starts the program in a session of its own. ``pass_fds`` stay open in it. Raises :class:`SpawnFailed`."""
         loop = asyncio.get_running_loop()
         try:
             _, process = await loop.subprocess_exec(
-                lambda: cls(received, exited), *argv, env=dict(env), cwd=str(cwd), start_new_session=True
+                lambda: cls(received, exited),
+                *argv,
+                env=dict(env),
+                cwd=str(cwd),
+                start_new_session=True,
+                pass_fds=pass_fds,
             )
         except OSError as error:
             raise SpawnFailed(f"{argv[0]}: {error.strerror or error}") from error

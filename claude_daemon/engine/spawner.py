@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
+from claude_daemon.core.agent import AgentSpec
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.launch import Access, Launch, argv, environment
 from claude_daemon.engine.ledger import Ledger
@@ -34,6 +36,28 @@ class EngineSite:
     oauth_token: str | None = field(default=None, repr=False)
 
 
+W = TypeVar("W", bound=Worker)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What is executed, where, and with which descriptors kept open."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = field(repr=False)
+    cwd: Path
+    pass_fds: Sequence[int] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outfit:
+    """What an agent's process has beyond a text worker's. ``enclose`` puts its command into the sandbox."""
+
+    agent: AgentSpec
+    add_dirs: tuple[Path, ...]
+    enclose: Callable[[Command, Launch], Command]
+
+
 class Spawner:
     """``prepare`` is synchronous and cannot fail; ``spawn`` starts the process; ``forget`` cleans up after it."""
 
@@ -48,7 +72,6 @@ class Spawner:
         self._ids = ids
         self._ledger = Ledger(site.directory / "ledger")
         self._homes = site.directory / "homes"
-        self._config = site.directory / "config" / "default"
 
     def apply(self, *, max_retries: int, request_timeout_s: float, oauth_token: str | None) -> bool:
         """What processes are told from now on; whether those that live were told something else."""
@@ -76,14 +99,27 @@ class Spawner:
 
     def prepare(self, shape: Shape, *, canned: bool = False) -> Worker:
         """A worker in state ``starting``, without its process. ``canned``: for probes, see :class:`Gateway`."""
+        return self.prepare_as(Worker, shape, canned=canned)
+
+    def prepare_as(self, kind: type[W], shape: Shape, *, canned: bool = False) -> W:
         worker_id = self._ids("wrk")
         brokered = canned or self._site.access is Access.BROKER
         account = self._gateway.open(worker_id, canned=canned) if brokered else None
-        return Worker(worker_id, account, shape.model, self.capabilities, shape)
+        return kind(worker_id, account, shape.model, self.capabilities, shape)
 
-    async def spawn(self, worker: Worker, shape: Shape, exited: Callable[[], None]) -> None:
-        """Starts the worker's process. Raises :class:`~claude_daemon.engine.process.SpawnFailed` or OSError."""
+    async def spawn(
+        self, worker: Worker, shape: Shape, exited: Callable[[], None], outfit: Outfit | None = None
+    ) -> None:
+        """Starts the worker's process. ``outfit``: an agent's tools and directories, and what it is shut into.
+
+        Raises :class:`~claude_daemon.engine.process.SpawnFailed` or OSError.
+        """
         launch = self._launch(worker, shape)
+        if outfit is not None:
+            launch = replace(launch, agent=outfit.agent, add_dirs=outfit.add_dirs)
+        command = Command(argv=argv(launch), env=environment(launch, self._site.environ), cwd=launch.home)
+        if outfit is not None:
+            command = outfit.enclose(command, launch)
         worker.nonce = launch.nonce
         self._ledger.announce(launch.nonce)
         self.nonces.add(launch.nonce)
@@ -92,9 +128,7 @@ class Spawner:
             self.processes.discard(worker.process)
             exited()
 
-        process = await Process.spawn(
-            argv(launch), environment(launch, self._site.environ), launch.home, worker.received, ended
-        )
+        process = await Process.spawn(command.argv, command.env, command.cwd, worker.received, ended, command.pass_fds)
         worker.process = process
         if not process.gone:
             self.processes.add(process)
@@ -105,7 +139,8 @@ class Spawner:
     def _launch(self, worker: Worker, shape: Shape) -> Launch:
         home = self._homes / worker.id
         (home / "tmp").mkdir(parents=True, mode=0o700)
-        self._config.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # its own: what one trust domain's worker leaves there, no other's reads
+        (home / "config").mkdir(mode=0o700)
         worker.home = home
         site, can, binding = self._site, self.capabilities, shape.binding
         # a probe never holds a credential: it talks to the gateway's canned answers whatever the access is
@@ -119,7 +154,7 @@ class Spawner:
             model=shape.model,
             access=access,
             home=home,
-            config_dir=self._config,
+            config_dir=home / "config",
             nonce=secrets.token_hex(16),
             max_retries=site.max_retries,
             request_timeout_s=site.request_timeout_s,

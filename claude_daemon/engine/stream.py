@@ -80,6 +80,18 @@ def control_line(request_id: str, subtype: str, **fields: Any) -> bytes:
     return orjson.dumps({"type": "control_request", "request_id": request_id, "request": request}) + b"\n"
 
 
+def control_reply(request_id: str, response: Mapping[str, Any]) -> bytes:
+    """Our answer to a control request of the CLI's."""
+    body = {"subtype": "success", "request_id": request_id, "response": response}
+    return orjson.dumps({"type": "control_response", "response": body}) + b"\n"
+
+
+def control_refusal(request_id: str, error: str) -> bytes:
+    """Our answer to a control request of the CLI's that we do not know."""
+    body = {"subtype": "error", "request_id": request_id, "error": error}
+    return orjson.dumps({"type": "control_response", "response": body}) + b"\n"
+
+
 # The one command we send ourselves: it empties the conversation and keeps the process.
 CLEAR_LINE = user_line("/clear", composed=False)
 

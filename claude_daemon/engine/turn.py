@@ -26,7 +26,7 @@ _FINAL_STOP_REASONS = frozenset({"max_tokens", "refusal", "model_context_window_
 
 
 # What reading a message of an unknown shape raises: the CLI's JSON is not ours to trust.
-_UNREADABLE = (KeyError, TypeError, AttributeError, IndexError, ValueError)
+UNREADABLE = (KeyError, TypeError, AttributeError, IndexError, ValueError)
 
 
 @dataclass(slots=True)
@@ -82,7 +82,7 @@ class TurnReader:
         self._out = []
         try:
             self._read(message)
-        except _UNREADABLE:
+        except UNREADABLE:
             unreadable = Failure(code=Code.UPSTREAM_MALFORMED, message="Claude Code sent a message that cannot be read")
             self.fail(unreadable)
             if message.get("type") == "result":
@@ -242,13 +242,7 @@ class TurnReader:
         self._places.pop(index, None)
 
     def _retry(self, message: Mapping[str, Any]) -> None:
-        data = {
-            "attempt": message.get("attempt"),
-            "max_retries": message.get("max_retries"),
-            "delay_seconds": (message.get("retry_delay_ms") or 0) / 1000,
-            "status": message.get("error_status"),
-        }
-        self._out.append(Emission(RETRY, data))
+        self._out.append(Emission(RETRY, retry_data(message)))
 
     def _end(self, result: Mapping[str, Any]) -> None:
         """The turn's ``result``, or what stands for it: from here on :attr:`outcome` is set."""
@@ -260,7 +254,7 @@ class TurnReader:
         elif self._stop_reason in _FINAL_STOP_REASONS:
             self._end_well(str(self._stop_reason), usage)
         elif result.get("is_error") or result.get("subtype") != "success":
-            self._end_failed(_failure_of_result(result), usage)
+            self._end_failed(failure_of_result(result), usage)
         elif self._structured:
             self._structured_result(result, usage)
         else:
@@ -330,7 +324,17 @@ _TOLD_USAGE = frozenset(
 )
 
 
-def _failure_of_result(message: Mapping[str, Any]) -> Failure:
+def retry_data(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What followers are told of a model call that the CLI will try again."""
+    return {
+        "attempt": message.get("attempt"),
+        "max_retries": message.get("max_retries"),
+        "delay_seconds": (message.get("retry_delay_ms") or 0) / 1000,
+        "status": message.get("error_status"),
+    }
+
+
+def failure_of_result(message: Mapping[str, Any]) -> Failure:
     """What an error result says, as far as the CLI tells it."""
     if message.get("subtype") == "error_max_structured_output_retries":
         why = "the model did not come to an answer in the asked form"

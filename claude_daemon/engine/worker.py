@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -350,7 +351,7 @@ class Worker:
             failure = self.account.failure
         if outcome.state is State.SUCCEEDED and usage == Usage():
             usage = outcome.usage
-        return Outcome(state=outcome.state, usage=usage, stop_reason=outcome.stop_reason, failure=failure)
+        return replace(outcome, usage=usage, failure=failure)
 
     async def settle(self) -> bool:
         """Ends a turn that its caller left; True when the process can be used again."""
@@ -363,6 +364,16 @@ class Worker:
         except WorkerLost:
             return False
         return True
+
+    async def kill_now(self) -> None:
+        """Ends it at once, without asking: nobody waits for its answer, and nobody uses it again."""
+        self.ending = True
+        if self.account is not None:
+            self.account.close()
+        if self.process is not None:
+            self.process.kill(signal.SIGKILL)
+            await self.process.wait_gone(STOP_STEP_S)
+            self.process.bury()
 
     async def stop(self) -> None:
         """The stop ladder: interrupt, end of input, SIGINT, SIGTERM, SIGKILL; then whatever is left of its group.

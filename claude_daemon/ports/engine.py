@@ -6,9 +6,9 @@ engine's workers talk to. Clock and ids are plain callables.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from claude_daemon.core.errors import Failure, Fault
 from claude_daemon.core.event import Emission
@@ -68,6 +68,18 @@ class Lease(Protocol):
         """Gives an unused lease back."""
 
 
+Gate = Callable[[str, Mapping[str, Any]], Awaitable[str | None]]
+"""Told of a tool call, name and input, before it is made: why it must not be, or None once all is written down that
+must be known of it."""
+
+
+@runtime_checkable
+class GatedLease(Lease, Protocol):
+    """A lease whose run may call tools. ``gate`` is set before :meth:`~Lease.run`; without one no tool runs."""
+
+    gate: Gate | None
+
+
 class Engine(Protocol):
     """One lane."""
 
@@ -115,16 +127,21 @@ class Loan:
     schema: bytes | None = None
 
 
+Limit = Callable[[Usage], str | None]
+"""Asked before each model call with what the turn has used so far: why there is to be no further one, or None."""
+
+
 class Account(Protocol):
     """One worker's standing with the gateway: its token, its meter, and the error it saw last."""
 
     base_url: str
     token: str
 
-    def begin(self, request_id: str = "", loan: Loan | None = None) -> None:
+    def begin(self, request_id: str = "", loan: Loan | None = None, limit: Limit | None = None) -> None:
         """A new turn, on behalf of this request: the meter is at zero, model calls are allowed.
 
-        ``loan``: every call of the turn is sent with another system prompt or schema than the worker's own.
+        ``loan``: every call of the turn is sent with another system prompt or schema than the worker's own. ``limit``
+        is asked before each call.
         """
 
     def bar(self, reason: str) -> None:

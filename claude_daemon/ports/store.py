@@ -213,6 +213,20 @@ class WebhookDelivery:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """A key as it is kept: of its secret only the digest. ``expires_at`` None: never; ``revoked_at`` None: not yet."""
+
+    id: str
+    name: str
+    trust_domain: str
+    digest: bytes = field(repr=False)
+    role: str
+    created_at: float
+    expires_at: float | None = None
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreStatus:
     """How the store is. ``error``: why it cannot be written, or read, now. ``backlog``: verbs not yet durable."""
 
@@ -329,6 +343,17 @@ class Webhooks(Protocol):
         """No attempt is left."""
 
 
+class Keys(Protocol):
+    """The keys that were made, those that are good no more among them."""
+
+    async def create_key(self, key: KeyRecord, audit: AuditRecord) -> None:
+        """Key and audit, all or nothing. Raises ValueError when a key that is not revoked has this name;
+        StoreUnavailable."""
+
+    async def keys(self) -> Sequence[KeyRecord]:
+        """Every key, oldest first. Raises StoreUnavailable."""
+
+
 class Administration(Protocol):
     """The store itself."""
 
@@ -350,5 +375,5 @@ class Administration(Protocol):
         """From RAM, at once."""
 
 
-class Store(Tasks, Ledger, Audit, Webhooks, Administration, Protocol):
+class Store(Tasks, Ledger, Audit, Webhooks, Keys, Administration, Protocol):
     """All of it."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, Emission
-from claude_daemon.ports import Clock, Ended, Lease, Schemas
+from claude_daemon.ports import Clock, Ended, GatedLease, Lease, Schemas, StoreUnavailable
 from claude_daemon.service.book import Book
 from claude_daemon.service.judge import Judge
 from claude_daemon.service.run import LOST, STALLED, Run, cut_short, ended_with
@@ -53,6 +54,8 @@ class Attempts:
         """Runs the lease. With a schema, the end of the answer is told only when the answer has been judged."""
         schema = run.task.spec.output_schema
         judge = Judge(self._schemas, schema) if schema is not None else None
+        if isinstance(lease, GatedLease):
+            lease.gate = partial(self._gate, run)
         # closed at once when we are cancelled, so that the turn is interrupted now and not when memory is collected
         async with aclosing(cast(Any, lease.run())) as batches:
             async for batch in batches:
@@ -72,6 +75,15 @@ class Attempts:
                     outcome, held = await judge.judge(ended.outcome)
                     return await self._tell(run, held) or replace(ended, outcome=outcome)
         raise AssertionError("an engine's run must end in Ended")
+
+    async def _gate(self, run: Run, tool: str, given: Mapping[str, Any]) -> str | None:
+        """Before a tool runs: what it may change, and that it was called, is durable."""
+        assert self._book is not None
+        try:
+            async with asyncio.timeout(self.stall_s):
+                return await self._book.before_tool(run, tool, given)
+        except (TimeoutError, StoreUnavailable):
+            return "nothing can be stored now, so nothing may be changed"
 
     async def _tell(self, run: Run, emissions: Sequence[Emission]) -> Ended | None:
         """Tells what was said, and waits while nobody can take more; the end, where that ends the attempt."""

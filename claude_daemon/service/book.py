@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from claude_daemon.core.agent import READ_ONLY
 from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
 from claude_daemon.core.price import Price, cost_micro_usd
-from claude_daemon.core.task import Outcome, State, Task, Usage
+from claude_daemon.core.task import Effects, Outcome, State, Task, Usage
 from claude_daemon.ports import (
     AuditRecord,
     Clock,
@@ -29,6 +30,10 @@ from claude_daemon.service.run import CANCELLED, Run, ended_with, last_event
 
 LEASE_S: Final = 60.0
 """How long a claim holds without being renewed: a daemon that is silent for so long is taken for gone."""
+
+_TOLD_OF_CALLS: Final = ("command", "file_path", "notebook_path", "path", "pattern")
+_MAX_TOLD: Final = 2000
+"""Characters of each: a longer command is a script, whose beginning says enough."""
 
 MAX_STRUCTURED_BYTES: Final = 8 * 1024 * 1024
 """Larger answers are told as text only: as much as a schema is judged on."""
@@ -93,6 +98,18 @@ class Book:
         if usage != run.spent:
             run.spent = usage
             self.store.spent(run.task.id, run.task.fence, usage)
+
+    async def before_tool(self, run: Run, tool: str, given: Mapping[str, Any]) -> str | None:
+        """Keeps that a tool is called, and that it may change something unless it only reads; why it must not run.
+
+        Raises StoreUnavailable.
+        """
+        if tool not in READ_ONLY and run.task.effects is Effects.NONE:
+            if not await self.store.set_effects(run.task.id, run.task.fence):
+                return "the task is held by somebody else now"
+            run.task = replace(run.task, effects=Effects.POSSIBLE)
+        await self.store.record(self.audit("tool.called", run.task, tool=tool, call=_in_short(given)))
+        return None
 
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """The attempt's end is the task's; False when somebody else holds it. Raises StoreUnavailable at shutdown."""
@@ -215,11 +232,17 @@ class Book:
     def _with_result(self, run: Run, outcome: Outcome) -> Outcome:
         if outcome.state is not State.SUCCEEDED:
             return outcome
-        text = run.text
-        value = None
-        if run.task.spec.output_schema is not None and len(text) <= MAX_STRUCTURED_BYTES:
+        text = run.text if outcome.text is None else outcome.text
+        value = outcome.structured
+        if value is None and run.task.spec.output_schema is not None and len(text) <= MAX_STRUCTURED_BYTES:
             value = structured(text)
         return replace(outcome, text=text, structured=value)
+
+
+def _in_short(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a tool was called with, as far as it says what it does: paths, patterns, commands; no file's contents."""
+    told = {name: given[name] for name in _TOLD_OF_CALLS if name in given}
+    return {name: value[:_MAX_TOLD] if isinstance(value, str) else value for name, value in told.items()}
 
 
 def _again(outcome: Outcome) -> Emission:

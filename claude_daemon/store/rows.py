@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from claude_daemon.core.agent import AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure, Fault
 from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, TaskSpec, Usage
 from claude_daemon.ports import Idempotency, StoredEvent
@@ -116,7 +117,20 @@ def task_of(row: Row) -> Task:
 def _spec_of(encoded: bytes) -> TaskSpec:
     said: dict[str, Any] = orjson.loads(encoded)
     known = {name: said[name] for name in _SPEC_FIELDS if name in said}
-    return TaskSpec(**{**known, "kind": Kind(said["kind"]), "lane": Lane(said["lane"])})
+    agent = known.get("agent")
+    return TaskSpec(
+        **{
+            **known,
+            "kind": Kind(said["kind"]),
+            "lane": Lane(said["lane"]),
+            "agent": None if agent is None else _agent_of(agent),
+        }
+    )
+
+
+def _agent_of(said: Mapping[str, Any]) -> AgentSpec:
+    lists = {name: tuple(said[name]) for name in ("allow", "deny", "add_dirs")}
+    return AgentSpec(**{**said, **lists, "approval": Approval(said["approval"])})
 
 
 def usage_of(encoded: bytes | None) -> Usage:

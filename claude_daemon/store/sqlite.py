@@ -18,6 +18,7 @@ from claude_daemon.ports import (
     Batch,
     BatchState,
     EventPage,
+    KeyRecord,
     LedgerEntry,
     QueuedTask,
     QueueLimits,
@@ -33,7 +34,7 @@ from claude_daemon.ports import (
     WebhookDelivery,
 )
 from claude_daemon.store import audit as audits
-from claude_daemon.store import copies, meta, queries, retention, rows, tasks, webhooks
+from claude_daemon.store import copies, keys, meta, queries, retention, rows, tasks, webhooks
 from claude_daemon.store import ledger as ledgers
 from claude_daemon.store.connection import connect_reader, opening
 from claude_daemon.store.readers import Readers
@@ -41,7 +42,7 @@ from claude_daemon.store.schema import known_migrations, open_current
 from claude_daemon.store.verbs import Verb
 from claude_daemon.store.writer import Observer, Writer
 
-_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, audits, webhooks, meta, retention)
+_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, audits, webhooks, keys, meta, retention)
 VERBS: Final = tuple(
     sorted({found.name for noun in _NOUNS for found in vars(noun).values() if isinstance(found, Verb)})
 )
@@ -180,6 +181,14 @@ class SqliteStore:
 
     async def give_up(self, webhook_id: str, at: float, error: str) -> None:
         await self._writer.do(webhooks.give_up.bind(webhook_id, at, error))
+
+    # keys
+
+    async def create_key(self, key: KeyRecord, audit: AuditRecord) -> None:
+        await self._writer.do(keys.create_key.bind(key, audit))
+
+    async def keys(self) -> Sequence[KeyRecord]:
+        return await self._readers.read(keys.read)
 
     # administration
 

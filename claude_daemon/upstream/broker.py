@@ -18,7 +18,7 @@ from aiohttp import web
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Usage
-from claude_daemon.ports import Loan
+from claude_daemon.ports import Limit, Loan
 from claude_daemon.upstream import canned
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.meter import CallMeter
@@ -47,6 +47,7 @@ class WorkerAccount:
         self.barred: str | None = None
         self.request_id = ""
         self.loan: Loan | None = None
+        self.limit: Limit | None = None
         self.calls = 0
         self._broker = broker
         self._settled = Usage()
@@ -56,8 +57,8 @@ class WorkerAccount:
     def __repr__(self) -> str:
         return f"<WorkerAccount {self.worker_id} calls={self.calls} barred={self.barred!r}>"
 
-    def begin(self, request_id: str = "", loan: Loan | None = None) -> None:
-        self.barred, self.request_id, self.loan, self.calls = None, request_id, loan, 0
+    def begin(self, request_id: str = "", loan: Loan | None = None, limit: Limit | None = None) -> None:
+        self.barred, self.request_id, self.loan, self.limit, self.calls = None, request_id, loan, limit, 0
         self._settled, self._under_way, self._failure = Usage(), {}, None
 
     def bar(self, reason: str) -> None:
@@ -146,6 +147,8 @@ class Broker:
             return _refusal(401, "authentication_error", "no such worker")
         if request.method != "POST" or request.path not in _PATHS:
             return _refusal(404, "not_found_error", "the broker passes on /v1/messages alone")
+        if account.barred is None and account.limit is not None:
+            account.barred = account.limit(account.usage)
         if account.barred is not None:
             return _refusal(_BARRED_STATUS, "permission_error", account.barred)
         body = await _read(request)

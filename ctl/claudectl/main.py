@@ -21,6 +21,7 @@ COMMANDS = (
     "status",
     "run",
     "tasks",
+    "keys",
     "queue",
     "workers",
     "connections",

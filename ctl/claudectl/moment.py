@@ -19,12 +19,33 @@ def before(text: str, now: float) -> float:
     >>> before("1970-01-02T00:00:00Z", 0)
     86400.0
     """
-    if (age := _AGE.fullmatch(text)) is not None:
-        return max(0.0, now - int(age[1]) * _UNIT_SECONDS[age[2]])
+    if (age := _seconds(text)) is not None:
+        return max(0.0, now - age)
+    return _date(text, "an age")
+
+
+def after(text: str, now: float) -> float:
+    """The moment that a time from now (``30d``, ``12h``) or an ISO date or time means, as :func:`before` has it.
+
+    >>> after("2h", 10_000.0)
+    17200.0
+    """
+    if (left := _seconds(text)) is not None:
+        return now + left
+    return _date(text, "a time")
+
+
+def _seconds(text: str) -> int | None:
+    age = _AGE.fullmatch(text)
+    return int(age[1]) * _UNIT_SECONDS[age[2]] if age is not None else None
+
+
+def _date(text: str, other: str) -> float:
+    """Raises ValueError; ``other``: what else it could have been."""
     try:
         return datetime.fromisoformat(text).astimezone().timestamp()
     except (ValueError, OverflowError):
-        raise ValueError(f"{text!r} is neither an age like 30d or 12h nor a date like 2026-01-31") from None
+        raise ValueError(f"{text!r} is neither {other} like 30d or 12h nor a date like 2026-01-31") from None
 
 
 def told(at: object) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -62,6 +63,13 @@ def test_two_keys_with_one_secret_are_refused() -> None:
     secret = new_secret(secrets.token_bytes)
     with pytest.raises(ValueError, match="key_a and key_b"):
         Keyring([key_of(secret, "a"), key_of(secret, "b")])
+
+
+def test_a_key_is_good_until_it_expires() -> None:
+    key = key_of(new_secret(secrets.token_bytes))
+    assert key.good_at(1e12)
+    ends = replace(key, expires_at=100.0)
+    assert [ends.good_at(at) for at in (99.9, 100.0, 100.1)] == [True, False, False]
 
 
 def test_neither_secret_nor_digest_is_in_the_repr() -> None:

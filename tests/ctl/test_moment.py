@@ -51,6 +51,13 @@ def test_a_date_without_a_zone_is_in_this_machines(date: str, at: float) -> None
     assert moment.before(date, NOW) == at
 
 
+def test_a_time_from_now_counts_forward_and_a_date_is_the_same_date() -> None:
+    assert moment.after("30d", NOW) == NOW + 2_592_000
+    assert moment.after("1970-01-02 00:00Z", NOW) == 86_400
+    with pytest.raises(ValueError, match="neither a time"):
+        moment.after("soon", NOW)
+
+
 @pytest.mark.parametrize("text", ["", "soon", "30", "-1d", "1.5h", "1 d", "2026-13-01", "٣d", "0001-01-01T00:00+23:00"])
 def test_what_is_neither_is_an_error(text: str) -> None:
     with pytest.raises(ValueError, match="neither an age"):

@@ -168,11 +168,12 @@ async def _cancel(service: Service, number: int) -> None:
 
 
 async def _disturb(service: Service) -> None:
-    """Chats, a pause and a resume, a purge, a cancelled task that is tried again: what the other verbs are for."""
+    """Chats, a pause and a resume, a purge, a key, a cancelled task that is tried again: what the other verbs are
+    for."""
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
         extra: str | None = None
-        steps = ["chat", "pause", "resume", "submit", "worker", "cancel", "retry", "purge"]
+        steps = ["chat", "pause", "resume", "submit", "worker", "cancel", "retry", "purge", "key"]
         while len(done) < len(steps):
             step = next(step for step in steps if step not in done)
             daemon = await service.serving()
@@ -188,6 +189,8 @@ async def _disturb(service: Service) -> None:
                     os.kill(busy[0], signal.SIGKILL)
                 elif step == "purge":
                     await daemon.control("tasks/purge", "POST", {"before": 1.0})
+                elif step == "key":  # a conflict, where the crash came after the commit
+                    await daemon.control("keys", "POST", {"name": "extra"})
                 elif step == "submit":
                     body = {"prompt": "[[tokens=20]] [[pace=20ms]]"}
                     extra = (await daemon.control("tasks?detach=true", "POST", body)).get("id")

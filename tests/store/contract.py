@@ -38,6 +38,7 @@ from tests.store.samples import (
     entry,
     event,
     found,
+    key,
     put,
     requeue,
     seqs,
@@ -697,6 +698,55 @@ class Deliveries:
         assert await self.due(store) == [] and await store.next_due() is None
 
 
+class ApiKeys:
+    async def test_a_key_is_kept_with_its_audit(self, store: Store) -> None:
+        assert list(await store.keys()) == []
+        made = [
+            key("key_1", digest=bytes(range(32))),
+            key("key_2", role="mine", trust_domain="team", created_at=2.0, expires_at=3.0),
+            key("key_3", created_at=2.5, revoked_at=4.0),
+        ]
+        for one in made:
+            await store.create_key(one, audit("key.created", id=one.id))
+        assert list(await store.keys()) == made
+        assert [record.details for _, record in await store.audit(0, 10)] == [{"id": one.id} for one in made]
+
+    async def test_keys_are_told_oldest_first(self, store: Store) -> None:
+        for name, at in (("key_b", 2.0), ("key_c", 1.0), ("key_a", 2.0)):
+            await store.create_key(key(name, created_at=at), audit("key.created"))
+        assert [one.id for one in await store.keys()] == ["key_c", "key_a", "key_b"]
+
+    async def test_a_name_is_given_once_while_its_key_is_not_revoked(self, store: Store) -> None:
+        first = key("key_1", name="alice", expires_at=2.0)
+        await store.create_key(first, audit("key.created"))
+        with pytest.raises(ValueError, match="alice"):
+            await store.create_key(key("key_2", name="alice"), audit("key.created"))
+        assert list(await store.keys()) == [first]
+        assert await acts(store) == ["key.created"]
+
+    async def test_the_name_of_a_revoked_key_is_free(self, store: Store) -> None:
+        await store.create_key(key("key_1", name="alice", revoked_at=2.0), audit("key.created"))
+        await store.create_key(key("key_2", name="alice"), audit("key.created"))
+        assert [one.id for one in await store.keys()] == ["key_1", "key_2"]
+
+    async def test_of_two_at_once_with_one_name_one_is_kept(self, store: Store) -> None:
+        both = [store.create_key(key(f"key_{n}", name="alice"), audit("key.created")) for n in range(2)]
+        answers = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(answer) for answer in answers if answer is not None] == [ValueError]
+        assert len(await store.keys()) == 1
+
+    async def test_one_secret_is_never_two_keys(self, store: Store) -> None:
+        await store.create_key(key("key_1", digest=b"same"), audit("key.created"))
+        with pytest.raises(Exception):  # noqa: B017  (which one is the store's own)
+            await store.create_key(key("key_2", digest=b"same"), audit("key.created"))
+        assert [one.id for one in await store.keys()] == ["key_1"]
+        assert await acts(store) == ["key.created"]
+
+    async def test_a_digest_is_not_in_a_keys_repr(self, store: Store) -> None:
+        await store.create_key(key(digest=b"hide-me"), audit("key.created"))
+        assert "hide-me" not in repr(await store.keys())
+
+
 class Administration:
     async def test_the_queue_is_paused_until_it_is_not(self, store: Store) -> None:
         assert not await store.paused()
@@ -715,7 +765,9 @@ class Administration:
         assert (status.error, status.backlog) == (None, 0)
 
 
-class StoreContract(Acceptance, Batches, Attempts, Ends, Reading, Retention, Records, Deliveries, Administration):
+class StoreContract(
+    Acceptance, Batches, Attempts, Ends, Reading, Retention, Records, Deliveries, ApiKeys, Administration
+):
     """All of it."""
 
 

@@ -15,6 +15,7 @@ from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, TaskSpec, 
 from claude_daemon.ports import (
     AuditRecord,
     Idempotency,
+    KeyRecord,
     LedgerEntry,
     QueueLimits,
     Requeue,
@@ -72,6 +73,18 @@ def audit(act: str, about: Task | None = None, **details: Any) -> AuditRecord:
         peer_uid=1000,
         details=details,
     )
+
+
+def key(key_id: str = "key_1", **changes: Any) -> KeyRecord:
+    made = KeyRecord(
+        id=key_id,
+        name=f"of-{key_id}",
+        trust_domain=key_id,
+        digest=key_id.encode(),
+        role="standard",
+        created_at=1.5,
+    )
+    return replace(made, **changes)
 
 
 def entry(about: Task, **changes: Any) -> LedgerEntry:

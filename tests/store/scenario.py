@@ -30,6 +30,7 @@ from tests.store.samples import (
     audit,
     entry,
     event,
+    key,
     requeue,
     settlement,
     submission,
@@ -86,6 +87,8 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     yield "record_chat"
     await store.record(audit("config.changed"))
     yield "record"
+    await store.create_key(key(), audit("key.created"))
+    yield "create_key"
     await store.pause(True)
     yield "pause"
     await store.purge(1e6, 100)

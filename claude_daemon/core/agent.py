@@ -1,0 +1,74 @@
+"""What an agent task may do: its tools, its directories, its limits; pure.
+
+Patterns such as ``Bash(git *)`` keep an agent tidy. They confine nothing: only the sandbox does.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+READ_ONLY: Final = frozenset({"Read", "Grep", "Glob"})
+"""Tools that change nothing outside: an attempt that has used no other may be made again."""
+TOOLS: Final = ("Read", "Grep", "Glob", "Edit", "Write", "NotebookEdit", "Bash", "TodoWrite")
+"""Claude Code's own tools that a task can be given. Not those that reach the network or ask a person."""
+MAX_RULES: Final = 64
+"""Rules of one task; each stands in the worker's command line."""
+
+# No comma and no bracket within: the CLI's list is separated by commas, and a rule ends with its bracket.
+_RULE: Final = re.compile(r"([A-Za-z]{1,64})(\([^(),\x00-\x1f\x7f]{1,256}\))?", re.ASCII)
+
+
+class Approval(StrEnum):
+    """What becomes of a call that no rule allows."""
+
+    NEVER = "never"
+    ASK = "ask"
+    AUTO = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSpec:
+    """The part of a task that only agents have; immutable.
+
+    ``allow`` and ``deny`` are rules: a tool's name, or a name with a pattern. ``cwd`` and ``add_dirs`` are absolute
+    paths under configured roots; ``cwd`` None is an empty directory that ends with the attempt. ``max_turns`` counts
+    model calls of the main conversation.
+    """
+
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+    approval: Approval = Approval.NEVER
+    cwd: str | None = None
+    add_dirs: tuple[str, ...] = ()
+    max_turns: int | None = None
+    max_cost_micro_usd: int | None = None
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        """The tools that the task has at all, in the order of :data:`TOOLS`. What is denied whole is not there."""
+        denied = {rule for rule in self.deny if "(" not in rule}
+        named = {tool_of(rule) for rule in self.allow}
+        every = self.approval is not Approval.NEVER
+        return tuple(tool for tool in TOOLS if (every or tool in named) and tool not in denied)
+
+    @property
+    def read_only(self) -> bool:
+        return READ_ONLY.issuperset(self.tools)
+
+
+def tool_of(rule: str) -> str:
+    """The tool that a rule is about."""
+    return rule.partition("(")[0]
+
+
+def wrong_rule(rule: str) -> str | None:
+    """Why this is no rule, as a sentence; None if it is one."""
+    found = _RULE.fullmatch(rule)
+    if found is None:
+        return "A rule is a tool's name, or a name with one pattern in brackets, without commas: Bash(git *)."
+    if found[1] not in TOOLS:
+        return f"There is no tool {found[1]}; there are {', '.join(TOOLS)}."
+    return None

@@ -1,0 +1,328 @@
+"""The agent lane: Claude Code with its own tools, one process for one attempt, in a sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, cast
+
+import orjson
+
+from claude_daemon.core.agent import AgentSpec
+from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.event import Emission
+from claude_daemon.core.lifecycle import Check
+from claude_daemon.core.price import Price, cost_micro_usd
+from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
+from claude_daemon.core.worker import Start
+from claude_daemon.engine.agent_turn import AgentReader
+from claude_daemon.engine.agent_worker import AgentWorker
+from claude_daemon.engine.deadline import TurnLimits, WorkerLost
+from claude_daemon.engine.lane import TextLane
+from claude_daemon.engine.launch import Launch
+from claude_daemon.engine.plan import Shape, plan
+from claude_daemon.engine.process import SpawnFailed
+from claude_daemon.engine.sandbox import Limits, NotBeneath, Place, bwrap_argv, open_beneath, sandbox_missing
+from claude_daemon.engine.spawner import Command, Outfit, Spawner
+from claude_daemon.ports import Ended, Gate, HealthReport, Limit
+
+_UNBOUNDED_S: Final = 24 * 3600.0
+"""A run that nobody gave a timeout must end some day."""
+_TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentSettings:
+    """``places``: agents at once. ``roots``: where tasks may work. ``bwrap`` None: no sandbox is wanted.
+
+    ``required``: without a sandbox no tool runs that could change anything.
+    """
+
+    places: int
+    stall_timeout_s: float
+    roots: tuple[Path, ...]
+    limits: Limits
+    bwrap: Path | None
+    required: bool
+
+
+class AgentLane:
+    """Implements :class:`~claude_daemon.ports.Engine`. It shares the CLI, its probe and its processes' bookkeeping with
+    the text lane, and is up when that is."""
+
+    lane = Lane.AGENT
+
+    def __init__(
+        self,
+        settings: AgentSettings,
+        text: TextLane,
+        spawner: Spawner,
+        directory: Path,
+        *,
+        unsupported: Callable[[TaskSpec], Failure | None],
+        price: Callable[[str], Price | None],
+        changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do."""
+        self.settings = settings
+        self.price = price
+        self.missing: str | None = "it has not been tried yet"
+        """Why there is no sandbox."""
+        self._text = text
+        self._spawner = spawner
+        self._scratch = directory / "work"
+        self._unsupported = unsupported
+        self._changed = changed
+        self._leases: set[AgentLease] = set()
+        self._room: list[Callable[[], None]] = []
+        text.pool.on_room(self._tell_room)
+
+    async def probe(self) -> None:
+        """Tries the sandbox. Before the first task; and empties what an earlier daemon left."""
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.mkdir(parents=True, mode=0o700)
+        if self.settings.bwrap is None:
+            self.missing = 'engine.sandbox is "none"' if not self.settings.required else "bubblewrap is not installed"
+        else:
+            self.missing = await sandbox_missing(self.settings.bwrap)
+        self._changed()
+
+    def unsupported(self, spec: TaskSpec) -> Failure | None:
+        agent = spec.agent
+        assert agent is not None
+        if (failure := self._unsupported(spec)) is not None:
+            return failure
+        for name, path in (("cwd", agent.cwd), *(("add_dirs", path) for path in agent.add_dirs)):
+            if path is not None and (why := self._outside(path)) is not None:
+                return Failure(code=Code.INVALID_REQUEST, message=f"`{name}`: {why}", param=name)
+        if agent.max_cost_micro_usd is not None and self.price(spec.model) is None:
+            why = f"`max_cost_usd` needs the price of {spec.model}: [prices] in the configuration has none."
+            return Failure(code=Code.INVALID_REQUEST, message=why, param="max_cost_usd")
+        if self.missing is not None and self.settings.required and not agent.read_only:
+            why = f"without a sandbox only Read, Grep and Glob are allowed here: {self.missing}"
+            return Failure(code=Code.SANDBOX_UNAVAILABLE, message=why, param="tools")
+        return None
+
+    def _outside(self, path: str) -> str | None:
+        if self._root_of(path) is not None:
+            return None
+        if not self.settings.roots:
+            return "no directories are configured that tasks may work in: [[roots]]."
+        return "it is not under one of the configured roots."
+
+    def _root_of(self, path: str) -> Path | None:
+        """By its name alone; the directory itself is opened beneath the root when the task begins."""
+        normal = Path(os.path.normpath(path))
+        return next((root for root in self.settings.roots if normal.is_relative_to(root)), None)
+
+    def approximated(self, spec: TaskSpec) -> Sequence[str]:
+        return self._text.approximated(spec)
+
+    def on_room(self, callback: Callable[[], None]) -> None:
+        self._room.append(callback)
+
+    def _tell_room(self) -> None:
+        for callback in self._room:
+            callback()
+
+    def unavailable(self) -> Failure | None:
+        return self._text.unavailable()
+
+    def lease(self, spec: TaskSpec) -> AgentLease | None:
+        if not self._text.up or len(self._leases) >= self.settings.places:
+            return None
+        lease = AgentLease(self, spec)
+        self._leases.add(lease)
+        return lease
+
+    def give_back(self, lease: AgentLease) -> None:
+        if lease in self._leases:
+            self._leases.discard(lease)
+            self._tell_room()
+
+    @property
+    def running(self) -> int:
+        return len(self._leases)
+
+    def health(self) -> Mapping[str, HealthReport]:
+        details = {"running": self.running, "places": self.settings.places, "sandbox": self.missing is None}
+        if self.missing is not None:
+            able = "no tool but Read, Grep and Glob runs" if self.settings.required else "a key with tools is this user"
+            why = f"no sandbox, so {able}: {self.missing}"
+            return {"agents": HealthReport(status=Check.WARN, reason=why, details=details)}
+        return {"agents": HealthReport(status=Check.PASS, details=details)}
+
+    # for its leases
+
+    def open(self, agent: AgentSpec, scratch: str) -> tuple[Place, list[Place]]:
+        """The directories of a task, as descriptors. Raises NotBeneath, OSError."""
+        if agent.cwd is None:
+            (self._scratch / scratch).mkdir(mode=0o700)
+            cwd = open_beneath(self._scratch, scratch)
+        else:
+            cwd = self._opened(agent.cwd)
+        with ExitStack() as opened:
+            opened.callback(os.close, cwd.fd)
+            more = []
+            for path in agent.add_dirs:
+                more.append(self._opened(path))
+                opened.callback(os.close, more[-1].fd)
+            opened.pop_all()
+        return cwd, more
+
+    def _opened(self, path: str) -> Place:
+        root = self._root_of(path)
+        if root is None:
+            raise NotBeneath(f"{path} is not under a configured root any more")
+        return open_beneath(root, str(Path(os.path.normpath(path)).relative_to(root)))
+
+    def own(self, ending: Coroutine[Any, Any, None]) -> None:
+        """The end of a process, which nobody waits for; the text lane's pool does not end before it."""
+        self._text.pool.own(ending)
+
+    def forget(self, worker: AgentWorker) -> None:
+        shutil.rmtree(self._scratch / worker.id, ignore_errors=True)
+        self._spawner.forget(worker)
+        self._text.swept()
+
+    def worker(self, model: str) -> tuple[AgentWorker, Shape]:
+        shape = Shape(model=self._text.pool.cli_model(model))
+        return self._spawner.prepare_as(AgentWorker, shape), shape
+
+    async def spawn(self, worker: AgentWorker, shape: Shape, agent: AgentSpec) -> None:
+        """Raises SpawnFailed, WorkerLost, NotBeneath, OSError."""
+        cwd, more = self.open(agent, worker.id)
+        try:
+            enclose = self._enclosed(cwd, more)
+            outfit = Outfit(agent=agent, add_dirs=tuple(place.path for place in more), enclose=enclose)
+            await self._spawner.spawn(worker, shape, worker.wake, outfit)
+        finally:
+            for place in (cwd, *more):
+                os.close(place.fd)
+        await worker.ready()
+
+    def _enclosed(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
+        bwrap = self.settings.bwrap
+        if bwrap is None or self.missing is not None:
+            return lambda command, launch: replace(command, cwd=cwd.path)
+
+        def enclose(command: Command, launch: Launch) -> Command:
+            argv, fds = bwrap_argv(
+                command.argv,
+                bwrap=bwrap,
+                cli=launch.cli,
+                cwd=cwd,
+                add_dirs=more,
+                read_only=(),
+                home=launch.home,
+                config_dir=launch.config_dir,
+                limits=self.settings.limits,
+            )
+            return Command(argv=argv, env={**command.env, "TMPDIR": _TMP}, cwd=command.cwd, pass_fds=fds)
+
+        return enclose
+
+
+class AgentLease:
+    """See :class:`~claude_daemon.ports.GatedLease`."""
+
+    start = Start.COLD.value
+
+    def __init__(self, lane: AgentLane, spec: TaskSpec) -> None:
+        self.gate: Gate | None = None
+        self._lane = lane
+        self._spec = spec
+        self._worker: AgentWorker | None = None
+        self._reader: AgentReader | None = None
+
+    @property
+    def worker_id(self) -> str | None:
+        return None if self._worker is None else self._worker.id
+
+    @property
+    def usage(self) -> Usage:
+        account = None if self._worker is None else self._worker.account
+        return Usage() if account is None else account.usage
+
+    async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
+        agent = self._spec.agent
+        assert agent is not None
+        worker, shape = self._lane.worker(self._spec.model)
+        self._worker = worker
+        left = True
+        try:
+            try:
+                await self._lane.spawn(worker, shape, agent)
+            except NotBeneath as error:
+                yield [_failed(Code.INVALID_REQUEST, str(error))]
+                return
+            except (SpawnFailed, WorkerLost, OSError) as error:
+                yield [_failed(Code.ENGINE_CRASHED, f"the agent could not be started: {error}")]
+                return
+            async with aclosing(cast(Any, self._turn(worker, agent))) as batches:
+                async for batch in batches:
+                    left = not isinstance(batch[-1], Ended)
+                    yield batch
+        finally:
+            self._lane.own(self._end(worker, left=left))  # the place becomes free once its process is gone
+
+    def _turn(self, worker: AgentWorker, agent: AgentSpec) -> AsyncIterator[Sequence[Emission | Ended]]:
+        spec, settings = self._spec, self._lane.settings
+        turn_plan = plan(spec)
+        self._reader = reader = AgentReader(
+            show_thinking=turn_plan.show_thinking,
+            structured=turn_plan.binding.schema is not None,
+            max_turns=agent.max_turns,
+        )
+        fields: dict[str, Any] = {}
+        if turn_plan.binding.system:
+            fields["systemPrompt"] = turn_plan.binding.system
+        if turn_plan.binding.schema is not None:
+            fields["jsonSchema"] = orjson.loads(turn_plan.binding.schema)
+        return worker.agent_turn(
+            turn_plan,
+            worker.model,
+            TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
+            reader,
+            approval=agent.approval,
+            system=fields,
+            gate=self.gate,
+            limit=self._limit(worker, reader, agent.max_cost_micro_usd),
+            request_id=spec.request_id,
+        )
+
+    def _limit(self, worker: AgentWorker, reader: AgentReader, most: int | None) -> Limit | None:
+        """No further model call once so much is spent: the turn ends there."""
+        price = self._lane.price(self._spec.model)
+        if most is None or price is None:
+            return None
+
+        def limit(usage: Usage) -> str | None:
+            if cost_micro_usd(usage, price) < most:
+                return None
+            why = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
+            reader.fail(Failure(code=Code.MAX_COST, message=why))
+            worker.wake()
+            return why
+
+        return limit
+
+    async def _end(self, worker: AgentWorker, *, left: bool) -> None:
+        """``left``: nobody waits for an end any more, so it is not given time for one."""
+        with contextlib.suppress(OSError):
+            await (worker.kill_now() if left else worker.stop())
+        await asyncio.to_thread(self._lane.forget, worker)
+        self.release()
+
+    def release(self) -> None:
+        self._lane.give_back(self)
+
+
+def _failed(code: Code, why: str) -> Ended:
+    return Ended(outcome=Outcome(state=State.FAILED, failure=Failure(code=code, message=why)))

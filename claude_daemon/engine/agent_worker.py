@@ -1,0 +1,129 @@
+"""An agent's process: one turn, in which it may call tools."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Final
+
+from claude_daemon.core.agent import Approval
+from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.event import TOOL_RESULT, Emission
+from claude_daemon.engine.agent_turn import AgentReader
+from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
+from claude_daemon.engine.plan import TurnPlan
+from claude_daemon.engine.stream import control_refusal, control_reply
+from claude_daemon.engine.worker import Worker
+from claude_daemon.ports import Ended, Gate, Limit
+
+_HOOK: Final = "before-tool"
+_HOOK_TIMEOUT_S: Final = 600
+"""The CLI's own patience with a hook; ours ends sooner, and with a reason."""
+
+
+class AgentWorker(Worker):
+    """Single use: ``/clear`` is no boundary between tenants where there are tools."""
+
+    async def agent_turn(
+        self,
+        plan: TurnPlan,
+        cli_model: str,
+        limits: TurnLimits,
+        reader: AgentReader,
+        *,
+        approval: Approval,
+        system: Mapping[str, Any],
+        gate: Gate | None,
+        limit: Limit | None,
+        request_id: str,
+    ) -> AsyncGenerator[Sequence[Emission | Ended]]:
+        """Runs the turn; the last batch ends in :class:`Ended`. ``system``: fields of ``initialize``."""
+        self._turn_open, self.request_id = True, request_id
+        if self.account is not None:
+            self.account.begin(request_id, None, limit)
+        watch = Watch(limits)
+        self._approval, self._gate, self._gated = approval, gate, set[str]()
+        try:
+            await self._set_up(system)
+            self._prepare(plan, cli_model)
+            self._write(self._user_line(plan.told_at_once()))
+            async for batch in self._work(reader, watch):
+                yield batch
+        except TurnTimeout as timeout:
+            yield [self._over(reader, timeout.failure)]
+        except WorkerLost as lost:
+            self._turn_open = False
+            yield [self._over(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))]
+
+    async def _set_up(self, system: Mapping[str, Any]) -> None:
+        """The hook is there before anything is asked: a CLI that refuses it gets no task."""
+        hooks = {"PreToolUse": [{"matcher": None, "hookCallbackIds": [_HOOK], "timeout": _HOOK_TIMEOUT_S}]}
+        answer = await self.ask("initialize", hooks=hooks, **system)
+        if answer.get("subtype") != "success":
+            raise WorkerLost(f"Claude Code refused to be initialized: {answer.get('error')}")
+
+    async def _work(self, reader: AgentReader, watch: Watch) -> AsyncGenerator[Sequence[Emission | Ended]]:
+        interrupted = False
+        while self._turn_open:
+            if reader.interrupt and not interrupted:
+                interrupted = True
+                self._interrupt("the turn is over", watch)
+            async with watch:
+                messages = await self._messages()
+            batch: list[Emission | Ended] = []
+            for message in messages:
+                watch.seen(message)
+                if message.get("type") == "control_request":
+                    if batch:  # what it is about to do is told before it does it
+                        yield batch
+                        batch = []
+                    await self._answer_request(message)
+                    continue
+                batch += self._judged(reader, reader.feed(message))
+                if reader.outcome is not None:
+                    self._turn_open = False
+                    batch.append(Ended(outcome=self._metered(reader.outcome)))
+                    break
+            watch.tool_runs = reader.tool_runs
+            if batch:
+                yield batch
+
+    def _judged(self, reader: AgentReader, emissions: list[Emission]) -> list[Emission]:
+        """A tool that ran without asking us was not written down: the attempt ends there."""
+        for emission in emissions:
+            ran = emission.type == TOOL_RESULT and not emission.data["is_error"]
+            if ran and emission.data["id"] not in self._gated:
+                why = f"Claude Code ran {emission.data['name']} without asking the daemon"
+                reader.fail(Failure(code=Code.INTERNAL, message=why))
+        return emissions
+
+    async def _answer_request(self, message: Mapping[str, Any]) -> None:
+        request_id, request = str(message.get("request_id")), message.get("request") or {}
+        if request.get("subtype") == "hook_callback" and request.get("callback_id") == _HOOK:
+            asked = request.get("input") or {}
+            decision = await self._decide(str(asked.get("tool_name")), asked.get("tool_input") or {})
+            self._gated.add(str(request.get("tool_use_id") or asked.get("tool_use_id")))
+            self._write(control_reply(request_id, decision))
+        elif request.get("subtype") == "can_use_tool":
+            self._write(control_reply(request_id, {"behavior": "deny", "message": "no rule allows it"}))
+        else:
+            self._write(control_refusal(request_id, f"unknown request {request.get('subtype')}"))
+
+    async def _decide(self, tool: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        """No decision leaves it to the rules, which the CLI has from its command line."""
+        why = "the daemon is not there to write it down" if self._gate is None else await self._gate(tool, given)
+        if why is not None:
+            return _decision("deny", why)
+        return _decision("allow", "the task's approval is auto") if self._approval is Approval.AUTO else {}
+
+    def _over(self, reader: AgentReader, failure: Failure) -> Ended:
+        return Ended(outcome=self._metered(reader.give_up(failure)))
+
+
+def _decision(what: str, why: str) -> Mapping[str, Any]:
+    return {
+        "hookSpecificOutput": {
+            "hookEventName": "PreToolUse",
+            "permissionDecision": what,
+            "permissionDecisionReason": why,
+        }
+    }
