@@ -9,7 +9,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from claude_daemon import journal
 from claude_daemon.api.anthropic import CountTokens
@@ -19,12 +19,16 @@ from claude_daemon.api.server import Limits
 from claude_daemon.config import Loaded, Settings
 from claude_daemon.core.errors import Failure, Refusal
 from claude_daemon.core.ids import new_id
+from claude_daemon.core.price import Price
 from claude_daemon.core.role import Role
 from claude_daemon.core.role import roles as all_roles
 from claude_daemon.core.task import TaskSpec
+from claude_daemon.engine.agent import AgentLane, AgentSettings
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
+from claude_daemon.engine.sandbox import Limits as AgentLimits
+from claude_daemon.engine.sandbox import find_bwrap
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.layers import Layer
 from claude_daemon.ports import Gateway
@@ -37,6 +41,8 @@ from claude_daemon.wire.text_lane import text_lane_unsupported
 
 if TYPE_CHECKING:
     from claude_daemon.store.redis import RedisLink
+
+_MICRO: Final = 1_000_000
 
 
 class BadSetting(ValueError):
@@ -104,6 +110,44 @@ def text_lane(
     )
 
 
+def agent_lane(loaded: Loaded, text: TextLane) -> AgentLane:
+    """The agent lane, over the text lane's CLI and bookkeeping; its sandbox is not tried yet."""
+    return AgentLane(
+        agent_settings(loaded.settings, loaded.profile),
+        text,
+        loaded.paths.engine_dir,
+        unsupported=_agent_unsupported,
+        price=prices(loaded.settings).get,
+    )
+
+
+def agent_settings(settings: Settings, profile: str) -> AgentSettings:
+    engine, agent = settings.engine, settings.agent
+    return AgentSettings(
+        places=engine.workers,
+        stall_timeout_s=engine.stall_timeout_s,
+        roots=tuple(root.path for root in settings.roots),
+        limits=AgentLimits(
+            max_processes=agent.max_processes, max_memory_mb=agent.max_memory_mb, max_file_mb=agent.max_file_mb
+        ),
+        bwrap=None if engine.sandbox == "none" else find_bwrap(),
+        required=engine.sandbox == "bwrap" or (engine.sandbox == "auto" and profile != "dev"),
+    )
+
+
+def prices(settings: Settings) -> dict[str, Price]:
+    """By model; those that are told by alias count for the model it stands for."""
+    return {
+        settings.engine.models.get(name, name): Price(
+            input=round(price.input * _MICRO),
+            output=round(price.output * _MICRO),
+            cache_write=round(price.cache_write * _MICRO),
+            cache_read=round(price.cache_read * _MICRO),
+        )
+        for name, price in settings.prices.items()
+    }
+
+
 def pool_settings(settings: Settings) -> PoolSettings:
     engine = settings.engine
     return PoolSettings(
@@ -127,6 +171,11 @@ def models(loaded: Loaded, told: Mapping[str, str]) -> dict[str, str]:
 
 def _text_unsupported(spec: TaskSpec) -> Failure | None:
     return text_lane_unsupported(spec.request)
+
+
+def _agent_unsupported(spec: TaskSpec) -> Failure | None:
+    """The request itself is the text lane's: tools and directories stand beside it."""
+    return text_lane_unsupported(spec.request, lane="agent")
 
 
 def direct_settings(settings: Settings) -> DirectSettings:

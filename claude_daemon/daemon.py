@@ -33,6 +33,7 @@ from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, digest
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.durable import Durable
+from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
 from claude_daemon.engine.process import become_subreaper
@@ -74,6 +75,7 @@ class Daemon:
     source: Source
     text: TextLane
     direct: DirectEngine | None
+    agents: AgentLane
     keys: KeyDesk
     durable: Durable
     dispatcher: Dispatcher
@@ -474,6 +476,7 @@ class Daemon:
         if (engine.workers, engine.spares) == (before.engine.workers, before.engine.spares):  # an operator's word stays
             sizes = replace(sizes, workers=pool.settings.workers, spares=pool.settings.spares)
         pool.apply(sizes)
+        self.agents.apply(assembly.agent_settings(new.settings, new.profile), assembly.prices(new.settings).get)
         if told_otherwise:
             pool.recycle_rolling("the configuration has changed")
 
@@ -515,7 +518,13 @@ class Daemon:
             known=lambda: self.schemas.pids | self.restart.pids,
         )
         self.direct = DirectEngine(client, assembly.direct_settings(settings)) if client is not None else None
-        engines: list[Engine] = [self.text] if self.direct is None else [self.direct, self.text]
+        self.agents = assembly.agent_lane(self.started, self.text)
+        await self.agents.probe()
+        if self.agents.missing is not None:
+            journal.no_sandbox(self.agents.missing, required=self.agents.settings.required)
+        engines: list[Engine] = [self.text, self.agents]
+        if self.direct is not None:
+            engines.insert(0, self.direct)
         self.durable = Durable(settings, self._store, engines, self.schemas)
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
@@ -529,12 +538,13 @@ class Daemon:
             default_model=settings.engine.default_model,
             login=self.source.kind,
         )
-        self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun)
+        self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun, role_of=self.keys.role_of)
         self.report = Report(
             configuration=self.configuration,
             source=self.source,
             text=self.text,
             direct=self.direct,
+            agents=self.agents,
             dispatcher=self.dispatcher,
             health=self.health,
             paused=lambda: self.durable.upkeep.paused,

@@ -15,8 +15,9 @@ import orjson
 
 from claude_daemon import assembly, journal
 from claude_daemon.config import Settings
+from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.core.price import Price
+from claude_daemon.core.role import Role
 from claude_daemon.core.task import Task
 from claude_daemon.ports import (
     AuditRecord,
@@ -41,7 +42,6 @@ from claude_daemon.upstream.webhook import WebhookClient
 from claude_daemon.wire import events as wire_events
 from claude_daemon.wire.tasks import task_document
 
-_MICRO = 1_000_000
 RECOVER_AGAIN_S: Final = 2.0
 """How often a store that takes nothing at the start is tried: a disk that has room again is noticed by then."""
 
@@ -71,7 +71,7 @@ class Durable:
             encode=wire_events.encoded,
             now=time.time,
             ids=assembly.ids,
-            price=_prices(settings).get,
+            price=assembly.prices(settings).get,
             told_by_webhook=_told_by_webhook,
             ended=self._ended,
         )
@@ -90,7 +90,14 @@ class Durable:
         self.follow = Follow(store, self.tails)
         self.webhooks = self._webhooks()
 
-    def serve(self, admission: Admission, health: Health, *, draining: Callable[[], bool]) -> None:
+    def serve(
+        self,
+        admission: Admission,
+        health: Health,
+        *,
+        draining: Callable[[], bool],
+        role_of: Callable[[Key, int | None], Role],
+    ) -> None:
         """What needs the rest of the daemon."""
         queue = self.settings.queue
         self.desk = TaskDesk(
@@ -101,6 +108,7 @@ class Durable:
             monotonic=time.monotonic,
             ids=assembly.ids,
             check_webhook=self._check_webhook,
+            role_of=role_of,
         )
         self.recovery = Recovery(
             self.dispatcher,
@@ -123,7 +131,7 @@ class Durable:
         """What a reload may change of it; ``settings`` have passed :func:`~claude_daemon.assembly.validate`."""
         self.settings = settings
         self.dispatcher.apply(_dispatch_settings(settings))
-        self.book.price = _prices(settings).get
+        self.book.price = assembly.prices(settings).get
         self.desk.limits = _queue_limits(settings)
         self.recovery.max_attempts = settings.queue.max_attempts
         self.upkeep.retention_days = settings.queue.retention_days
@@ -244,16 +252,3 @@ def _dispatch_settings(settings: Settings) -> DispatchSettings:
 def _queue_limits(settings: Settings) -> QueueLimits:
     queue = settings.queue
     return QueueLimits(max_queued=queue.max_queued, max_queued_per_key=queue.max_queued_per_key)
-
-
-def _prices(settings: Settings) -> dict[str, Price]:
-    """By model; those that are told by alias count for the model it stands for."""
-    return {
-        settings.engine.models.get(name, name): Price(
-            input=round(price.input * _MICRO),
-            output=round(price.output * _MICRO),
-            cache_write=round(price.cache_write * _MICRO),
-            cache_read=round(price.cache_read * _MICRO),
-        )
-        for name, price in settings.prices.items()
-    }

@@ -79,6 +79,14 @@ def told(name: str, fields: Mapping[str, Any]) -> None:
     (log.warning if name in _WARNINGS else log.info)(name, **fields)
 
 
+def no_sandbox(why: str, *, required: bool) -> None:
+    """``required``: then nothing runs that would need it."""
+    if required:
+        log.warning("agents.no_sandbox", reason=why)
+    else:
+        log.warning("agents.unconfined", reason=f"a key with tools is this Unix user: {why}")
+
+
 def pool_event(event: PoolEvent) -> None:
     getattr(log, event.level)(event.name, **event.fields)
 

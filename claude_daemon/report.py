@@ -11,6 +11,7 @@ from claude_daemon import __version__
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.worker import Start
+from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.ports import HealthReport
 from claude_daemon.service.dispatch import Dispatcher
@@ -27,6 +28,7 @@ class Report:
     source: Source
     text: TextLane
     direct: DirectEngine | None
+    agents: AgentLane
     dispatcher: Dispatcher
     health: Health
     paused: Callable[[], bool]
@@ -35,7 +37,7 @@ class Report:
 
     def engine_checks(self) -> Mapping[str, HealthReport]:
         """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
-        checks = dict(self.text.health())
+        checks = {**self.text.health(), **self.agents.health()}
         engine = checks["engine"]
         if engine.status is Check.FAIL and self.direct is not None:
             reason = f"{engine.reason}; the direct lane works"
@@ -75,8 +77,9 @@ class Report:
                 "version": pool.capabilities.version,
                 "missing": pool.capabilities.missing(),
             },
-            "lanes": ["direct", "text"] if self.direct is not None else ["text"],
+            "lanes": [*(["direct"] if self.direct is not None else []), "text", "agent"],
             "workers": pool.counts(),
+            "agents": {"running": self.agents.running, "places": self.agents.settings.places},
             "queue": {
                 "waiting": self.dispatcher.waiting,
                 "running": self.dispatcher.running,

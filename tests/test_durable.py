@@ -11,6 +11,7 @@ import pytest
 
 from claude_daemon import durable
 from claude_daemon.config import load
+from claude_daemon.core.role import BUILT_IN
 from claude_daemon.durable import Durable
 from claude_daemon.ports import Engine, Store, StoreUnavailable
 from claude_daemon.service.admit import Admission
@@ -53,7 +54,7 @@ async def test_nothing_is_begun_until_the_store_has_said_what_there_is(
     engines = cast(Sequence[Engine], [FakeEngine()])
     half = Durable(settings, cast(Store, full), engines, FakeSchemas())
     health = Health(version="0", monotonic=lambda: 0.0, born=0.0)
-    half.serve(cast(Admission, None), health, draining=lambda: False)
+    half.serve(cast(Admission, None), health, draining=lambda: False, role_of=lambda key, uid: BUILT_IN["full"])
     await half.start()
     assert half.dispatcher._backlog.held
     half.upkeep.undrained()  # the end of a drain is no word of the store's

@@ -24,7 +24,7 @@ def test_the_defaults_name_nothing(tmp_path: Path) -> None:
     [
         ("CLAUDE_DAEMON_BUDGET__USD_PER_DAY", "5", "budget.usd_per_day"),
         ("CLAUDE_DAEMON_LIMITS__CONCURRENT", "2", "limits.concurrent"),
-        ("CLAUDE_DAEMON_ENGINE__SANDBOX", "bwrap", "engine.sandbox"),
+        ("CLAUDE_DAEMON_AGENT__WORK_QUOTA_MB", "8", "agent.work_quota_mb"),
     ],
 )
 def test_a_protecting_setting_is_refused_with_where_it_stands(
@@ -40,7 +40,7 @@ def test_a_protecting_setting_is_refused_with_where_it_stands(
     ("variable", "value", "key"),
     [
         ("CLAUDE_DAEMON_ENGINE__IDLE_SESSION_S", "60", "engine.idle_session_s"),
-        ("CLAUDE_DAEMON_AGENT__MAX_PROCESSES", "8", "agent.max_processes"),
+        ("CLAUDE_DAEMON_ENGINE__APPROVAL_TIMEOUT_S", "8", "engine.approval_timeout_s"),
     ],
 )
 def test_another_setting_is_told(tmp_path: Path, variable: str, value: str, key: str) -> None:

@@ -35,6 +35,7 @@ async def wish_of(document: Mapping[str, Any], schemas: Schemas) -> Wish:
         await check_schema(schemas, asked.output_schema, _SCHEMA_PATH)
     return Wish(
         request=asked.inner(),
+        agent=asked.agent(),
         output_schema=asked.output_schema,
         timeout_seconds=asked.timeout_s,
         priority=asked.priority,

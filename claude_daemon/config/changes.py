@@ -24,6 +24,7 @@ FIXED: Final = frozenset(
         "engine.upstream",
         "engine.base_url",
         "engine.without",
+        "engine.sandbox",
         "store.kind",
         "store.path",
         "log.format",

@@ -17,20 +17,17 @@ from claude_daemon.layers.tree import Layer
 # prefix of the dotted key -> what it waits for
 PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "roles": "keys and roles",
         "limits": "rate limits",
         "budget": "budgets",
         "http.trusted_proxies": "proxies",
-        "engine.sandbox": "tools and their sandbox",
+        "agent.work_quota_mb": "quotas of scratch directories",
     }
 )
 """Refused: without them somebody would be less protected than the file says."""
 
 OTHERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "roots": "tasks with tools",
-        "mcp": "tasks with tools",
-        "agent": "tasks with tools",
+        "mcp": "MCP servers of tasks",
         "engine.approval_timeout_s": "approvals",
         "engine.idle_session_s": "sessions",
     }

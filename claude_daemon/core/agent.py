@@ -16,9 +16,12 @@ TOOLS: Final = ("Read", "Grep", "Glob", "Edit", "Write", "NotebookEdit", "Bash",
 """Claude Code's own tools that a task can be given. Not those that reach the network or ask a person."""
 MAX_RULES: Final = 64
 """Rules of one task; each stands in the worker's command line."""
+MAX_RULE: Final = 322
+"""Characters of a rule: the longest name, the longest pattern and its brackets."""
 
 # No comma and no bracket within: the CLI's list is separated by commas, and a rule ends with its bracket.
-_RULE: Final = re.compile(r"([A-Za-z]{1,64})(\([^(),\x00-\x1f\x7f]{1,256}\))?", re.ASCII)
+PATTERN: Final = r"\([^(),\x00-\x1f\x7f]{1,256}\)"
+_RULE: Final = re.compile(f"([A-Za-z]{{1,64}})({PATTERN})?", re.ASCII)
 
 
 class Approval(StrEnum):
@@ -53,6 +56,10 @@ class AgentSpec:
         named = {tool_of(rule) for rule in self.allow}
         every = self.approval is not Approval.NEVER
         return tuple(tool for tool in TOOLS if (every or tool in named) and tool not in denied)
+
+    @property
+    def touches_directories(self) -> bool:
+        return self.cwd is not None or bool(self.add_dirs)
 
     @property
     def read_only(self) -> bool:

@@ -29,7 +29,7 @@ from claude_daemon.engine.launch import Launch
 from claude_daemon.engine.plan import Shape, plan
 from claude_daemon.engine.process import SpawnFailed
 from claude_daemon.engine.sandbox import Limits, NotBeneath, Place, bwrap_argv, open_beneath, sandbox_missing
-from claude_daemon.engine.spawner import Command, Outfit, Spawner
+from claude_daemon.engine.spawner import Command, Outfit
 from claude_daemon.ports import Ended, Gate, HealthReport, Limit
 
 _UNBOUNDED_S: Final = 24 * 3600.0
@@ -62,12 +62,10 @@ class AgentLane:
         self,
         settings: AgentSettings,
         text: TextLane,
-        spawner: Spawner,
         directory: Path,
         *,
         unsupported: Callable[[TaskSpec], Failure | None],
         price: Callable[[str], Price | None],
-        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do."""
         self.settings = settings
@@ -75,10 +73,9 @@ class AgentLane:
         self.missing: str | None = "it has not been tried yet"
         """Why there is no sandbox."""
         self._text = text
-        self._spawner = spawner
+        self._spawner = text.spawner
         self._scratch = directory / "work"
         self._unsupported = unsupported
-        self._changed = changed
         self._leases: set[AgentLease] = set()
         self._room: list[Callable[[], None]] = []
         text.pool.on_room(self._tell_room)
@@ -91,11 +88,21 @@ class AgentLane:
             self.missing = 'engine.sandbox is "none"' if not self.settings.required else "bubblewrap is not installed"
         else:
             self.missing = await sandbox_missing(self.settings.bwrap)
-        self._changed()
+
+    def apply(self, settings: AgentSettings, price: Callable[[str], Price | None]) -> None:
+        """What counts from the next task on. The sandbox stays: which one there is was tried at the start."""
+        before = self.settings
+        self.settings = replace(settings, bwrap=before.bwrap, required=before.required)
+        self.price = price
+        if settings.places > before.places:
+            self._tell_room()
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         agent = spec.agent
         assert agent is not None
+        if not self._spawner.brokered:  # the CLI would hold the real one, within reach of its tools
+            told = "agents need an API key: a login's token would be within reach of their tools"
+            return Failure(code=Code.LANE_UNAVAILABLE, message=told, param="tools")
         if (failure := self._unsupported(spec)) is not None:
             return failure
         for name, path in (("cwd", agent.cwd), *(("add_dirs", path) for path in agent.add_dirs)):
@@ -186,8 +193,9 @@ class AgentLane:
         """The end of a process, which nobody waits for; the text lane's pool does not end before it."""
         self._text.pool.own(ending)
 
-    def forget(self, worker: AgentWorker) -> None:
-        shutil.rmtree(self._scratch / worker.id, ignore_errors=True)
+    async def forget(self, worker: AgentWorker) -> None:
+        """In a thread: what a task leaves in its scratch directory may be large."""
+        await asyncio.to_thread(shutil.rmtree, self._scratch / worker.id, ignore_errors=True)
         self._spawner.forget(worker)
         self._text.swept()
 
@@ -317,7 +325,7 @@ class AgentLease:
         """``left``: nobody waits for an end any more, so it is not given time for one."""
         with contextlib.suppress(OSError):
             await (worker.kill_now() if left else worker.stop())
-        await asyncio.to_thread(self._lane.forget, worker)
+        await self._lane.forget(worker)
         self.release()
 
     def release(self) -> None:

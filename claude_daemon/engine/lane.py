@@ -54,7 +54,7 @@ class TextLane:
         self.cli = cli
         self.pool = pool
         self._cache = cache
-        self._spawner = spawner
+        self.spawner = spawner
         self._without = without
         self._default_model = default_model
         self._changed = changed
@@ -68,9 +68,7 @@ class TextLane:
 
     def respawn_with(self, *, max_retries: int, request_timeout_s: float, oauth_token: str | None) -> bool:
         """What processes are told from now on; whether those that live were told something else."""
-        return self._spawner.apply(
-            max_retries=max_retries, request_timeout_s=request_timeout_s, oauth_token=oauth_token
-        )
+        return self.spawner.apply(max_retries=max_retries, request_timeout_s=request_timeout_s, oauth_token=oauth_token)
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         return self.pool.unsupported(spec)
@@ -114,14 +112,14 @@ class TextLane:
         """What the CLI can do; None when :meth:`close` came first."""
         try:
             async with asyncio.timeout(None) as self._probing:
-                return await capabilities_of(self.cli, self._spawner, self._cache, self._default_model)
+                return await capabilities_of(self.cli, self.spawner, self._cache, self._default_model)
         except TimeoutError:
             return None
         finally:
             self._probing = None
 
     async def _serve(self, found: Capabilities) -> None:
-        self.pool.capabilities = self._spawner.capabilities = found.without(self._without)
+        self.pool.capabilities = self.spawner.capabilities = found.without(self._without)
         self._error, self.up = None, True
         self._note()
         self.pool.on_end(self._sweep_twice)

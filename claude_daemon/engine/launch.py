@@ -124,8 +124,6 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         "ENABLE_TOOL_SEARCH": "false",
         NONCE_VARIABLE: launch.nonce,
     }
-    if launch.agent is not None:
-        env["CLAUDE_CODE_SUBPROCESS_ENV_SCRUB"] = "1"  # what its tools start sees no token
     if launch.base_url is not None:
         env["ANTHROPIC_BASE_URL"] = launch.base_url
     if launch.access is Access.BROKER and launch.token is not None:

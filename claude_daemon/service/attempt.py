@@ -9,7 +9,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
+import orjson
+
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, Emission
+from claude_daemon.core.task import State
 from claude_daemon.ports import Clock, Ended, GatedLease, Lease, Schemas, StoreUnavailable
 from claude_daemon.service.book import Book
 from claude_daemon.service.judge import Judge
@@ -53,7 +56,8 @@ class Attempts:
     async def _answer(self, run: Run, lease: Lease) -> Ended:
         """Runs the lease. With a schema, the end of the answer is told only when the answer has been judged."""
         schema = run.task.spec.output_schema
-        judge = Judge(self._schemas, schema) if schema is not None else None
+        # an agent's answer is not its text: what it says on its way is told as it comes
+        judge = Judge(self._schemas, schema) if schema is not None and run.task.spec.agent is None else None
         if isinstance(lease, GatedLease):
             lease.gate = partial(self._gate, run)
         # closed at once when we are cancelled, so that the turn is interrupted now and not when memory is collected
@@ -71,10 +75,20 @@ class Attempts:
                     return stopped
                 if ended is not None:
                     if judge is None:
-                        return ended
+                        return await self._form_checked(run, ended)
                     outcome, held = await judge.judge(ended.outcome)
                     return await self._tell(run, held) or replace(ended, outcome=outcome)
         raise AssertionError("an engine's run must end in Ended")
+
+    async def _form_checked(self, run: Run, ended: Ended) -> Ended:
+        """An agent's structured answer must be what was asked for."""
+        schema, outcome = run.task.spec.output_schema, ended.outcome
+        if schema is None or outcome.state is not State.SUCCEEDED:
+            return ended
+        failure = await self._schemas.validate(schema, orjson.dumps(outcome.structured).decode())
+        if failure is None:
+            return ended
+        return replace(ended, outcome=replace(outcome, state=State.FAILED, failure=failure, structured=None))
 
     async def _gate(self, run: Run, tool: str, given: Mapping[str, Any]) -> str | None:
         """Before a tool runs: what it may change, and that it was called, is durable."""

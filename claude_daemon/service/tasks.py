@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
+from claude_daemon.core.role import WEBHOOKS, Role, permitted, refuses
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.ports import (
     Batch,
@@ -34,6 +36,7 @@ class Wish:
     """What somebody wants done, before it is admitted. ``request`` is a Messages API body with the model as asked."""
 
     request: Mapping[str, Any]
+    agent: AgentSpec | None = None
     output_schema: Mapping[str, Any] | None = None
     timeout_seconds: float | None = None
     priority: int = 0
@@ -56,7 +59,8 @@ class Asker:
 
 
 class TaskDesk:
-    """``check_webhook`` says what is wrong with a webhook's URL, None if nothing is."""
+    """``check_webhook`` says what is wrong with a webhook's URL, None if nothing is. ``role_of`` tells what somebody
+    may, who comes with this key and, over the control socket, as this peer."""
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class TaskDesk:
         monotonic: Clock,
         ids: Ids,
         check_webhook: Callable[[str], str | None],
+        role_of: Callable[[Key, int | None], Role],
     ) -> None:
         self._admission = admission
         self._dispatcher = dispatcher
@@ -76,6 +81,7 @@ class TaskDesk:
         self._monotonic = monotonic
         self._ids = ids
         self._check_webhook = check_webhook
+        self._role_of = role_of
 
     # in
 
@@ -117,12 +123,14 @@ class TaskDesk:
     def _task(self, asker: Asker, wish: Wish) -> Task:
         """Raises Refusal, naming the parameter at fault."""
         self._admission.check_open()
+        agent = self._granted(asker, wish)
         if wish.webhook is not None and (wrong := self._check_webhook(wish.webhook)) is not None:
             raise Refusal.because(Code.INVALID_REQUEST, f"`webhook`: {wrong}", param="webhook")
         spec = TaskSpec(
             kind=Kind.TASK,
-            lane=Lane.TEXT,
+            lane=Lane.TEXT if agent is None else Lane.AGENT,
             request=wish.request,
+            agent=agent,
             key_id=asker.key.id,
             trust_domain=asker.key.trust_domain,
             request_id=asker.request_id,
@@ -133,6 +141,25 @@ class TaskDesk:
             metadata=wish.metadata or {},
         )
         return Task(id=self._ids("task"), spec=self._admission.check(spec), created_at=self._book.now())
+
+    def _granted(self, asker: Asker, wish: Wish) -> AgentSpec | None:
+        """What the agent may: of what was wished for, what the role permits. Raises Refusal, naming the rule."""
+        role, agent = self._role_of(asker.key, asker.peer_uid), wish.agent
+        why = refuses(
+            role,
+            tools=agent.allow if agent is not None else (),
+            approval=agent.approval if agent is not None else Approval.NEVER,
+            scopes=[WEBHOOKS] if wish.webhook is not None else (),
+        )
+        if why is not None:
+            raise Refusal.because(Code.FORBIDDEN, why)
+        if agent is None:
+            return None
+        if agent.touches_directories and not permitted(role, READ_ONLY):
+            why = f"The role `{role.name}` may use no tools, and so no directories."
+            raise Refusal.because(Code.FORBIDDEN, why)
+        beyond = sorted(set(agent.tools) - set(permitted(role, agent.tools)))
+        return replace(agent, deny=(*agent.deny, *beyond))
 
     def _submission(self, asker: Asker, task: Task, idempotency: Idempotency | None = None) -> Submission:
         event = self._book.queued_event(task.id)

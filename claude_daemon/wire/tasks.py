@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import orjson
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
+from claude_daemon.core.agent import MAX_RULE, MAX_RULES, PATTERN, TOOLS, AgentSpec, Approval, wrong_rule
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Outcome, Task, Usage
 from claude_daemon.wire.anthropic import MAX_MESSAGES, InputMessage, System
@@ -25,10 +34,19 @@ MAX_METADATA_VALUE: Final = 512
 MAX_BATCH: Final = 1000
 """Tasks of one submission: as many as are written in one commit without holding up the others."""
 
-_TOOLS: Final = "Tasks have no tools yet."
-_DIRECTORIES: Final = "Tasks have no working directories yet."
+MAX_DIRS: Final = 16
+"""Directories of one task, beside its working directory: each is a mount of its own in the sandbox."""
+MAX_PATH: Final = 4096
+"""Characters of a path; Linux takes no longer one."""
+MAX_TURNS: Final = 1000
+"""Model calls of one task: an agent that has not come to its end by then goes in circles."""
+MAX_COST_USD: Final = 10_000.0
+
+_MICRO: Final = 1_000_000
+_SERVERS: Final = "Tasks have no MCP servers yet."
+_AGENTS: Final = "Tasks have no agents of their own yet."
+_PROJECT_SETTINGS: Final = "The settings of a project are not read yet."
 _SESSIONS: Final = "There are no sessions yet."
-_BUDGETS: Final = "There are no budgets yet."
 
 
 def _few_entries(value: object) -> object:
@@ -73,6 +91,50 @@ _ONE_CONVERSATION: Final[dict[str, Any]] = {
 }
 
 
+_CONTROL: Final = re.compile(r"[\x00\n\r]")
+
+
+def _is_rule(rule: str) -> str:
+    if (why := wrong_rule(rule)) is not None:
+        raise wrong(why)
+    return rule
+
+
+def _is_path(path: str) -> str:
+    if not path.startswith("/") or ".." in path.split("/") or _CONTROL.search(path):
+        raise wrong("This must be an absolute path, and without `..`.")
+    return path
+
+
+_Rule = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_RULE),
+    AfterValidator(_is_rule),
+    WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(TOOLS)})({PATTERN})?$"}),
+]
+_Rules = Annotated[list[_Rule], Field(max_length=MAX_RULES)]
+_Path = Annotated[
+    str,
+    Field(min_length=1, max_length=MAX_PATH),
+    AfterValidator(_is_path),
+    WithJsonSchema({"type": "string", "maxLength": MAX_PATH, "pattern": r"^/(?!(.*/)?\.\.(/|$))[^\x00\n\r]*$"}),
+]
+
+
+class Tools(Strict):
+    """What the agent may use. A rule is a tool's name, or a name with a pattern: ``Bash(git *)``.
+
+    Patterns keep an agent tidy; they confine nothing: what ``Bash(git *)`` starts may start anything. Only the sandbox
+    confines.
+    """
+
+    allow: _Rules = Field(default_factory=list)
+    deny: _Rules = Field(default_factory=list)
+    """Always wins."""
+    approval: Literal["never", "auto"] = "never"
+    """What becomes of a call that no rule allows: denied, or allowed."""
+
+
 class TaskRequest(Strict):
     """``POST /v1/tasks``: work that goes on whether anybody waits for it or not."""
 
@@ -86,8 +148,8 @@ class TaskRequest(Strict):
     model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
     system: System | None = None
     append_system: str | None = None
-    max_turns: Annotated[int, Field(ge=1)] | None = None
-    """A task without tools has one turn."""
+    max_turns: Annotated[int, Field(ge=1, le=MAX_TURNS)] | None = None
+    """Model calls; a task without tools makes one."""
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
     """From the submission on, waiting included."""
     output_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
@@ -95,14 +157,18 @@ class TaskRequest(Strict):
     webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
     metadata: _Metadata = Field(default_factory=dict)
 
-    tools: Annotated[Any, Only(({},), _TOOLS)] = None
-    mcp_servers: Annotated[Any, Only(([],), _TOOLS)] = None
-    agents: Annotated[Any, Only(([], {}), _TOOLS)] = None
-    cwd: Annotated[Any, Only((), _DIRECTORIES)] = None
-    add_dirs: Annotated[Any, Only(([],), _DIRECTORIES)] = None
-    project_settings: Annotated[Any, Only(("none",), _DIRECTORIES)] = None
+    tools: Tools | None = None
+    """With any, the task is an agent's: it may make many model calls, and acts where ``cwd`` says."""
+    cwd: _Path | None = None
+    """The directory it works in, under a configured root; without one, an empty one that ends with the attempt."""
+    add_dirs: Annotated[list[_Path], Field(max_length=MAX_DIRS)] | None = None
+    max_cost_usd: Annotated[float, Field(gt=0, le=MAX_COST_USD, allow_inf_nan=False)] | None = None
+    """No further model call is made once so much is spent."""
+
+    mcp_servers: Annotated[Any, Only(([],), _SERVERS)] = None
+    agents: Annotated[Any, Only(([], {}), _AGENTS)] = None
+    project_settings: Annotated[Any, Only(("none",), _PROJECT_SETTINGS)] = None
     session: Annotated[Any, Only((), _SESSIONS)] = None
-    max_cost_usd: Annotated[Any, Only((), _BUDGETS)] = None
 
     @model_validator(mode="after")
     def _one_conversation(self) -> TaskRequest:
@@ -122,6 +188,22 @@ class TaskRequest(Strict):
         if self.output_schema is not None:
             request["output_config"] = {"format": {"type": "json_schema", "schema": self.output_schema}}
         return request
+
+    def agent(self) -> AgentSpec | None:
+        """What an agent needs to be told; None for a task that needs none: one model call answers it."""
+        tools = self.tools or Tools()
+        acts = tools.allow or tools.approval != "never"
+        if not (acts or self.cwd is not None or self.add_dirs or self.max_cost_usd is not None):
+            return None
+        return AgentSpec(
+            allow=tuple(tools.allow),
+            deny=tuple(tools.deny),
+            approval=Approval(tools.approval),
+            cwd=self.cwd,
+            add_dirs=tuple(self.add_dirs or ()),
+            max_turns=self.max_turns,
+            max_cost_micro_usd=None if self.max_cost_usd is None else max(1, round(self.max_cost_usd * _MICRO)),
+        )
 
     def _system(self) -> str | list[dict[str, Any]]:
         given = self.system or ""

@@ -22,13 +22,14 @@ _BLANK: Final = "it is blank, and the CLI would ask no model about it"
 _PREFILL: Final = "it cannot continue an assistant's message (prefill); the last must be the user's"
 
 
-def text_lane_unsupported(request: Mapping[str, Any]) -> Failure | None:
-    """The first thing in a valid Messages API request that the text lane cannot honour, or None. Pure.
+def text_lane_unsupported(request: Mapping[str, Any], lane: str = "text") -> Failure | None:
+    """The first thing in a valid Messages API request that the text lane cannot honour, or None. Pure. ``lane`` is the
+    one that is told, of those that run on Claude Code.
 
     ``param`` is its dotted path, and the message begins with that path in backquotes.
     """
     found = _in_fields(request) or _in_messages(request["messages"])
-    return None if found is None else _failure(*found)
+    return None if found is None else _failure(*found, lane)
 
 
 def renamed(failure: Failure, name: str) -> Failure:
@@ -36,8 +37,8 @@ def renamed(failure: Failure, name: str) -> Failure:
     return replace(failure, param=name, message=failure.message.replace(f"`{failure.param}`", f"`{name}`", 1))
 
 
-def _failure(path: str, why: str) -> Failure:
-    message = f"`{path}` is not supported on the text lane: {why}."
+def _failure(path: str, why: str, lane: str) -> Failure:
+    message = f"`{path}` is not supported on the {lane} lane: {why}."
     return Failure(code=Code.UNSUPPORTED_PARAMETER, message=message, param=path)
 
 

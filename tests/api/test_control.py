@@ -82,7 +82,7 @@ async def test_an_unknown_version_is_told_the_known_one(control: aiohttp.ClientS
         ("tasks", {}, (400, "invalid_request")),
         ("tasks", {"prompt": ""}, (400, "invalid_request")),
         ("tasks", {"prompt": "x", "lane": "direct"}, (400, "unsupported_parameter")),
-        ("tasks", {"prompt": "x", "tools": []}, (400, "unsupported_parameter")),
+        ("tasks", {"prompt": "x", "tools": []}, (400, "invalid_request")),
         ("tasks", {"prompt": "x", "model": "gpt-4"}, (404, "model_not_found")),
         ("undrain", {}, (409, "conflict")),
         ("tasks/task_x/cancel", {}, (404, "not_found")),
@@ -137,7 +137,7 @@ async def test_status_tells_what_people_ask_for_and_no_secret(daemon: DaemonProc
     status = await daemon.control("status")
     assert daemon.process is not None
     assert (status["pid"], status["url"]) == (daemon.process.pid, daemon.url)
-    assert status["lanes"] == ["direct", "text"]
+    assert status["lanes"] == ["direct", "text", "agent"]
     assert status["credential"] == {"kind": "api_key", "origin": "environment ANTHROPIC_API_KEY"}
     said = orjson.dumps(status).decode()
     assert daemon.model.api_key not in said

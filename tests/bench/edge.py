@@ -35,6 +35,7 @@ from claude_daemon.core.errors import Failure
 from claude_daemon.core.event import MESSAGE_EVENT, Emission, Event
 from claude_daemon.core.key import Key, Keyring, digest, new_secret
 from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.core.role import BUILT_IN
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.durable import Durable
 from claude_daemon.ports import EventPage, Schemas, Store, StoredEvent, StoreStatus, Submission
@@ -229,7 +230,7 @@ class Edge:
             default_model=settings.engine.default_model,
         )
         health = Health(version="bench", monotonic=time.monotonic)
-        self.durable.serve(admission, health, draining=lambda: False)
+        self.durable.serve(admission, health, draining=lambda: False, role_of=lambda key, uid: BUILT_IN["full"])
         self.durable.dispatcher.hold()  # as a daemon whose queue is paused
         self._plain = _Plain()
         self._sources: dict[str, _Source] = {}

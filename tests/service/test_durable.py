@@ -17,6 +17,7 @@ from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.price import Price
+from claude_daemon.core.role import BUILT_IN
 from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, Usage
 from claude_daemon.ports import Ended, Idempotency, QueueLimits, Store, StoreUnavailable
 from claude_daemon.service.admit import Admission
@@ -98,6 +99,7 @@ class Office:
             monotonic=clock,
             ids=ids,
             check_webhook=lambda url: None if url.startswith("https://") else "is not https.",
+            role_of=lambda key, uid: BUILT_IN["full"],
         )
         self.follow = Follow(store, tails)
         self.recovery = Recovery(

@@ -197,6 +197,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"prompt": None, "messages": [USER]},
     {"prompt": "x", "schema": {"type": "object"}, "timeout_s": 1, "priority": -10, "metadata": {"k" * 64: "v" * 512}},
     {"prompt": "x", "tools": {}, "mcp_servers": [], "agents": {}, "add_dirs": [], "project_settings": "none"},
+    {"prompt": "x", "tools": {"allow": ["Read", "Bash(git *)"], "deny": ["Edit"], "approval": "auto"}},
+    {"prompt": "x", "cwd": "/srv", "add_dirs": ["/srv/a..b"], "max_cost_usd": 1, "max_turns": 7},
     {"prompt": "x", "cwd": None, "session": None, "max_cost_usd": None},
 ]
 REFUSED: list[dict[str, Any]] = [
@@ -212,10 +214,14 @@ REFUSED: list[dict[str, Any]] = [
     {"prompt": "x", "metadata": {"k": "v" * 513}},
     {"prompt": "x", "metadata": {str(n): "" for n in range(17)}},
     {"prompt": "x", "metadata": {"k": 1}},
-    {"prompt": "x", "tools": {"allow": []}},
-    {"prompt": "x", "cwd": "/srv"},
+    {"prompt": "x", "tools": {"allow": ["Curl"]}},
+    {"prompt": "x", "tools": {"allow": ["Bash(git, rm)"]}},
+    {"prompt": "x", "tools": {"approval": "sometimes"}},
+    {"prompt": "x", "cwd": "srv"},
+    {"prompt": "x", "cwd": "/srv/.."},
+    {"prompt": "x", "add_dirs": ["/srv"] * 17},
     {"prompt": "x", "session": {}},
-    {"prompt": "x", "max_cost_usd": 1},
+    {"prompt": "x", "max_cost_usd": 0},
     {"prompt": "x", "unknown": 1},
 ]
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_daemon.core.agent import AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, TaskSpec, Usage
 from claude_daemon.wire.anthropic import MessagesRequest
@@ -149,18 +150,11 @@ def test_a_conversation_is_either_a_prompt_or_messages(fields: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("field", "value", "why"),
     [
-        ("tools", {"allow": ["Bash"]}, "no tools yet"),
-        ("tools", [], "no tools yet"),
-        ("mcp_servers", ["tickets"], "no tools yet"),
-        ("agents", {"critic": {"prompt": "x"}}, "no tools yet"),
-        ("cwd", "/srv", "no working directories yet"),
-        ("cwd", "", "no working directories yet"),
-        ("add_dirs", ["/srv"], "no working directories yet"),
-        ("project_settings", "all", "no working directories yet"),
+        ("mcp_servers", ["tickets"], "no MCP servers yet"),
+        ("agents", {"critic": {"prompt": "x"}}, "no agents of their own yet"),
+        ("project_settings", "all", "not read yet"),
         ("session", {}, "no sessions yet"),
         ("session", {"id": "session_1"}, "no sessions yet"),
-        ("max_cost_usd", 1.5, "no budgets yet"),
-        ("max_cost_usd", 0, "no budgets yet"),
     ],
 )
 def test_what_tasks_cannot_do_yet_is_refused_by_name(field: str, value: object, why: str) -> None:
@@ -202,8 +196,58 @@ def test_an_unknown_field_is_refused_by_name(field: str, near: str) -> None:
     assert field == "output_schema" or f"Did you mean `{near}`?" in failure.message
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "path", "why"),
+    [
+        ("tools", [], "tools", "must be an object"),
+        ("tools", {"allow": ["Curl"]}, "tools.allow.0", "There is no tool Curl"),
+        ("tools", {"allow": ["Read", "Bash(a,b)"]}, "tools.allow.1", "without commas"),
+        ("tools", {"deny": ["Bash(git *) "]}, "tools.deny.0", "A rule is a tool's name"),
+        ("tools", {"allow": ["Read"] * 65}, "tools.allow", "64"),
+        ("tools", {"approval": "sometimes"}, "tools.approval", "'never'"),
+        ("tools", {"grant": []}, "tools.grant", "not known here"),
+        ("cwd", "", "cwd", "1 character"),
+        ("cwd", "srv/project", "cwd", "absolute path"),
+        ("cwd", "/srv/../etc", "cwd", "absolute path"),
+        ("cwd", "/srv\0", "cwd", "absolute path"),
+        ("add_dirs", ["/srv", "x"], "add_dirs.1", "absolute path"),
+        ("add_dirs", ["/srv"] * 17, "add_dirs", "16"),
+        ("max_cost_usd", 0, "max_cost_usd", "greater than 0"),
+        ("max_turns", 1001, "max_turns", "1000"),
+    ],
+)
+def test_what_an_agent_cannot_be_told_is_refused_with_its_place(field: str, value: object, path: str, why: str) -> None:
+    failure = refused(**{field: value})
+    assert [fault.path for fault in failure.faults] == [path]
+    assert why in failure.message
+
+
+def test_an_agent_is_told_what_it_may() -> None:
+    asked = task(
+        tools={"allow": ["Read", "Bash(git *)"], "deny": ["Bash(git push)"], "approval": "auto"},
+        cwd="/srv/project",
+        add_dirs=["/srv/other"],
+        max_turns=3,
+        max_cost_usd=0.25,
+    ).agent()
+    assert asked == AgentSpec(
+        allow=("Read", "Bash(git *)"),
+        deny=("Bash(git push)",),
+        approval=Approval.AUTO,
+        cwd="/srv/project",
+        add_dirs=("/srv/other",),
+        max_turns=3,
+        max_cost_micro_usd=250_000,
+    )
+
+
+@pytest.mark.parametrize("fields", [{}, {"tools": {}}, {"tools": {"deny": ["Bash"]}}, {"max_turns": 3}])
+def test_a_task_without_tools_is_no_agents(fields: dict[str, Any]) -> None:
+    assert task(**fields).agent() is None
+
+
 def test_all_faults_are_told_at_once() -> None:
-    failure = refused(prompt="", priority=99, cwd="/srv", extra=1)
+    failure = refused(prompt="", priority=99, cwd="srv", extra=1)
     assert failure.code is Code.INVALID_REQUEST
     assert {fault.path for fault in failure.faults} == {"prompt", "priority", "cwd", "extra"}
 
@@ -307,8 +351,8 @@ def test_a_batch_that_is_none_is_refused_whole(body: dict[str, Any], path: str) 
 
 def test_one_submission_of_a_batch_is_held_to_the_same_rules() -> None:
     assert task_of({"prompt": "hi"}) == task()
-    with pytest.raises(Refusal, match="no working directories"):
-        task_of({"prompt": "hi", "cwd": "/srv"})
+    with pytest.raises(Refusal, match="absolute path"):
+        task_of({"prompt": "hi", "cwd": "srv"})
 
 
 # What an idempotency key is compared by
