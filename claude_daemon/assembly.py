@@ -125,6 +125,8 @@ def agent_settings(settings: Settings, profile: str) -> AgentSettings:
     engine, agent = settings.engine, settings.agent
     return AgentSettings(
         places=engine.workers,
+        spares=engine.spares,
+        max_spare_age_s=engine.max_worker_age_s,
         stall_timeout_s=engine.stall_timeout_s,
         roots=tuple(root.path for root in settings.roots),
         limits=AgentLimits(

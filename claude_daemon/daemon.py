@@ -278,6 +278,7 @@ class Daemon:
                     wait.cancel()
 
     async def _end_workers(self, text: asyncio.Task[None]) -> None:
+        self.agents.close()
         self.text.close()
         if not self.text.up:
             text.cancel()  # in the middle of a probe, which ends what it has started

@@ -79,7 +79,7 @@ class Report:
             },
             "lanes": [*(["direct"] if self.direct is not None else []), "text", "agent"],
             "workers": pool.counts(),
-            "agents": {"running": self.agents.running, "places": self.agents.settings.places},
+            "agents": self.agents.counts(),
             "queue": {
                 "waiting": self.dispatcher.waiting,
                 "running": self.dispatcher.running,

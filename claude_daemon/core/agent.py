@@ -6,7 +6,7 @@ Patterns such as ``Bash(git *)`` keep an agent tidy. They confine nothing: only 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
@@ -56,6 +56,11 @@ class AgentSpec:
         named = {tool_of(rule) for rule in self.allow}
         every = self.approval is not Approval.NEVER
         return tuple(tool for tool in TOOLS if (every or tool in named) and tool not in denied)
+
+    @property
+    def outline(self) -> AgentSpec:
+        """What is fixed when its process is spawned; the limits are the daemon's to keep."""
+        return replace(self, max_turns=None, max_cost_micro_usd=None)
 
     @property
     def touches_directories(self) -> bool:

@@ -6,6 +6,9 @@ import asyncio
 import contextlib
 import os
 import shutil
+import sys
+import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
@@ -21,6 +24,7 @@ from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.price import Price, cost_micro_usd
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.core.worker import Start
+from claude_daemon.engine.agent_spares import Identity, Spare, Wanted, identity
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.agent_worker import AgentWorker
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
@@ -39,12 +43,15 @@ _TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """``places``: agents at once. ``roots``: where tasks may work. ``bwrap`` None: no sandbox is wanted.
+    """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
+    each. ``roots``: where tasks may work. ``bwrap`` None: no sandbox is wanted.
 
     ``required``: without a sandbox no tool runs that could change anything.
     """
 
     places: int
+    spares: int
+    max_spare_age_s: float
     stall_timeout_s: float
     roots: tuple[Path, ...]
     limits: Limits
@@ -78,6 +85,11 @@ class AgentLane:
         self._unsupported = unsupported
         self._leases: set[AgentLease] = set()
         self._room: list[Callable[[], None]] = []
+        self._wanted = Wanted()
+        self._spares: list[Spare] = []
+        self._filling = False
+        self._closed = False
+        self.starts: Counter[str] = Counter()
         text.pool.on_room(self._tell_room)
 
     async def probe(self) -> None:
@@ -144,26 +156,114 @@ class AgentLane:
     def lease(self, spec: TaskSpec) -> AgentLease | None:
         if not self._text.up or len(self._leases) >= self.settings.places:
             return None
-        lease = AgentLease(self, spec)
+        lease = AgentLease(self, spec, self._claim(spec))
         self._leases.add(lease)
         return lease
+
+    def _claim(self, spec: TaskSpec) -> AgentWorker | None:
+        """A spare of this shape whose directories are still those that bear their names."""
+        assert spec.agent is not None
+        outline, now = spec.agent.outline, time.monotonic()
+        self._wanted.note(outline)
+        another_model = self.cli_model(spec.model) != self.cli_model(self._text.pool.default_model)
+        if another_model and not self._text.pool.capabilities.set_model:
+            return None
+        if not any(spare.outline == outline for spare in self._spares):
+            return None
+        try:
+            places = self._identity(outline)
+        except (NotBeneath, OSError):
+            return None
+        for spare in self._spares:
+            if spare.fits(outline, places, now, self.settings.max_spare_age_s):
+                self._spares.remove(spare)
+                return spare.worker
+        return None
+
+    def _identity(self, outline: AgentSpec) -> Identity:
+        with ExitStack() as opened:
+            paths = [path for path in (outline.cwd, *outline.add_dirs) if path is not None]
+            places = []
+            for path in paths:
+                places.append(self._opened(path))
+                opened.callback(os.close, places[-1].fd)
+            return identity(places)
 
     def give_back(self, lease: AgentLease) -> None:
         if lease in self._leases:
             self._leases.discard(lease)
             self._tell_room()
+            self._fill()
 
     @property
     def running(self) -> int:
         return len(self._leases)
 
+    def counts(self) -> dict[str, Any]:
+        """For ``status``: ``starts`` is how many tasks found a spare, or none."""
+        starts = {start.value: self.starts[start.value] for start in (Start.SPARE, Start.COLD)}
+        return {
+            "running": self.running,
+            "places": self.settings.places,
+            "spares": len(self._spares),
+            "starts": starts,
+        }
+
     def health(self) -> Mapping[str, HealthReport]:
-        details = {"running": self.running, "places": self.settings.places, "sandbox": self.missing is None}
+        details = {**self.counts(), "sandbox": self.missing is None}
         if self.missing is not None:
             able = "no tool but Read, Grep and Glob runs" if self.settings.required else "a key with tools is this user"
             why = f"no sandbox, so {able}: {self.missing}"
             return {"agents": HealthReport(status=Check.WARN, reason=why, details=details)}
         return {"agents": HealthReport(status=Check.PASS, details=details)}
+
+    # spares
+
+    def _fill(self) -> None:
+        """One at a time, so that a start never takes more than one core from those who work."""
+        if self._filling or self._closed:
+            return
+        wanted = self._wanted.most(self.settings.spares)
+        now = time.monotonic()
+        for spare in list(self._spares):
+            if spare.outline not in wanted or now - spare.born >= self.settings.max_spare_age_s:
+                self._drop(spare)
+        have = [spare.outline for spare in self._spares]
+        missing = next((outline for outline in wanted if outline not in have), None)
+        if missing is not None and self._text.up:
+            self._filling = True
+            self.own(self._bring_up(missing))
+
+    async def _bring_up(self, outline: AgentSpec) -> None:
+        worker, shape = self.worker(self._text.pool.default_model)
+        try:
+            places = await self.spawn(worker, shape, outline)
+        except (NotBeneath, SpawnFailed, WorkerLost, OSError):
+            await self._end_spare(worker)  # the task that needs it will say why
+            return
+        finally:
+            self._filling = False
+        spare = Spare(worker=worker, outline=outline, places=places, born=time.monotonic())
+        self._spares.append(spare)
+        if self._closed:
+            self._drop(spare)
+            return
+        self._fill()
+
+    def _drop(self, spare: Spare) -> None:
+        self._spares.remove(spare)
+        self.own(self._end_spare(spare.worker))
+
+    async def _end_spare(self, worker: AgentWorker) -> None:
+        with contextlib.suppress(OSError):
+            await worker.kill_now()
+        await self.forget(worker)
+
+    def close(self) -> None:
+        """No spares from here on; before the text lane's pool is closed."""
+        self._closed = True
+        for spare in list(self._spares):
+            self._drop(spare)
 
     # for its leases
 
@@ -199,14 +299,18 @@ class AgentLane:
         self._spawner.forget(worker)
         self._text.swept()
 
+    def cli_model(self, model: str) -> str:
+        return self._text.pool.cli_model(model)
+
     def worker(self, model: str) -> tuple[AgentWorker, Shape]:
-        shape = Shape(model=self._text.pool.cli_model(model))
+        shape = Shape(model=self.cli_model(model))
         return self._spawner.prepare_as(AgentWorker, shape), shape
 
-    async def spawn(self, worker: AgentWorker, shape: Shape, agent: AgentSpec) -> None:
-        """Raises SpawnFailed, WorkerLost, NotBeneath, OSError."""
+    async def spawn(self, worker: AgentWorker, shape: Shape, agent: AgentSpec) -> Identity:
+        """The directories that it was given by name. Raises SpawnFailed, WorkerLost, NotBeneath, OSError."""
         cwd, more = self.open(agent, worker.id)
         try:
+            given = identity([*([cwd] if agent.cwd is not None else []), *more])
             enclose = self._enclosed(cwd, more)
             outfit = Outfit(agent=agent, add_dirs=tuple(place.path for place in more), enclose=enclose)
             await self._spawner.spawn(worker, shape, worker.wake, outfit)
@@ -214,11 +318,14 @@ class AgentLane:
             for place in (cwd, *more):
                 os.close(place.fd)
         await worker.ready()
+        return given
 
     def _enclosed(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
         bwrap = self.settings.bwrap
         if bwrap is None or self.missing is not None:
-            return lambda command, launch: replace(command, cwd=cwd.path)
+            # where it was opened, whatever bears its name by now
+            where = Path(f"/proc/self/fd/{cwd.fd}") if sys.platform == "linux" else cwd.path
+            return lambda command, launch: replace(command, cwd=where)
 
         def enclose(command: Command, launch: Launch) -> Command:
             argv, fds = bwrap_argv(
@@ -240,13 +347,14 @@ class AgentLane:
 class AgentLease:
     """See :class:`~claude_daemon.ports.GatedLease`."""
 
-    start = Start.COLD.value
-
-    def __init__(self, lane: AgentLane, spec: TaskSpec) -> None:
+    def __init__(self, lane: AgentLane, spec: TaskSpec, spare: AgentWorker | None) -> None:
+        """``spare``: its process, if there was one."""
         self.gate: Gate | None = None
         self._lane = lane
         self._spec = spec
-        self._worker: AgentWorker | None = None
+        self._worker = spare
+        self.start = (Start.COLD if spare is None else Start.SPARE).value
+        lane.starts[self.start] += 1
         self._reader: AgentReader | None = None
 
     @property
@@ -261,12 +369,14 @@ class AgentLease:
     async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         agent = self._spec.agent
         assert agent is not None
-        worker, shape = self._lane.worker(self._spec.model)
+        spare = self._worker
+        worker, shape = (spare, None) if spare is not None else self._lane.worker(self._spec.model)
         self._worker = worker
         left = True
         try:
             try:
-                await self._lane.spawn(worker, shape, agent)
+                if shape is not None:
+                    await self._lane.spawn(worker, shape, agent)
             except NotBeneath as error:
                 yield [_failed(Code.INVALID_REQUEST, str(error))]
                 return
@@ -295,7 +405,7 @@ class AgentLease:
             fields["jsonSchema"] = orjson.loads(turn_plan.binding.schema)
         return worker.agent_turn(
             turn_plan,
-            worker.model,
+            self._lane.cli_model(self._spec.model),
             TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
             reader,
             approval=agent.approval,
@@ -326,9 +436,13 @@ class AgentLease:
         with contextlib.suppress(OSError):
             await (worker.kill_now() if left else worker.stop())
         await self._lane.forget(worker)
-        self.release()
+        self._lane.give_back(self)
 
     def release(self) -> None:
+        if self._worker is not None and self._reader is None:  # a spare that was not used after all
+            self._lane.own(self._end(self._worker, left=True))
+            self._worker = None
+            return
         self._lane.give_back(self)
 
 

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from tests.conftest import StartDaemon
-from tests.ordinary import ordinary
+from tests.ordinary import give, ordinary
 from tests.support import DaemonProcess, sse
 
 PATIENCE_S = 60.0
@@ -90,3 +90,40 @@ async def test_a_command_that_fails_is_told_as_an_error(agents: Agents, reposito
     assert result["is_error"]
     assert "nothing" in result["content"]
     assert (await daemon.control("status"))["agents"]["running"] == 0
+
+
+async def start_of(daemon: DaemonProcess, repository: Path, prompt: str = "[[text=yes]]", **fields: Any) -> str:
+    task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, cwd=str(repository), **fields)
+    assert task["state"] == "succeeded", task
+    (started,) = told(events, "task.started")
+    return str(started["start"])
+
+
+async def spares(daemon: DaemonProcess, number: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await daemon.control("status"))["agents"]["spares"] != number:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_shape_that_is_seen_often_finds_a_spare(agents: Agents, repository: Path) -> None:
+    daemon = await agents({"engine.spares": 1})
+    assert [await start_of(daemon, repository) for _ in range(2)] == ["cold", "cold"]
+    await spares(daemon, 1)
+    prompt = f"{call('Bash', command='cat hello.txt')} [[tokens=1]]"
+    assert await start_of(daemon, repository, prompt, model="haiku", max_turns=5) == "spare"
+    await spares(daemon, 1)
+    assert await start_of(daemon, repository.parent) == "cold"  # another shape
+
+
+async def test_a_spare_is_not_bound_to_a_directory_that_was_replaced(agents: Agents, repository: Path) -> None:
+    daemon = await agents({"engine.spares": 1})
+    for _ in range(2):
+        await start_of(daemon, repository)
+    await spares(daemon, 1)
+    repository.rename(repository.with_name("old"))
+    repository.mkdir()
+    (repository / "hello.txt").write_text("new\n")
+    give(repository)
+    prompt = f"{call('Bash', command='cp hello.txt copy.txt')} [[tokens=1]]"
+    assert await start_of(daemon, repository, prompt) == "cold"
+    assert (repository / "copy.txt").read_text() == "new\n"
