@@ -18,7 +18,7 @@ from types import FrameType
 
 import orjson
 
-from tests.bench import durable, fanout, first_delta, latency, mixed, shutdown, surroundings, throughput
+from tests.bench import agent, durable, fanout, first_delta, latency, mixed, shutdown, surroundings, throughput
 from tests.bench.machine import OthersWork, load_average
 from tests.bench.measure import FULL, QUICK, Row, Scale
 from tests.bench.render import document, table
@@ -35,6 +35,7 @@ GROUPS: Mapping[str, Group] = {
     "history": first_delta.history,
     "schema": first_delta.schema,
     "system": first_delta.system,
+    "agent": agent.agent,
     "throughput-text": throughput.text,
     "throughput-direct": throughput.direct,
     "ready": surroundings.ready,

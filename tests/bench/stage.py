@@ -20,6 +20,7 @@ from typing import Any, Self
 import click
 import orjson
 
+from claude_daemon.core.agent import AgentSpec
 from claude_daemon.engine.launch import Access, Launch, argv, environment
 from tests.bench.chats import MODEL
 from tests.bench.child import Child, more_files
@@ -193,7 +194,7 @@ class Stage:
         claudectl.chmod(0o755)
         return claudectl.parent
 
-    def raw_launch(self) -> tuple[list[str], dict[str, str], str]:
+    def raw_launch(self, agent: AgentSpec | None = None) -> tuple[list[str], dict[str, str], str]:
         """argv, environment and working directory of a raw CLI: the daemon's own launch profile, but no broker."""
         spec = importlib.util.find_spec("claude_agent_sdk")
         assert spec is not None and spec.origin is not None
@@ -210,6 +211,7 @@ class Stage:
             request_timeout_s=60.0,
             base_url=self.base_url,
             token=self.api_key,
+            agent=agent,
         )
         return argv(launch), environment(launch, {}), str(home)
 
