@@ -295,6 +295,9 @@ class AgentLane:
 
     async def forget(self, worker: AgentWorker) -> None:
         """In a thread: what a task leaves in its scratch directory may be large."""
+        for place in worker.places:
+            os.close(place.fd)
+        worker.places = ()
         await asyncio.to_thread(shutil.rmtree, self._scratch / worker.id, ignore_errors=True)
         self._spawner.forget(worker)
         self._text.swept()
@@ -314,9 +317,11 @@ class AgentLane:
             enclose = self._enclosed(cwd, more)
             outfit = Outfit(agent=agent, add_dirs=tuple(place.path for place in more), enclose=enclose)
             await self._spawner.spawn(worker, shape, worker.wake, outfit)
-        finally:
+        except BaseException:
             for place in (cwd, *more):
                 os.close(place.fd)
+            raise
+        worker.places = (cwd, *more)  # until it is forgotten
         await worker.ready()
         return given
 

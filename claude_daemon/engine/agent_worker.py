@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from claude_daemon.core.agent import Approval
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import TOOL_RESULT, Emission
+from claude_daemon.engine.agent_changes import Changes
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
 from claude_daemon.engine.plan import TurnPlan
+from claude_daemon.engine.sandbox import Place
 from claude_daemon.engine.stream import control_refusal, control_reply
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended, Gate, Limit
@@ -21,7 +24,10 @@ _HOOK_TIMEOUT_S: Final = 600
 
 
 class AgentWorker(Worker):
-    """Single use: ``/clear`` is no boundary between tenants where there are tools."""
+    """Single use: ``/clear`` is no boundary between tenants where there are tools. ``places``: its directories, open
+    from the spawn until it is forgotten; the first one is where it works."""
+
+    places: tuple[Place, ...] = ()
 
     async def agent_turn(
         self,
@@ -42,6 +48,7 @@ class AgentWorker(Worker):
             self.account.begin(request_id, None, limit)
         watch = Watch(limits)
         self._approval, self._gate, self._gated = approval, gate, set[str]()
+        self._changes = Changes(self.places)
         try:
             await self._set_up(system)
             self._prepare(plan, cli_model)
@@ -81,7 +88,8 @@ class AgentWorker(Worker):
                 batch += self._judged(reader, reader.feed(message))
                 if reader.outcome is not None:
                     self._turn_open = False
-                    batch.append(Ended(outcome=self._metered(reader.outcome)))
+                    outcome = replace(self._metered(reader.outcome), diff=await self._changes.diff())
+                    batch.append(Ended(outcome=outcome))
                     break
             watch.tool_runs = reader.tool_runs
             if batch:
@@ -113,6 +121,7 @@ class AgentWorker(Worker):
         why = "the daemon is not there to write it down" if self._gate is None else await self._gate(tool, given)
         if why is not None:
             return _decision("deny", why)
+        await self._changes.before(tool, given)
         return _decision("allow", "the task's approval is auto") if self._approval is Approval.AUTO else {}
 
     def _over(self, reader: AgentReader, failure: Failure) -> Ended:

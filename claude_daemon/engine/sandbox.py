@@ -133,6 +133,24 @@ def open_beneath(root: Path, path: str) -> Place:
         os.close(beneath)
 
 
+def open_file_beneath(place: Place, path: str) -> int:
+    """Opens the file ``path``, relative to an open directory, for reading. Never waits, whatever it is.
+
+    Raises :class:`NotBeneath`, or OSError.
+    """
+    relative = _relative(place.path, path)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    with _translated(place.path, path):
+        if sys.platform == "linux":
+            with suppress(NotImplementedError):
+                return open_by_kernel(place.fd, relative, flags)
+        parent = open_by_steps(place.fd, str(Path(relative).parent))
+        try:
+            return os.open(Path(relative).name, flags | os.O_NOFOLLOW, dir_fd=parent)
+        finally:
+            os.close(parent)
+
+
 def _relative(root: Path, path: str) -> str:
     """By its letters alone. ``..`` is refused wherever it stands: what it means depends on what is a symlink."""
     asked = Path(path)
@@ -173,14 +191,17 @@ class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_by_kernel(beneath: int, relative: str) -> int:
-    """With openat2: the kernel follows symlinks as long as they stay beneath. Raises OSError.
+def open_by_kernel(beneath: int, relative: str, flags: int | None = None) -> int:
+    """With openat2: the kernel follows symlinks as long as they stay beneath. Raises OSError. ``flags``: another way
+    to open it than as a directory.
 
     Raises NotImplementedError where there is none: Linux before 5.6, or a seccomp filter that does not know it.
     """
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.restype = ctypes.c_long
-    how = _OpenHow(flags=_flags(), mode=0, resolve=_RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS)
+    how = _OpenHow(
+        flags=_flags() if flags is None else flags, mode=0, resolve=_RESOLVE_BENEATH | _RESOLVE_NO_MAGICLINKS
+    )
     name = ctypes.c_char_p(os.fsencode(relative))
     size = ctypes.c_size_t(ctypes.sizeof(how))
     for _ in range(_RACES):

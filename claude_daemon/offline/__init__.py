@@ -16,6 +16,7 @@ marker                  effect
 ``[[tool=NAME]]``       call this tool; several markers make parallel calls
 ``[[input={"a":1}]]``   input of a call: the n-th belongs to the n-th ``[[tool=…]]`` (else the smallest valid)
 ``[[repeat=3]]``        call the tools in the first 3 rounds of the turn, not only in the first
+``[[one-by-one]]``      make the calls in the order of their markers, one a round
 ``[[no-structured]]``   do not answer in the asked form: neither by Claude Code's `StructuredOutput` tool nor in JSON
 ``[[no-format]]``       refuse a request that has `output_config.format` with 400, as an older gateway would
 ``[[invalid]]``         break the JSON instance (structured output, tool input) on purpose, in every round

@@ -152,6 +152,7 @@ _MARKERS: Final[Mapping[str, tuple[str, Callable[[Any], Any]]]] = {
     "tool": ("tools", _text),
     "input": ("inputs", _object),
     "repeat": ("repeat", _number),
+    "one-by-one": ("one_by_one", _flag(True)),
     "no-structured": ("structured", _flag(False)),
     "no-format": ("formats", _flag(False)),
     "invalid": ("invalid", _flag(True)),

@@ -133,14 +133,17 @@ def _calls(prompt: Prompt, settings: Settings) -> list[ToolUse]:
     """The tools to call now: those asked for by markers, by tool_choice, or by Claude Code for its schema."""
     if prompt.tool_choice["type"] == "none":
         return []
+    first = prompt.round - 1 if settings.one_by_one else 0
     names = list(settings.tools) if prompt.round <= settings.repeat else []
+    if settings.one_by_one:
+        names = list(settings.tools[first : first + 1])
     if not names and not prompt.results:
         names = _forced(prompt)
     if not names and settings.structured and STRUCTURED_OUTPUT in prompt.tools and not prompt.structured_done:
         names = [STRUCTURED_OUTPUT]
     if prompt.tool_choice.get("disable_parallel_tool_use"):
         names = names[:1]
-    return [_call(prompt, settings, name, index) for index, name in enumerate(names)]
+    return [_call(prompt, settings, name, index) for index, name in enumerate(names, first)]
 
 
 def _forced(prompt: Prompt) -> list[str]:

@@ -70,6 +70,7 @@ class Settings:
     tools: tuple[str, ...] = ()
     inputs: tuple[Mapping[str, Any], ...] = ()
     repeat: int = 1
+    one_by_one: bool = False
     structured: bool = True
     formats: bool = True
     invalid: bool = False
@@ -83,7 +84,17 @@ class Settings:
     drift: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("history", "system", "thinking", "refusal", "structured", "formats", "invalid", "drift"):
+        for name in (
+            "history",
+            "system",
+            "thinking",
+            "refusal",
+            "structured",
+            "formats",
+            "invalid",
+            "drift",
+            "one_by_one",
+        ):
             _require(isinstance(getattr(self, name), bool), name, "true or false")
         _check_int("tokens", self.tokens, 1, MAX_TOKENS, optional=True)
         _check_int("reply_bytes", self.reply_bytes, 1, MAX_REPLY_BYTES, optional=True)

@@ -146,6 +146,7 @@ def _outcome_of(encoded: bytes) -> Outcome:
         failure=None if said["failure"] is None else failure_of(said["failure"]),
         text=said["text"],
         structured=said["structured"],
+        diff=said.get("diff"),
         cost_micro_usd=said["cost_micro_usd"],
     )
 

@@ -138,6 +138,10 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         text=_TEXT,
         structured={"description": "What the text says as JSON, where a schema was given; else null."},
         stop_reason=_MAYBE_TEXT,
+        diff={
+            "type": ["string", "null"],
+            "description": "What an agent changed with its file tools, as a unified diff; not what a command did.",
+        },
     ),
     "TaskUsage": _object(
         input_tokens=_COUNT,

@@ -271,7 +271,12 @@ def task_document(task: Task) -> dict[str, Any]:
 def _result(outcome: Outcome | None) -> dict[str, Any] | None:
     if outcome is None or outcome.text is None:
         return None
-    return {"text": outcome.text, "structured": outcome.structured, "stop_reason": outcome.stop_reason}
+    return {
+        "text": outcome.text,
+        "structured": outcome.structured,
+        "stop_reason": outcome.stop_reason,
+        "diff": outcome.diff,
+    }
 
 
 def _usd(micro_usd: int | None) -> float | None:

@@ -16,6 +16,7 @@ EVERY_MARKER = {
     "[[tool=A]] [[tool=B]]": Settings(tools=("A", "B")),
     '[[input={"a":[[1]]}]]': Settings(inputs=({"a": [[1]]},)),
     "[[repeat=3]]": Settings(repeat=3),
+    "[[one-by-one]]": Settings(one_by_one=True),
     "[[no-structured]]": Settings(structured=False),
     "[[no-format]]": Settings(formats=False),
     "[[invalid]]": Settings(invalid=True),

@@ -186,6 +186,17 @@ async def test_a_tool_is_called_in_as_many_rounds_as_asked(caller: Caller) -> No
     assert text_of(third) == "The tool A answered: “2”."
 
 
+async def test_several_tools_are_called_in_their_order_one_a_round(caller: Caller) -> None:
+    prompt = '[[one-by-one]] [[tool=A]] [[input={"n":1}]] [[tool=A]] [[input={"n":2}]] [[text=done]]'
+    messages: Any = prompt
+    for number in (1, 2):
+        answer = await caller.whole(messages, tools=TOOLS)
+        assert calls_of(answer) == [("A", {"n": number})]
+        told = after_call(prompt, answer, "ok")
+        messages = told if number == 1 else messages + told[1:]
+    assert await caller.text(messages, tools=TOOLS) == "done"
+
+
 @pytest.mark.parametrize("place", ["output_config", "output_format"])
 async def test_structured_output_fits_the_schema(caller: Caller, place: str) -> None:
     wanted = {"type": "json_schema", "schema": SCHEMA}

@@ -1,0 +1,92 @@
+"""What an agent changed, as a diff of the files that its tools named."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from claude_daemon.engine.agent_changes import MAX_DIFF_BYTES, MAX_FILE_BYTES, MAX_FILES, Changes
+from claude_daemon.engine.sandbox import Place, open_beneath
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def place(work: Path) -> Iterator[Place]:
+    opened = open_beneath(work.parent, "work")
+    yield opened
+    os.close(opened.fd)
+
+
+async def test_a_file_that_was_edited_is_told_line_by_line(work: Path, place: Place) -> None:
+    file = work / "a.py"
+    file.write_text("one\ntwo\nthree\n")
+    changes = Changes([place])
+    await changes.before("Edit", {"file_path": str(file)})
+    file.write_text("one\n2\nthree\n")
+    await changes.before("Edit", {"file_path": str(file)})  # what counts is how it was at first
+    file.write_text("one\nzwei\nthree\n")
+    assert await changes.diff() == "--- a/a.py\n+++ b/a.py\n@@ -1,3 +1,3 @@\n one\n-two\n+zwei\n three\n"
+
+
+async def test_a_new_file_has_nothing_before_it(work: Path, place: Place) -> None:
+    changes = Changes([place])
+    await changes.before("Write", {"file_path": str(work / "new.txt"), "content": "x"})
+    (work / "new.txt").write_text("x")
+    told = await changes.diff()
+    assert told == "--- /dev/null\n+++ b/new.txt\n@@ -0,0 +1 @@\n+x\n\\ No newline at end of file\n"
+
+
+async def test_what_was_read_or_ran_or_came_back_as_it_was_is_no_change(work: Path, place: Place) -> None:
+    file = work / "a.py"
+    file.write_text("one\n")
+    changes = Changes([place])
+    await changes.before("Read", {"file_path": str(file)})
+    await changes.before("Bash", {"command": "true"})
+    assert await changes.diff() is None
+    await changes.before("Write", {"file_path": str(file)})
+    assert await changes.diff() is None
+
+
+@pytest.mark.parametrize("how", ["outside", "symlink", "dots", "pipe", "large", "nonsense"])
+async def test_nothing_else_comes_into_a_diff(work: Path, place: Place, how: str) -> None:
+    secret = work.parent / "secret"
+    secret.write_text("the secret\n")
+    path = work / "x"
+    given: object = str(path)
+    if how == "outside":
+        given = str(secret)
+    elif how == "symlink":
+        path.symlink_to("../secret")
+    elif how == "dots":
+        given = f"{work}/../secret"
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how == "large":
+        path.write_bytes(b"the secret" * (MAX_FILE_BYTES // 10 + 1))
+    else:
+        given = {"file": "x"}
+    changes = Changes([place])
+    await changes.before("Write", {"file_path": given})
+    secret.write_text("changed\n")
+    assert await changes.diff() is None
+
+
+async def test_a_diff_is_bounded(work: Path, place: Place) -> None:
+    changes = Changes([place])
+    for number in range(MAX_FILES + 5):
+        file = work / f"f{number:03}"
+        await changes.before("Write", {"file_path": str(file)})
+        file.write_text(f"{'x' * 2000}\n")
+    told = await changes.diff()
+    assert told is not None
+    assert "cut here" in told
+    assert len(told.encode()) < MAX_DIFF_BYTES + 100
+    assert told.count("+++") < MAX_FILES
