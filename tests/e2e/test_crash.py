@@ -48,7 +48,15 @@ SEED = int(os.environ.get("CRASH_SEED", random.SystemRandom().randrange(1 << 30)
 class Service:
     """The daemon of one home, started again whenever it is gone. ``killed``: how often that was."""
 
-    def __init__(self, home: Path, model: OfflineModel, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        model: OfflineModel,
+        environ: Mapping[str, str],
+        first: Mapping[str, str] | None = None,
+    ) -> None:
+        """``first``: what only its first life, the one with a crash point, has in its environment."""
+        self.first = first or {}
         self.home = home
         self.model = model
         self.environ = environ
@@ -64,7 +72,8 @@ class Service:
             program: dict[str, Any] = {}
             environ = {**self.environ}
             if crash_at is not None and not self.killed:
-                program, environ = {"program": CRASHING}, {**environ, "CRASH_AT": crash_at.partition(",")[0]}
+                program = {"program": CRASHING}
+                environ |= {**self.first, "CRASH_AT": crash_at.partition(",")[0]}
             self.daemon = DaemonProcess(self.home, self.model, SETTINGS, environ=environ, **program)
             try:
                 await self.daemon.start()
