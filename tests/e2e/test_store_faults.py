@@ -6,9 +6,11 @@ import asyncio
 import errno
 import os
 import shutil
+import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,16 @@ import pytest
 
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
+from tests.e2e.test_engine_requests import asked_with
 from tests.support import BIN, DaemonProcess, share_probe
 
 PATIENCE_S = 30.0
 MOUNTED = """
 set -e
 mount --make-rprivate /
-mount -t tmpfs -o size=3m,mode=0700 tmpfs "$SMALL_DISK"
-exec "$CLAUDE_DAEMON" "$@"
+mount -t tmpfs -o size=3m,mode=0700 tmpfs "$1"
+echo mounted
+read -r _
 """
 
 
@@ -46,21 +50,23 @@ async def submit(daemon: DaemonProcess, prompt: str) -> tuple[int, dict[str, Any
         return response.status, await response.json(content_type=None)
 
 
-def small_disk(path: Path) -> dict[str, Any]:
-    """A daemon whose database is on a disk of 3 MB of its own, in a mount namespace of its own."""
-    if sys.platform != "linux" or os.geteuid() != 0 or shutil.which("unshare") is None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A disk of 3 MB in a mount namespace that outlives its daemons, as the tests see it; what has a daemon keep its
+    database there."""
+    if sys.platform != "linux" or os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("nsenter")):
         pytest.skip("needs a mount of its own: sudo .venv/bin/python -m pytest tests/e2e/test_store_faults.py")
+    path = tmp_path / "disk"
     path.mkdir()
-    script = path.parent / "mounted"
-    script.write_text(MOUNTED)
-    return {
-        "program": ("unshare", "--mount", "sh", str(script)),
-        "environ": {
-            "SMALL_DISK": str(path),
-            "CLAUDE_DAEMON": str(BIN / "claude-daemon"),
-            "CLAUDE_DAEMON_STORE__PATH": str(path / "daemon.db"),
-        },
-    }
+    with subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", MOUNTED, "sh", str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == b"mounted\n"
+        program = ("nsenter", f"--mount=/proc/{holder.pid}/ns/mnt", "--", str(BIN / "claude-daemon"))
+        environ = {"CLAUDE_DAEMON_STORE__PATH": str(path / "daemon.db")}
+        yield Path(f"/proc/{holder.pid}/root") / str(path).lstrip("/"), {"program": program, "environ": environ}
+        holder.stdin.close()  # which ends it
 
 
 def fill(disk: Path) -> Path:
@@ -78,11 +84,10 @@ def fill(disk: Path) -> Path:
 
 @pytest.mark.system
 async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
-    start_daemon: StartDaemon, tmp_path: Path
+    start_daemon: StartDaemon, small_disk: tuple[Path, dict[str, Any]]
 ) -> None:
-    daemon = await start_daemon({"engine.workers": 2}, **small_disk(tmp_path / "disk"))
-    assert daemon.process is not None
-    disk = Path(f"/proc/{daemon.process.pid}/root") / str(tmp_path / "disk").lstrip("/")
+    disk, fields = small_disk
+    daemon = await start_daemon({"engine.workers": 2}, **fields)
     status, kept = await submit(daemon, "[[text=kept]]")
     assert status == 202
     assert (await ended(daemon, kept["id"]))["state"] == "succeeded"
@@ -121,6 +126,93 @@ async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
     async with daemon.http.get("/v1/tasks?limit=100") as response:
         listed = {task["id"] for task in (await response.json())["data"]}
     assert listed == {kept["id"], last["id"], *accepted}
+
+
+async def ready(daemon: DaemonProcess, status: str) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await daemon.control("ready"))["status"] != status:  # checks are read once a second
+            await asyncio.sleep(0.05)
+
+
+async def started(daemon: DaemonProcess, model: OfflineModel, mark: str) -> str:
+    """A task that takes some seconds, once the model has been asked."""
+    status, task = await submit(daemon, f"{mark} [[tokens=60]] [[pace=50ms]]")
+    assert status == 202
+    await model.wait_until(lambda m: bool(asked_with(m, mark)))
+    return str(task["id"])
+
+
+@pytest.mark.system
+async def test_a_disk_that_is_full_at_the_start_holds_recovery_up_and_no_more(
+    start_daemon: StartDaemon, model: OfflineModel, small_disk: tuple[Path, dict[str, Any]]
+) -> None:
+    disk, fields = small_disk
+    daemon = await start_daemon(**fields)
+    task_id = await started(daemon, model, "cut short")
+    await daemon.stop(signal.SIGKILL)
+    filler = fill(disk)
+    again = await start_daemon(home=daemon.home, **fields)
+    await ready(again, "fail")
+    async with again.http.get("/live") as response:
+        assert response.status == 200
+    async with again.http.get(f"/v1/tasks/{task_id}") as response:
+        assert (await response.json())["state"] == "running"  # as it was left: nothing can be written
+    status, refused = await submit(again, "[[text=late]]")
+    assert (status, refused["code"]) == (503, "store_unavailable")
+    filler.unlink()
+    await again.logged("task.recovered", task_id=task_id)
+    await ready(again, "pass")
+    task = await ended(again, task_id)
+    assert (task["state"], task["attempt"]) == ("succeeded", 2)
+
+
+@pytest.mark.system
+async def test_a_cancellation_that_cannot_be_stored_is_refused_and_stops_the_work(
+    start_daemon: StartDaemon, model: OfflineModel, small_disk: tuple[Path, dict[str, Any]]
+) -> None:
+    disk, fields = small_disk
+    daemon = await start_daemon(**fields)
+    task_id = await started(daemon, model, "to be cancelled")
+    filler = fill(disk)
+    async with asyncio.timeout(PATIENCE_S):
+        while (await submit(daemon, "[[text=late]] " + "x" * 100_000))[0] == 202:  # what is left of the WAL
+            pass
+    async with daemon.http.post(f"/v1/tasks/{task_id}/cancel") as response:
+        assert (response.status, (await response.json())["code"]) == (503, "store_unavailable")
+    filler.unlink()
+    task = await ended(daemon, task_id)
+    assert task["state"] == "cancelled"
+    await ready(daemon, "pass")
+
+
+async def test_a_store_that_cannot_be_read_is_told_and_comes_back(start_daemon: StartDaemon) -> None:
+    """The file's pages are zeroed under a running daemon, and put back."""
+    daemon = await start_daemon()
+    status, task = await submit(daemon, "[[text=kept]] " + "x" * 500_000)
+    assert status == 202
+    async with asyncio.timeout(PATIENCE_S), daemon.http.get(f"/v1/tasks/{task['id']}/events") as response:
+        await response.read()
+    await daemon.control("backup", "POST", {"path": str(daemon.home / "copy.db")})  # all of it is on the disk now
+    files = [daemon.home / ".claude-daemon" / name for name in ("daemon.db", "daemon.db-wal")]
+    whole = {file: file.read_bytes() for file in files}
+    for file, content in whole.items():
+        overwrite(file, content[:4096] + bytes(max(0, len(content) - 4096)))
+    async with daemon.http.get(f"/v1/tasks/{task['id']}") as response:
+        assert (response.status, (await response.json())["code"]) == (503, "store_unavailable")
+    await ready(daemon, "fail")
+    async with daemon.http.get("/live") as response:
+        assert response.status == 200
+    for file, content in whole.items():
+        overwrite(file, content)
+    await ready(daemon, "pass")
+    async with daemon.http.get(f"/v1/tasks/{task['id']}") as response:
+        assert (await response.json())["result"]["text"] == "kept"
+
+
+def overwrite(file: Path, content: bytes) -> None:
+    """In place, as a failing disk would."""
+    with file.open("r+b") as opened:
+        opened.write(content)
 
 
 def a_database(home: Path) -> Path:
