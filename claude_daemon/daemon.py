@@ -37,6 +37,7 @@ from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
 from claude_daemon.engine.process import become_subreaper
+from claude_daemon.engine.sandbox import not_dumpable
 from claude_daemon.engine.schema import SchemaChecker
 from claude_daemon.front import Front
 from claude_daemon.home import local_secret
@@ -173,6 +174,7 @@ class Daemon:
         stack.callback(pid_file.close)
 
     def _take_home(self) -> None:
+        not_dumpable()  # from here on secrets of the home are in memory
         secret = local_secret(
             self.started.paths.local_key, secrets.token_bytes, lambda said: log.warning("home.repaired", reason=said)
         )

@@ -67,8 +67,6 @@ _F_GETPATH: Final = 50  # macOS
 _PATH_BYTES: Final = 1024  # MAXPATHLEN there, and what F_GETPATH writes at most
 
 _PR_SET_DUMPABLE: Final = 4
-_ANCESTORS: Final = 64  # far deeper than anybody nests shells
-_WALKS: Final = 4  # a chain that changed while it was read is read again
 
 
 class Enclosure(StrEnum):
@@ -365,53 +363,3 @@ def not_dumpable() -> bool:
     if sys.platform != "linux":
         return False
     return bool(ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) == 0)
-
-
-def descends_from(pid: int, ancestor: int) -> bool:
-    """Whether a process is a descendant of ``ancestor``, or is in a pid namespace below ours, as all in a sandbox are.
-
-    Meant for the peer of a socket, to be refused if so; hence also True for one that has ended, because it may have
-    handed its connection on, and for a chain with no end. The namespace is read off ``NSpid``, which everybody may
-    read, and not off ``ns/pid``, which of a process of root's only root may. Linux; elsewhere False.
-    """
-    if sys.platform != "linux" or pid <= 0:
-        return False  # 0 is how the kernel names a process outside our namespace: not one that we started
-    for _ in range(_WALKS):
-        if (answer := _walk(pid, ancestor)) is not None:
-            return answer
-    return True
-
-
-def _walk(pid: int, ancestor: int) -> bool | None:
-    """None: the chain broke off, because one in it ended meanwhile."""
-    depth = _depth("self")
-    for _ in range(_ANCESTORS):
-        if pid == ancestor:
-            return True
-        if pid <= 1:
-            return False
-        try:
-            if _depth(str(pid)) > depth:
-                return True
-            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
-        except (OSError, IndexError):
-            if _another_users(pid):
-                return False
-            return None
-    return True
-
-
-def _depth(pid: str) -> int:
-    """How many pid namespaces, from that of /proc downwards, a process is in."""
-    status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-    return next((len(line.split()) - 1 for line in status.splitlines() if line.startswith("NSpid:")), 1)
-
-
-def _another_users(pid: int) -> bool:
-    """Where /proc hides the processes of others (``ProtectProc=invisible``) one that ended looks the same there."""
-    with suppress(ProcessLookupError):
-        try:
-            os.kill(pid, 0)
-        except PermissionError:
-            return True
-    return False

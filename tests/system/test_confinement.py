@@ -21,13 +21,24 @@ ELSEWHERE = ("/home/someone/secret", "/root/secret")
 OWN = ("/var/lib/claude-daemon", "/var/log/claude-daemon", "/var/cache/claude-daemon")
 ITS_USER = ("setpriv", "--reuid=claude-daemon", "--regid=claude-daemon", "--clear-groups")
 
-# What Claude Code asks for an agent's commands, in the service's place and under all that the service is under.
-SANDBOXED = """[Service]
-Type=oneshot
-WatchdogSec=0
-Restart=no
-ExecStart=
-ExecStart=bwrap --ro-bind / / --proc /proc --dev /dev --unshare-user --unshare-pid --unshare-net -- true
+REQUIRED = "[Service]\nEnvironment=CLAUDE_DAEMON_ENGINE__SANDBOX=bwrap\n"
+# Over the control socket: a task whose agent writes a file with Bash and reads it; what became of it.
+AGENT = """
+import http.client, json, socket
+connection = http.client.HTTPConnection("daemon")
+connection.sock = socket.socket(socket.AF_UNIX)
+connection.sock.connect("/run/claude-daemon/ctl.sock")
+call = '[[tool=Bash]] [[input={"command":"id -un > who && cat who"}]] [[tokens=2]]'
+body = json.dumps({"prompt": call, "tools": {"allow": ["Bash"]}})
+headers = {"Claude-Daemon-Control": "1", "Content-Type": "application/json"}
+connection.request("POST", "/control/v1/tasks", body, headers)
+response = connection.getresponse()
+for line in response.read().decode().splitlines():
+    told = json.loads(line)
+    if response.status != 200:
+        print(response.status, told["code"], told["detail"])
+    elif told["type"] in ("tool.result", "task.succeeded", "task.failed"):
+        print(told["type"], told["data"].get("content", ""), told["data"].get("error", ""))
 """
 
 
@@ -77,13 +88,18 @@ def test_its_directories_are_its_users_alone(service: Machine) -> None:
     assert service.run("stat", "-c", "%U %a", *OWN) == "claude-daemon 700\n" * len(OWN)
 
 
-def test_bubblewrap_runs_with_the_drop_in_for_agents_and_not_without(bubblewrapped: Machine) -> None:
+def test_an_agent_runs_bash_with_the_drop_in_for_agents_and_is_refused_without(bubblewrapped: Machine) -> None:
     machine = bubblewrapped
-    machine.run("claudectl", "service", "stop")
-    configure(machine, SANDBOXED)
-    assert machine.status("systemctl", "start", "claude-daemon.service") != 0
+    configure(machine, REQUIRED)
+    machine.run("claudectl", "service", "restart")
+    machine.run("claudectl", "ready", "--wait", "60")
+    refused = machine.run("python3", "-c", AGENT)
+    assert refused.startswith("403 sandbox_unavailable"), refused
+    assert "without a sandbox only Read, Grep and Glob are allowed here" in refused
     machine.run("claudectl", "service", "install", "--agents-bash")
-    machine.run("systemctl", "reset-failed", "claude-daemon.service")
-    machine.run("systemctl", "start", "claude-daemon.service")
-    assert machine.show("Result") == "success"
+    machine.run("claudectl", "service", "restart")
+    machine.run("claudectl", "ready", "--wait", "60")
+    done = machine.run("python3", "-c", AGENT)
+    assert done.splitlines()[0].startswith("tool.result claude-daemon"), done
+    assert "task.succeeded" in done
     machine.run("claudectl", "service", "install")
