@@ -246,6 +246,7 @@ def _dispatch_settings(settings: Settings) -> DispatchSettings:
         wait_timeout_s=settings.queue.wait_timeout_s,
         max_attempts=settings.queue.max_attempts,
         stall_s=settings.store.stall_s,
+        approval_timeout_s=settings.engine.approval_timeout_s,
     )
 
 

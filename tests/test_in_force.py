@@ -40,7 +40,6 @@ def test_a_protecting_setting_is_refused_with_where_it_stands(
     ("variable", "value", "key"),
     [
         ("CLAUDE_DAEMON_ENGINE__IDLE_SESSION_S", "60", "engine.idle_session_s"),
-        ("CLAUDE_DAEMON_ENGINE__APPROVAL_TIMEOUT_S", "8", "engine.approval_timeout_s"),
     ],
 )
 def test_another_setting_is_told(tmp_path: Path, variable: str, value: str, key: str) -> None:

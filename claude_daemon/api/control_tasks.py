@@ -75,6 +75,8 @@ class ControlTaskRoutes:
         router.add_get(f"{base}/tasks/{{id}}", self._tasks.get)
         router.add_get(f"{base}/tasks/{{id}}/events", self.events)
         router.add_post(f"{base}/tasks/{{id}}/cancel", self._tasks.cancel)
+        router.add_post(f"{base}/tasks/{{id}}/approvals/{{approval}}", self._tasks.approve)
+        router.add_get(f"{base}/approvals", self.approvals)
         router.add_post(f"{base}/tasks/{{id}}/retry", self.retry)
         router.add_post(f"{base}/queue/pause", self.pause)
         router.add_post(f"{base}/queue/resume", self.resume)
@@ -102,6 +104,12 @@ class ControlTaskRoutes:
             async for events in batches:
                 await response.write(b"".join(event.raw + b"\n" for event in events))
         return response
+
+    async def approvals(self, request: web.Request) -> web.Response:
+        """Every call that waits for somebody's word, the oldest first."""
+        waiting = sorted(self._desk.approvals(asker(request)), key=lambda approval: approval.requested_at)
+        told = [{"task": approval.task_id, **approval.document()} for approval in waiting]
+        return _json(wire.list_document(told, None))
 
     async def retry(self, request: web.Request) -> web.Response:
         task = await self._desk.retry(asker(request), request.match_info["id"])

@@ -16,7 +16,7 @@ from claude_daemon.api.fanout import Fanout
 from claude_daemon.api.submission import IDEMPOTENCY_KEY, asker, idempotency_of, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.task import Kind, State, Task
-from claude_daemon.ports import BatchState, Schemas
+from claude_daemon.ports import Answer, BatchState, Schemas
 from claude_daemon.service.tasks import TaskDesk, Wish
 from claude_daemon.wire import tasks as wire
 from claude_daemon.wire.parse import MAX_NAME, load, nearest
@@ -42,6 +42,7 @@ class TaskRoutes:
         router.add_get("/v1/tasks/{id}", self.get)
         router.add_get("/v1/tasks/{id}/events", self.events)
         router.add_post("/v1/tasks/{id}/cancel", self.cancel)
+        router.add_post("/v1/tasks/{id}/approvals/{approval}", self.approve)
         router.add_post("/v1/batches", self.submit_batch)
         router.add_get("/v1/batches/{id}", self.batch)
 
@@ -86,6 +87,14 @@ class TaskRoutes:
 
     async def cancel(self, request: web.Request) -> web.Response:
         return _json(wire.task_document(await self._desk.cancel(asker(request), request.match_info["id"])))
+
+    async def approve(self, request: web.Request) -> web.Response:
+        """Allows or denies a call that waits; the same answer again changes nothing."""
+        asked = wire.parse_answer(await self._chats.body(request))
+        named = request.match_info
+        answer = Answer(allow=asked.allow, message=asked.message)
+        approval = await self._desk.approve(asker(request), named["id"], named["approval"], answer)
+        return _json({"object": "approval", "task": named["id"], "allow": answer.allow, **approval.document()})
 
     async def submit_batch(self, request: web.Request) -> web.Response:
         if IDEMPOTENCY_KEY in request.headers:

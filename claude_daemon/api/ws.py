@@ -22,7 +22,7 @@ from claude_daemon.api.submission import asker, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Event
 from claude_daemon.core.task import Kind
-from claude_daemon.ports import Schemas, StoreUnavailable
+from claude_daemon.ports import Answer, Schemas, StoreUnavailable
 from claude_daemon.service.tasks import Asker, TaskDesk, unavailable
 from claude_daemon.wire import tasks as wire
 from claude_daemon.wire.openai_messages import Strict
@@ -72,6 +72,14 @@ class Subscribe(_Op):
 class OfTask(_Op):
     op: Literal["unsubscribe", "cancel"]
     task: _Id
+
+
+class Approve(_Op):
+    op: Literal["approve"]
+    task: _Id
+    approval: _Id
+    allow: bool
+    message: Annotated[str, Field(max_length=wire.MAX_MESSAGE)] = ""
 
 
 class Ping(_Op):
@@ -308,7 +316,10 @@ class _Connection:
         await self._ack(asked.ref, task.id)
 
     async def _approve(self, message: Mapping[str, Any]) -> None:
-        raise Refusal.because(Code.UNSUPPORTED_PARAMETER, "Tasks have no tools yet, and ask for nothing.", param="op")
+        asked = validate(Approve, message)
+        answer = Answer(allow=asked.allow, message=asked.message)
+        await self._desk.approve(self._asker, asked.task, asked.approval, answer)
+        await self._ack(asked.ref, asked.task)
 
     async def _ping(self, message: Mapping[str, Any]) -> None:
         asked = validate(Ping, message)

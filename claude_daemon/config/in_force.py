@@ -28,7 +28,6 @@ PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
 OTHERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "mcp": "MCP servers of tasks",
-        "engine.approval_timeout_s": "approvals",
         "engine.idle_session_s": "sessions",
     }
 )

@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 import orjson
 
-from claude_daemon.core.agent import AgentSpec
+from claude_daemon.core.agent import AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
@@ -34,7 +34,7 @@ from claude_daemon.engine.plan import Shape, plan
 from claude_daemon.engine.process import SpawnFailed
 from claude_daemon.engine.sandbox import Limits, NotBeneath, Place, bwrap_argv, open_beneath, sandbox_missing
 from claude_daemon.engine.spawner import Command, Outfit
-from claude_daemon.ports import Ended, Gate, HealthReport, Limit
+from claude_daemon.ports import Ask, Ended, Gate, HealthReport, Limit
 
 _UNBOUNDED_S: Final = 24 * 3600.0
 """A run that nobody gave a timeout must end some day."""
@@ -355,6 +355,7 @@ class AgentLease:
     def __init__(self, lane: AgentLane, spec: TaskSpec, spare: AgentWorker | None) -> None:
         """``spare``: its process, if there was one."""
         self.gate: Gate | None = None
+        self.ask: Ask | None = None
         self._lane = lane
         self._spec = spec
         self._worker = spare
@@ -416,6 +417,8 @@ class AgentLease:
             approval=agent.approval,
             system=fields,
             gate=self.gate,
+            ask=self.ask if agent.approval is Approval.ASK else None,
+            where=agent.cwd,
             limit=self._limit(worker, reader, agent.max_cost_micro_usd),
             request_id=spec.request_id,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from claude_daemon.engine.plan import TurnPlan
 from claude_daemon.engine.sandbox import Place
 from claude_daemon.engine.stream import control_refusal, control_reply
 from claude_daemon.engine.worker import Worker
-from claude_daemon.ports import Ended, Gate, Limit
+from claude_daemon.ports import Answer, Ask, Ended, Gate, Limit, Question
 
 _HOOK: Final = "before-tool"
 _HOOK_TIMEOUT_S: Final = 600
@@ -39,15 +39,20 @@ class AgentWorker(Worker):
         approval: Approval,
         system: Mapping[str, Any],
         gate: Gate | None,
+        ask: Ask | None,
+        where: str | None,
         limit: Limit | None,
         request_id: str,
     ) -> AsyncGenerator[Sequence[Emission | Ended]]:
-        """Runs the turn; the last batch ends in :class:`Ended`. ``system``: fields of ``initialize``."""
+        """Runs the turn; the last batch ends in :class:`Ended`. ``system``: fields of ``initialize``. ``ask``: of whom
+        a call is asked that no rule allows, None for nobody. ``where``: the directory that is told with it."""
         self._turn_open, self.request_id = True, request_id
         if self.account is not None:
             self.account.begin(request_id, None, limit)
         watch = Watch(limits)
         self._approval, self._gate, self._gated = approval, gate, set[str]()
+        self._ask, self._where = ask, where
+        self._asked: dict[str, Callable[[], None]] = {}  # by the CLI's request; what takes the question back
         self._changes = Changes(self.places)
         try:
             await self._set_up(system)
@@ -79,6 +84,10 @@ class AgentWorker(Worker):
             batch: list[Emission | Ended] = []
             for message in messages:
                 watch.seen(message)
+                if message.get("type") == "control_cancel_request":
+                    if (take_back := self._asked.pop(str(message.get("request_id")), None)) is not None:
+                        take_back()
+                    continue
                 if message.get("type") == "control_request":
                     if batch:  # what it is about to do is told before it does it
                         yield batch
@@ -91,7 +100,7 @@ class AgentWorker(Worker):
                     outcome = replace(self._metered(reader.outcome), diff=await self._changes.diff())
                     batch.append(Ended(outcome=outcome))
                     break
-            watch.tool_runs = reader.tool_runs
+            watch.tool_runs = reader.tool_runs and not interrupted
             if batch:
                 yield batch
 
@@ -112,9 +121,31 @@ class AgentWorker(Worker):
             self._gated.add(str(request.get("tool_use_id") or asked.get("tool_use_id")))
             self._write(control_reply(request_id, decision))
         elif request.get("subtype") == "can_use_tool":
-            self._write(control_reply(request_id, {"behavior": "deny", "message": "no rule allows it"}))
+            self._permit(request_id, request)
         else:
             self._write(control_refusal(request_id, f"unknown request {request.get('subtype')}"))
+
+    def _permit(self, request_id: str, request: Mapping[str, Any]) -> None:
+        """No rule of the task allows the call: somebody is asked, or nobody."""
+        given = request.get("input") or {}
+        if self._ask is None:
+            self._write(control_reply(request_id, {"behavior": "deny", "message": "no rule allows it"}))
+            return
+
+        def answered(answer: Answer) -> None:
+            if self._asked.pop(request_id, None) is None or not self._turn_open:
+                return
+            allowed = {"behavior": "allow", "updatedInput": given}
+            denied = {"behavior": "deny", "message": answer.message or "it was denied"}
+            self._write(control_reply(request_id, allowed if answer.allow else denied))
+
+        question = Question(
+            tool=str(request.get("tool_name")),
+            tool_use_id=str(request.get("tool_use_id") or ""),
+            given=given,
+            cwd=self._where,
+        )
+        self._asked[request_id] = self._ask(question, answered)
 
     async def _decide(self, tool: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """No decision leaves it to the rules, which the CLI has from its command line."""

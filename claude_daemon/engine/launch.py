@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from claude_daemon.core.agent import AgentSpec
+from claude_daemon.core.agent import AgentSpec, Approval
 
 # What a worker may see of the daemon's own environment: the way to the network, where a login needs it.
 _NETWORK_VARIABLES = (
@@ -80,7 +80,9 @@ def argv(launch: Launch) -> list[str]:
     args += _text(launch) if launch.agent is None else _agent(launch, launch.agent)
     if launch.restricted:
         args.append("--restricted")
-    if launch.permission_prompts:
+    if launch.agent is not None and launch.agent.approval is Approval.ASK:
+        args.append("--permission-prompt-tool=stdio")  # as the published SDK has its can_use_tool asked
+    elif launch.permission_prompts:
         args.append("--permission-prompts=none")
     if not launch.session_persistence:
         args.append("--no-session-persistence")

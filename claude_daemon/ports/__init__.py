@@ -2,6 +2,8 @@
 
 from claude_daemon.ports.engine import (
     Account,
+    Answer,
+    Ask,
     Clock,
     Ended,
     Engine,
@@ -13,6 +15,7 @@ from claude_daemon.ports.engine import (
     Lease,
     Limit,
     Loan,
+    Question,
     Schemas,
 )
 from claude_daemon.ports.store import (
@@ -49,6 +52,8 @@ from claude_daemon.ports.webhook import WebhookAnswer, WebhookSender
 __all__ = [
     "Account",
     "Administration",
+    "Answer",
+    "Ask",
     "Audit",
     "AuditRecord",
     "Batch",
@@ -70,6 +75,7 @@ __all__ = [
     "LedgerEntry",
     "Limit",
     "Loan",
+    "Question",
     "QueueLimits",
     "QueuedTask",
     "Requeue",

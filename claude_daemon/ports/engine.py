@@ -7,7 +7,7 @@ engine's workers talk to. Clock and ids are plain callables.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from claude_daemon.core.errors import Failure, Fault
@@ -73,11 +73,35 @@ Gate = Callable[[str, Mapping[str, Any]], Awaitable[str | None]]
 must be known of it."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A tool call that no rule allows: may it be made? ``cwd`` is where, None in a directory of the attempt's own."""
+
+    tool: str
+    tool_use_id: str
+    given: Mapping[str, Any] = field(repr=False)
+    cwd: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """``message`` is told to the model with a denial."""
+
+    allow: bool
+    message: str = ""
+
+
+Ask = Callable[[Question, Callable[[Answer], None]], Callable[[], None]]
+"""Asks somebody; the answer comes later, once. What is returned takes the question back: then no answer comes."""
+
+
 @runtime_checkable
 class GatedLease(Lease, Protocol):
-    """A lease whose run may call tools. ``gate`` is set before :meth:`~Lease.run`; without one no tool runs."""
+    """A lease whose run may call tools. Both are set before :meth:`~Lease.run`; without a ``gate`` no tool runs, and
+    without ``ask`` whatever no rule allows is denied."""
 
     gate: Gate | None
+    ask: Ask | None
 
 
 class Engine(Protocol):

@@ -13,7 +13,8 @@ import orjson
 
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, Emission
 from claude_daemon.core.task import State
-from claude_daemon.ports import Clock, Ended, GatedLease, Lease, Schemas, StoreUnavailable
+from claude_daemon.ports import Answer, Clock, Ended, GatedLease, Lease, Question, Schemas, StoreUnavailable
+from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.book import Book
 from claude_daemon.service.judge import Judge
 from claude_daemon.service.run import LOST, STALLED, Run, cut_short, ended_with
@@ -25,9 +26,19 @@ Parts = Callable[[Emission], Sequence[Emission]]
 class Attempts:
     """Makes attempts. ``stall_s``: how long one waits for its events to become durable before it fails."""
 
-    def __init__(self, schemas: Schemas, book: Book | None, *, monotonic: Clock, parts: Parts, stall_s: float) -> None:
+    def __init__(
+        self,
+        schemas: Schemas,
+        book: Book | None,
+        approvals: Approvals,
+        *,
+        monotonic: Clock,
+        parts: Parts,
+        stall_s: float,
+    ) -> None:
         self._schemas = schemas
         self._book = book
+        self._approvals = approvals
         self._monotonic = monotonic
         self._parts = parts
         self.stall_s = stall_s
@@ -60,6 +71,13 @@ class Attempts:
         judge = Judge(self._schemas, schema) if schema is not None and run.task.spec.agent is None else None
         if isinstance(lease, GatedLease):
             lease.gate = partial(self._gate, run)
+            lease.ask = partial(self._ask, run)
+        try:
+            return await self._read(run, lease, judge)
+        finally:
+            self._approvals.forget(run.task.id)
+
+    async def _read(self, run: Run, lease: Lease, judge: Judge | None) -> Ended:
         # closed at once when we are cancelled, so that the turn is interrupted now and not when memory is collected
         async with aclosing(cast(Any, lease.run())) as batches:
             async for batch in batches:
@@ -98,6 +116,15 @@ class Attempts:
                 return await self._book.before_tool(run, tool, given)
         except (TimeoutError, StoreUnavailable):
             return "nothing can be stored now, so nothing may be changed"
+
+    def _ask(self, run: Run, question: Question, answer: Callable[[Answer], None]) -> Callable[[], None]:
+        """What is asked is told among the task's events, wherever its answer comes from."""
+
+        def tell(emission: Emission) -> None:
+            if not run.tail.lost:
+                run.tail.append(self._parts(emission))
+
+        return self._approvals.ask(run.task.id, question, tell, answer)
 
     async def _tell(self, run: Run, emissions: Sequence[Emission]) -> Ended | None:
         """Tells what was said, and waits while nobody can take more; the end, where that ends the attempt."""

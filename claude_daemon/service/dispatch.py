@@ -19,6 +19,7 @@ from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Emission
 from claude_daemon.core.task import Effects, Lane, Outcome, State, Task, TaskSpec, advance
 from claude_daemon.ports import Clock, Ended, Engine, Ids, Lease, Schemas, StoreUnavailable
+from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.attempt import Attempts
 from claude_daemon.service.backlog import Backlog
 from claude_daemon.service.book import Book
@@ -50,12 +51,14 @@ class DispatchSettings:
     """``max_waiting``: chats that wait for a place, per lane; ``wait_timeout_s``: how long each may.
 
     ``stall_s``: how long an attempt waits for its events to become durable, and a stop for ends that are not yet.
+    ``approval_timeout_s``: how long a call waits for somebody's word.
     """
 
     max_waiting: int
     wait_timeout_s: float
     max_attempts: int
     stall_s: float = 10.0
+    approval_timeout_s: float = 300.0
 
 
 class Dispatcher:
@@ -86,7 +89,10 @@ class Dispatcher:
         self._ids = ids
         self._settled = settled
         self._broken = broken
-        self._attempts = Attempts(schemas, book, monotonic=monotonic, parts=parts, stall_s=settings.stall_s)
+        self.approvals = Approvals(timeout_s=settings.approval_timeout_s, now=now, ids=ids)
+        self._attempts = Attempts(
+            schemas, book, self.approvals, monotonic=monotonic, parts=parts, stall_s=settings.stall_s
+        )
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
         self._running_per_key: Counter[str] = Counter()
@@ -110,6 +116,7 @@ class Dispatcher:
         """For what comes from now on."""
         self._settings = settings
         self._attempts.stall_s = settings.stall_s
+        self.approvals.timeout_s = settings.approval_timeout_s
 
     # chats
 

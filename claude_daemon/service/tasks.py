@@ -10,9 +10,10 @@ from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
-from claude_daemon.core.role import WEBHOOKS, Role, permitted, refuses
+from claude_daemon.core.role import APPROVE, WEBHOOKS, Role, permitted, refuses
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.ports import (
+    Answer,
     Batch,
     BatchState,
     Clock,
@@ -25,6 +26,7 @@ from claude_daemon.ports import (
     TaskPage,
 )
 from claude_daemon.service.admit import Admission
+from claude_daemon.service.approvals import Asked
 from claude_daemon.service.book import Book
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.follow import NO_TASK
@@ -155,9 +157,9 @@ class TaskDesk:
             raise Refusal.because(Code.FORBIDDEN, why)
         if agent is None:
             return None
-        if agent.touches_directories and not permitted(role, READ_ONLY):
-            why = f"The role `{role.name}` may use no tools, and so no directories."
-            raise Refusal.because(Code.FORBIDDEN, why)
+        acts = agent.touches_directories or agent.approval is not Approval.NEVER
+        if acts and not permitted(role, READ_ONLY):
+            raise Refusal.because(Code.FORBIDDEN, f"The role `{role.name}` may use no tools.")
         beyond = sorted(set(agent.tools) - set(permitted(role, agent.tools)))
         return replace(agent, deny=(*agent.deny, *beyond))
 
@@ -252,6 +254,27 @@ class TaskDesk:
             ended = await self._book.end(task, ended_with(CANCELLED))
             if ended is not None:
                 return ended
+
+    async def approve(self, asker: Asker, task_id: str, approval_id: str, answer: Answer) -> Asked:
+        """Answers a call that waits. Raises Refusal."""
+        task = await self.get(asker, task_id)
+        why = refuses(self._role_of(asker.key, asker.peer_uid), scopes=[APPROVE])
+        if why is not None:
+            raise Refusal.because(Code.FORBIDDEN, why)
+        approvals = self._dispatcher.approvals
+        approvals.check(task_id, approval_id, answer)
+        audit = self._book.audit("approval.answered", task, asker.peer_uid, approval=approval_id, allow=answer.allow)
+        try:
+            await self._book.store.record(audit)  # what is allowed is known of before it is done
+        except StoreUnavailable as error:
+            raise Refusal(unavailable(error)) from error
+        by = asker.key.id if asker.peer_uid is None else f"uid {asker.peer_uid}"
+        return approvals.resolve(task_id, approval_id, answer, by)
+
+    def approvals(self, asker: Asker) -> Sequence[Asked]:
+        """Every call that waits, for whoever sees every task."""
+        assert asker.owner is None
+        return self._dispatcher.approvals.every()
 
     async def retry(self, asker: Asker, task_id: str) -> Task:
         """A task that did not succeed is queued again. Raises Refusal for one in another state."""

@@ -12,9 +12,16 @@ from claude_daemon.wire.anthropic import CountTokensRequest, MessagesRequest
 from claude_daemon.wire.openai_request import ChatCompletionRequest
 from claude_daemon.wire.openapi_answers import SCHEMAS
 from claude_daemon.wire.openapi_parts import REF, SECURITY, Json, answer, ref, ref_to
-from claude_daemon.wire.tasks import BatchRequest, TaskRequest
+from claude_daemon.wire.tasks import ApprovalAnswer, BatchRequest, TaskRequest
 
-_REQUESTS: Final = (ChatCompletionRequest, MessagesRequest, CountTokensRequest, TaskRequest, BatchRequest)
+_REQUESTS: Final = (
+    ChatCompletionRequest,
+    MessagesRequest,
+    CountTokensRequest,
+    TaskRequest,
+    BatchRequest,
+    ApprovalAnswer,
+)
 
 
 def document(version: str) -> Json:

@@ -154,6 +154,17 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         _object(code=_TEXT, message=_TEXT), errors=_FAULTS, retry_after_s={"type": "number", "minimum": 0}
     ),
     "TaskList": _object(object={"const": "list"}, data=_list(_ref("Task")), next=_MAYBE_TEXT),
+    "Approval": _object(
+        object={"const": "approval"},
+        task=_TEXT,
+        approval=_TEXT,
+        allow={"type": "boolean"},
+        tool=_TEXT,
+        tool_use_id=_TEXT,
+        input={"type": "object"},
+        cwd=_MAYBE_TEXT,
+        expires_at=_TIME,
+    ),
     "TaskEvent": _object(task=_TEXT, seq=_COUNT, type=_TEXT, at=_TIME, data={"type": "object"}),
     "DrainNotice": _object(task=_TEXT, cursor=_COUNT, retry_after_ms=_COUNT),
     "Batch": _object(

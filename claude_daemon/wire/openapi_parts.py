@@ -66,5 +66,5 @@ def errors(model: str, *statuses: str, media_type: str = "application/json", **t
     return {status: answer(texts[status], model, media_type=media_type) for status in sorted(texts)}
 
 
-def path_id(what: str) -> Json:
-    return {"name": "id", "in": "path", "required": True, "description": what, "schema": {"type": "string"}}
+def path_id(what: str, name: str = "id") -> Json:
+    return {"name": name, "in": "path", "required": True, "description": what, "schema": {"type": "string"}}

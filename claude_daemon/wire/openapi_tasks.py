@@ -27,9 +27,9 @@ A WebSocket (RFC 6455) of JSON text messages; one connection follows many tasks.
 `claude-daemon.v1, bearer.<key>`.
 
 The client sends `{"op":"submit","ref","task":{…}}` (a TaskRequest, followed from its first event), \
-`{"op":"subscribe","ref","task","after"}`, `{"op":"unsubscribe","ref","task"}`, `{"op":"cancel","ref","task"}` and \
-`{"op":"ping","ref"}`. `ref` (text or a number, given back as it is) and `after` (the seq of the last event seen) \
-may be left out.
+`{"op":"subscribe","ref","task","after"}`, `{"op":"unsubscribe","ref","task"}`, `{"op":"cancel","ref","task"}`, \
+`{"op":"approve","ref","task","approval","allow","message"}` and `{"op":"ping","ref"}`. `ref` (text or a number, given \
+back as it is), `after` (the seq of the last event seen) and `message` may be left out.
 
 The server sends `{"op":"ack","ref","task"}`, `{"op":"event","task","seq","type","at","data"}` (a TaskEvent), \
 `{"op":"error","ref","error"}` (a TaskError), `{"op":"pong","ref"}` and, before it stops, \
@@ -45,6 +45,10 @@ def paths() -> Json:
         "/v1/tasks/{id}": {"parameters": [path_id("A task.")], "get": _get()},
         "/v1/tasks/{id}/events": {"parameters": [path_id("A task.")], "get": _follow()},
         "/v1/tasks/{id}/cancel": {"parameters": [path_id("A task.")], "post": _cancel()},
+        "/v1/tasks/{id}/approvals/{approval}": {
+            "parameters": [path_id("A task."), path_id("What `approval.requested` names.", "approval")],
+            "post": _approve(),
+        },
         "/v1/batches": {"post": _submit_batch()},
         "/v1/batches/{id}": {"parameters": [path_id("A batch.")], "get": _batch()},
         "/v1/stream": {"get": _stream()},
@@ -125,6 +129,18 @@ def _cancel() -> Json:
         "summary": "Cancel a task",
         "responses": {"200": answer("The task: cancelled, about to be, or unchanged where it had ended.", "Task")}
         | _problems(*ANY_ROUTE, "404", "503"),
+    }
+
+
+def _approve() -> Json:
+    return {
+        "operationId": "answerApproval",
+        "tags": ["tasks"],
+        "summary": "Allow or deny a tool call that waits",
+        "description": "Needs the scope `approvals`. The same answer again changes nothing.",
+        "requestBody": body("ApprovalAnswer"),
+        "responses": {"200": answer("The call, and what was said.", "Approval")}
+        | _problems(*ANY_BODY, "404", "503", status_409="It was answered otherwise already."),
     }
 
 

@@ -31,6 +31,8 @@ MAX_METADATA: Final = 16
 MAX_METADATA_KEY: Final = 64
 MAX_METADATA_VALUE: Final = 512
 """The three bounds are those of OpenAI's ``metadata``."""
+MAX_MESSAGE: Final = 4096
+"""Characters that the model is told with a denial."""
 MAX_BATCH: Final = 1000
 """Tasks of one submission: as many as are written in one commit without holding up the others."""
 
@@ -131,8 +133,8 @@ class Tools(Strict):
     allow: _Rules = Field(default_factory=list)
     deny: _Rules = Field(default_factory=list)
     """Always wins."""
-    approval: Literal["never", "auto"] = "never"
-    """What becomes of a call that no rule allows: denied, or allowed."""
+    approval: Literal["never", "ask", "auto"] = "never"
+    """What becomes of a call that no rule allows: denied, asked for, or allowed."""
 
 
 class TaskRequest(Strict):
@@ -213,6 +215,19 @@ class TaskRequest(Strict):
         if isinstance(blocks, str):
             return f"{blocks}\n\n{self.append_system}" if blocks else self.append_system
         return [*blocks, {"type": "text", "text": self.append_system}]
+
+
+class ApprovalAnswer(Strict):
+    """``POST /v1/tasks/{id}/approvals/{approval}``."""
+
+    allow: bool
+    message: Annotated[str, Field(max_length=MAX_MESSAGE)] = ""
+    """What the model is told with a denial."""
+
+
+def parse_answer(body: bytes) -> ApprovalAnswer:
+    """Raises Refusal as ``parse.parse`` does."""
+    return validate(ApprovalAnswer, load(body))
 
 
 def parse_task(body: bytes) -> TaskRequest:
@@ -312,11 +327,13 @@ def list_document(documents: Sequence[Mapping[str, Any]], following: str | None)
 
 
 __all__ = [
+    "ApprovalAnswer",
     "BatchRequest",
     "TaskRequest",
     "canonical",
     "error_document",
     "list_document",
+    "parse_answer",
     "parse_batch",
     "parse_task",
     "task_document",

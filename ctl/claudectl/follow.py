@@ -10,9 +10,11 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+import click
+
 from claude_daemon.core import event as event_types
 from claudectl.client import Client, StreamCut, decoded
-from claudectl.errors import Interrupted, NotReady, NotRunning, TimedOut
+from claudectl.errors import Conflict, Interrupted, NotFound, NotReady, NotRunning, TimedOut
 from claudectl.render import Document, mapping, plain
 from claudectl.sockets import Deadline
 from claudectl.transcript import End, Transcript
@@ -33,13 +35,18 @@ def task_path(task_id: str, below: str = "") -> str:
     return f"tasks/{quote(os.fsencode(task_id), safe='')}{below}"
 
 
+def approval_path(task_id: str, approval: str) -> str:
+    return task_path(task_id, f"/approvals/{quote(os.fsencode(approval), safe='')}")
+
+
 class Reader:
     """Tells of one task's events: as they are with ``raw``, else as a transcript. Knows how far it has come.
 
-    ``task_id`` None: the events will say it.
+    ``task_id`` None: the events will say it. ``asks``: over which somebody at the terminal answers what is asked.
     """
 
-    def __init__(self, *, raw: bool, task_id: str | None = None, after: int = 0) -> None:
+    def __init__(self, *, raw: bool, task_id: str | None = None, after: int = 0, asks: Client | None = None) -> None:
+        self._asks = asks
         self.task_id = task_id
         self.after = after
         self._raw = raw
@@ -96,6 +103,22 @@ class Reader:
             sys.stdout.buffer.flush()
         else:
             self._transcript.tell(event)
+        if event.get("type") == event_types.APPROVAL_REQUESTED and self._asks is not None:
+            self._ask(self._asks, mapping(event.get("data")))
+
+    def _ask(self, client: Client, asked: Document) -> None:
+        """On the terminal. What is asked here may be answered elsewhere meanwhile: then that stands."""
+        approval = str(asked.get("approval"))
+        try:
+            allow = self._transcript.confirm()
+        except click.Abort:
+            raise KeyboardInterrupt from None
+        try:
+            # not bounded by --timeout: whoever is asked takes the time that they need
+            client.post(approval_path(self.task_id or "", approval), {"allow": allow})
+        except (Conflict, NotFound) as error:
+            self._transcript.remark(str(error))
+            self._transcript.remark(None)
 
 
 def follow(client: Client, task_id: str, reader: Reader) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 from claudectl import moment
@@ -43,6 +44,20 @@ def task(document: Document, paint: Paint) -> str:
     facts = screen(_title(document, paint), _facts(document))
     text = mapping(document.get("result")).get("text")
     return f"{facts}\n\n{clean(text)}".rstrip("\n") if isinstance(text, str) else facts
+
+
+# What of a call's input says most, by its name.
+_TELLING = ("command", "file_path", "notebook_path", "pattern", "path", "description")
+MAX_CALL = 200
+
+
+def call(tool: object, given: object) -> str:
+    """A tool call in a line."""
+    inputs = mapping(given)
+    said = next((inputs[name] for name in _TELLING if isinstance(inputs.get(name), str)), None)
+    told = plain(" ".join(str(said).split()) if said is not None else json.dumps(dict(inputs)))
+    cut = told if len(told) <= MAX_CALL else f"{told[:MAX_CALL]}…"
+    return f"{plain(tool)}: {cut}" if inputs else plain(tool)
 
 
 def _title(document: Document, paint: Paint) -> str:

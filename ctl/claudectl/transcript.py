@@ -5,12 +5,18 @@ from __future__ import annotations
 import sys
 from typing import NamedTuple
 
+import click
+
 from claude_daemon.core import event as event_types
+from claudectl import tasktext
 from claudectl.clean import Cleaner
 from claudectl.errors import ControlError
 from claudectl.options import note
 from claudectl.progress import Progress
 from claudectl.render import Document, mapping, plain
+
+MAX_SHOWN = 20
+"""Lines of an edit that is asked for."""
 
 
 class Type:
@@ -59,6 +65,18 @@ class Transcript:
                 self._cut = self._cut or bool(data.get("truncated"))
             case event_types.TEXT_RESET:
                 self._start_over()
+            case event_types.TOOL_USE:
+                self._phase = f"running {plain(data.get('name'))}"
+                self._aside(tasktext.call(data.get("name"), data.get("input")))
+            case event_types.TOOL_RESULT if data.get("is_error"):
+                first = str(data.get("content", "")).strip().partition("\n")[0]
+                self._aside(f"{plain(data.get('name'))} failed: {plain(first[: tasktext.MAX_CALL])}")
+            case event_types.APPROVAL_REQUESTED:
+                self._phase = "waiting for an approval"
+                self._aside(_asked(event, data))
+            case event_types.APPROVAL_RESOLVED:
+                self._phase = "running"
+                self._aside(f"{'allowed' if data.get('allow') else 'denied'} by {plain(data.get('by'))}")
 
     def remark(self, text: str | None) -> None:
         """Says what has befallen the stream, once until the next event: in the progress line where there is one,
@@ -69,6 +87,18 @@ class Transcript:
         self._remarked = True
         if self._mid_line and sys.stdout.isatty():
             sys.stderr.write("\n")  # not into the answer's line, nor into the answer
+        note(text)
+
+    def confirm(self) -> bool:
+        """Asks on the terminal. Raises click.Abort at Ctrl-C and at the end of input."""
+        self.progress.erase()
+        return click.confirm("Allow this call?", default=False, err=True)
+
+    def _aside(self, text: str) -> None:
+        """A line on stderr, beside the answer and not in the middle of one of its lines."""
+        self.progress.erase()
+        if self._mid_line and sys.stdout.isatty():
+            sys.stderr.write("\n")
         note(text)
 
     def close(self) -> None:
@@ -100,6 +130,19 @@ class Transcript:
             self._mid_line = not text.endswith("\n")  # first: Ctrl-C may come while it is written
             sys.stdout.write(text)
             sys.stdout.flush()
+
+
+def _asked(event: Document, data: Document) -> str:
+    """What is asked, where, and how it is answered; of an edit, what goes and what comes."""
+    given = mapping(data.get("input"))
+    lines = [f"may it run {tasktext.call(data.get('tool'), given)}"]
+    if data.get("cwd") is not None:
+        lines.append(f"  in {plain(data.get('cwd'))}")
+    for name, mark in (("old_string", "-"), ("new_string", "+"), ("content", "+")):
+        if isinstance(text := given.get(name), str):
+            lines += [f"  {mark} {plain(line)}" for line in text.splitlines()[:MAX_SHOWN]]
+    lines.append(f"  claudectl tasks approve {plain(event.get('task'))} {plain(data.get('approval'))} [--deny]")
+    return "\n".join(lines)
 
 
 class End(NamedTuple):

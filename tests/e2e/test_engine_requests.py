@@ -230,8 +230,8 @@ async def test_requests_of_one_key_are_begun_in_the_order_they_came(
 
 async def test_a_request_that_waited_too_long_never_runs(start_daemon: StartDaemon, model: OfflineModel) -> None:
     daemon = await start_daemon({"queue.wait_timeout_s": 0.5})
-    slow = asyncio.ensure_future(daemon.chat("the slow one [[tokens=600]] [[pace=100ms]]"))
-    await model.wait_until(lambda m: bool(asked_with(m, "the slow one")))
+    slow = asyncio.ensure_future(daemon.chat("the slowest one [[tokens=600]] [[pace=100ms]]"))
+    await model.wait_until(lambda m: bool(asked_with(m, "the slowest one")))
     late = await daemon.chat("the late one [[tokens=1]]")
     assert late.status in (503, 529)
     assert int(late.headers["Retry-After"]) >= 1

@@ -139,12 +139,9 @@ async def test_an_idempotency_key_names_one_submission(daemon: DaemonProcess) ->
 @pytest.mark.parametrize(
     "field",
     [
-        {"tools": {"allow": ["Bash"]}},
-        {"cwd": "/"},
         {"session": {}},
         {"agents": [{"prompt": "x"}]},
         {"mcp_servers": ["x"]},
-        {"max_cost_usd": 1},
         {"nonsense": 1},
     ],
 )
@@ -152,6 +149,13 @@ async def test_what_tasks_cannot_do_yet_is_refused_by_name(daemon: DaemonProcess
     (name,) = field
     refused = await submit(daemon, "x", 400, **field)
     assert (refused["code"], refused["errors"][0]["path"]) == ("unsupported_parameter", name)
+
+
+@pytest.mark.parametrize("field", [{"tools": {"allow": ["Read"]}}, {"tools": {"approval": "ask"}}, {"cwd": "/srv"}])
+async def test_the_key_of_the_home_has_no_tools_over_the_network(daemon: DaemonProcess, field: dict[str, Any]) -> None:
+    refused = await submit(daemon, "x", 403, **field)
+    assert refused["code"] == "forbidden"
+    assert "The role `standard without tools`" in refused["detail"]
 
 
 async def test_a_schema_makes_a_structured_result(daemon: DaemonProcess) -> None:
@@ -250,7 +254,7 @@ async def test_a_batch_tells_of_each_of_its_tasks(daemon: DaemonProcess) -> None
         batch = await response.json()
         assert response.status == 202, batch
     assert [row["state"] == "refused" for row in batch["tasks"]] == [False, True, False, True]
-    assert batch["tasks"][1]["error"]["code"] == "unsupported_parameter"
+    assert [batch["tasks"][n]["error"]["code"] for n in (1, 3)] == ["forbidden", "unsupported_parameter"]
     for row in batch["tasks"]:
         if row["id"]:
             await finished(daemon, row["id"])

@@ -60,6 +60,7 @@ def test_every_route_of_this_version_is_there() -> None:
         "/v1/tasks/{id}",
         "/v1/tasks/{id}/events",
         "/v1/tasks/{id}/cancel",
+        "/v1/tasks/{id}/approvals/{approval}",
         "/v1/batches",
         "/v1/batches/{id}",
         "/v1/stream",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -31,12 +32,24 @@ def _metadata(_: click.Context, __: click.Parameter, given: Sequence[str]) -> di
     return entries
 
 
+def _rules(_: click.Context, __: click.Parameter, given: str | None) -> Sequence[str]:
+    """Separated by commas; a pattern in brackets holds none."""
+    return [rule.strip() for rule in (given or "").split(",") if rule.strip()]
+
+
 @click.command(cls=Command, name="run")
 @click.argument("prompt", required=False)
 @click.option("--model", metavar="NAME", help="An alias or a model's name instead of engine.default_model.")
 @click.option("--system", metavar="TEXT", help="The system prompt.")
 @click.option("--append-system", metavar="TEXT", help="What is added to the system prompt.")
 @click.option("--schema", metavar="FILE", help="A file with the JSON schema that the answer must satisfy.")
+@click.option("--allow-tools", metavar="RULES", callback=_rules, help="What the agent may use: Read,Bash(git *).")
+@click.option("--deny-tools", metavar="RULES", callback=_rules, help="What it may not; always wins.")
+@click.option("--approval", type=click.Choice(["never", "ask", "auto"]), help="For what no rule allows. Usually never.")
+@click.option("--cwd", metavar="DIR", help="Where the agent works, under a configured root.")
+@click.option("--add-dir", "add_dirs", multiple=True, metavar="DIR", help="Another directory. May be repeated.")
+@click.option("--max-turns", type=int, metavar="N", help="Model calls at most.")
+@click.option("--max-cost-usd", type=float, metavar="USD", help="No further model call once so much is spent.")
 @click.option("--priority", type=int, metavar="N", help="Which waiting task is first: the higher. Usually 0.")
 @click.option("--timeout-s", type=seconds, metavar="S", help="The task fails when it is not over after S seconds.")
 @click.option(
@@ -44,19 +57,40 @@ def _metadata(_: click.Context, __: click.Parameter, given: Sequence[str]) -> di
 )
 @click.option("--detach", is_flag=True, help="Print the task's id when it is accepted, and leave.")
 @click.pass_obj
-def command(options: Options, /, prompt: str | None, schema: str | None, detach: bool, **asked: object) -> None:
+def command(
+    options: Options,
+    /,
+    prompt: str | None,
+    schema: str | None,
+    detach: bool,
+    allow_tools: Sequence[str],
+    deny_tools: Sequence[str],
+    approval: str | None,
+    cwd: str | None,
+    add_dirs: Sequence[str],
+    **asked: object,
+) -> None:
     """Run PROMPT as a task and print its answer as it comes.
 
     Without PROMPT, or with -, the prompt is read from stdin. Ctrl-C cancels the task; it goes on when claudectl
-    ends in any other way.
+    ends in any other way. What an agent does is told on stderr; with --approval ask it is asked on a terminal. Rules
+    with a pattern keep an agent tidy; they confine nothing: only the sandbox does.
 
     \b
     Examples:
       claudectl run "Why is the sky blue?"
       git diff | claudectl run --system "Review this diff." --model haiku
       claudectl tasks follow "$(claudectl run --detach - < prompt.txt)"
+      claudectl run "Fix the failing test." --allow-tools 'Read,Edit,Bash(pytest *)' --cwd .
     """
     body: dict[str, Any] = {"prompt": _prompt(prompt)}
+    tools = {"allow": allow_tools, "deny": deny_tools, "approval": approval}
+    if tools := {name: value for name, value in tools.items() if value}:
+        body["tools"] = tools
+    if cwd is not None:
+        body["cwd"] = os.path.realpath(cwd)
+    if add_dirs:
+        body["add_dirs"] = [os.path.realpath(path) for path in add_dirs]
     body |= {name: value for name, value in asked.items() if value is not None and value != {}}
     if schema is not None:
         body["schema"] = _schema(schema)
@@ -116,7 +150,7 @@ def _id(task: Document, _: Paint) -> str:
 
 def _run(options: Options, body: Document) -> None:
     client = options.client()
-    with Reader(raw=options.json) as reader:
+    with Reader(raw=options.json, asks=client if _asks(body) and sys.stdin.isatty() else None) as reader:
         try:
             with client.stream("tasks", body) as lines:
                 end = reader.read(lines)
@@ -125,6 +159,11 @@ def _run(options: Options, body: Document) -> None:
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted: {_cancel(client, reader.task_id)}") from None
     end.conclude()
+
+
+def _asks(body: Document) -> bool:
+    tools = body.get("tools")
+    return isinstance(tools, dict) and tools.get("approval") == "ask"
 
 
 def _cancel(client: Client, task_id: str | None) -> str:

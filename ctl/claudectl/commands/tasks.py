@@ -13,7 +13,7 @@ from claude_daemon.core.task import Kind, State
 from claudectl import moment, render, tasktext
 from claudectl.client import Client
 from claudectl.errors import ControlError, Interrupted, Mismatch, NotFound
-from claudectl.follow import ENDED, Reader, follow, task_path
+from claudectl.follow import ENDED, Reader, approval_path, follow, task_path
 from claudectl.options import Group, Options, note
 from claudectl.render import Document, Paint, plain
 
@@ -172,6 +172,45 @@ def _cancelled(task: Document, paint: Paint) -> str:
     if state == State.CANCELLED:
         return told
     return f"{told} already" if state in ENDED else f"{told}, about to be cancelled"
+
+
+@command.command("approvals")
+@click.pass_obj
+def approvals(options: Options) -> None:
+    """List the tool calls that wait for somebody's word.
+
+    \b
+    Example:
+      claudectl tasks approvals
+    """
+    _, document = options.client().get("approvals")
+    options.show(document, lambda page, _: "\n".join(map(_waiting, _entries(page))) or "nothing waits")
+
+
+def _waiting(entry: Document) -> str:
+    told = tasktext.call(entry.get("tool"), entry.get("input"))
+    return f"{plain(entry.get('task'))} {plain(entry.get('approval'))}  {told}"
+
+
+@command.command("approve")
+@click.argument("task_id", metavar="ID")
+@click.argument("approval", metavar="APPROVAL")
+@click.option("--deny", is_flag=True, help="The call is not to be made.")
+@click.option("--message", metavar="TEXT", help="What the model is told with a denial.")
+@click.pass_obj
+def approve(options: Options, task_id: str, approval: str, deny: bool, message: str | None) -> None:
+    """Allow a tool call that waits, or deny it.
+
+    One that was answered otherwise before is a conflict, 7.
+
+    \b
+    Examples:
+      claudectl tasks approve task_01k8... appr_01k8...
+      claudectl tasks approve task_01k8... appr_01k8... --deny --message "not on a Friday"
+    """
+    path = approval_path(task_id, approval)
+    document = options.client().post(path, {"allow": not deny, "message": message or ""})
+    options.show(document, lambda told, _: f"{plain(approval)} {'allowed' if told.get('allow') else 'denied'}")
 
 
 @command.command("retry")

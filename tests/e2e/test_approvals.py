@@ -1,0 +1,230 @@
+"""An agent that asks: told to whoever follows, answered from anywhere, and over with its attempt."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.e2e.test_agents import Agents, agents, call, ended, repository, told  # noqa: F401 - fixtures
+from tests.e2e.test_keys import caller, create
+from tests.support import BIN, DaemonProcess
+
+PATIENCE_S = 60.0
+ASKING = {"tools": {"approval": "ask"}}
+WRITE = f"{call('Bash', command='touch written; echo done')} [[tokens=2]]"
+
+
+async def events_of(daemon: DaemonProcess, task_id: str, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+    async with daemon.http.get(f"/v1/tasks/{task_id}/events?after={after}") as response:
+        async for raw in response.content:
+            if raw.startswith(b"data: "):
+                yield orjson.loads(raw.removeprefix(b"data: "))
+
+
+async def asked(daemon: DaemonProcess, task_id: str, number: int = 1) -> list[dict[str, Any]]:
+    """What the task asks, once so many calls wait."""
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(PATIENCE_S), aclosing(events_of(daemon, task_id)) as events:
+        async for event in events:
+            assert event["type"] not in ("task.succeeded", "task.failed"), event
+            if event["type"] == "approval.requested":
+                found.append(event["data"])
+                if len(found) == number:
+                    break
+    return found
+
+
+async def submit(daemon: DaemonProcess, prompt: str, **fields: Any) -> str:
+    task = await daemon.control("tasks?detach=true", "POST", {"prompt": prompt, **ASKING, **fields})
+    assert "id" in task, task
+    return str(task["id"])
+
+
+async def answer(daemon: DaemonProcess, task_id: str, approval: str, allow: bool, message: str = "") -> dict[str, Any]:
+    body = {"allow": allow, "message": message}
+    said: dict[str, Any] = await daemon.control(f"tasks/{task_id}/approvals/{approval}", "POST", body)
+    return said
+
+
+async def test_a_call_that_was_allowed_is_made(agents: Agents, repository: Path) -> None:  # noqa: F811
+    daemon = await agents()
+    task_id = await submit(daemon, WRITE, cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    assert (question["tool"], question["cwd"]) == ("Bash", str(repository))
+    assert question["input"]["command"] == "touch written; echo done"
+    assert not (repository / "written").exists()
+    waiting = (await daemon.control("approvals"))["data"]
+    assert [(entry["task"], entry["approval"]) for entry in waiting] == [(task_id, question["approval"])]
+    said = await answer(daemon, task_id, question["approval"], True)
+    assert (said["object"], said["allow"], said["task"]) == ("approval", True, task_id)
+    task, events = await ended(daemon, task_id)
+    assert task["state"] == "succeeded", task
+    assert (repository / "written").exists()
+    (resolved,) = told(events, "approval.resolved")
+    assert (resolved["allow"], resolved["by"]) == (True, f"uid {os.getuid()}")
+    assert (await answer(daemon, task_id, question["approval"], True))["code"] == "not_found"  # it ended with its task
+
+
+async def test_a_call_that_was_denied_is_not_made_and_the_model_is_told_why(
+    agents: Agents,  # noqa: F811
+    repository: Path,  # noqa: F811
+) -> None:
+    daemon = await agents()
+    task_id = await submit(daemon, WRITE, cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    await answer(daemon, task_id, question["approval"], False, "not on a Friday")
+    task, events = await ended(daemon, task_id)
+    assert task["state"] == "succeeded", task
+    (result,) = told(events, "tool.result")
+    assert result["is_error"]
+    assert "not on a Friday" in result["content"]
+    assert not (repository / "written").exists()
+
+
+async def test_nobodys_answer_is_a_denial(agents: Agents, repository: Path) -> None:  # noqa: F811
+    daemon = await agents({"engine.approval_timeout_s": 1})
+    task, events = await ended(daemon, await submit(daemon, WRITE, cwd=str(repository)))
+    assert task["state"] == "succeeded", task
+    (resolved,) = told(events, "approval.resolved")
+    assert (resolved["allow"], resolved["by"]) == (False, "timeout")
+    assert not (repository / "written").exists()
+
+
+async def test_each_of_several_calls_is_asked_for_and_what_a_rule_allows_is_not(
+    agents: Agents,  # noqa: F811
+    repository: Path,  # noqa: F811
+) -> None:
+    """Claude Code asks for the calls of one answer one after the other where they may change something."""
+    daemon = await agents()
+    both = f"{call('Bash', command='touch one')} {call('Bash', command='touch two')} [[tokens=2]]"
+    calls = f"{call('Bash', command='echo free')} {both}"
+    tools = {"allow": ["Bash(echo free)"], "approval": "ask"}
+    task_id = await submit(daemon, calls, cwd=str(repository), tools=tools)
+    (first,) = await asked(daemon, task_id)
+    await answer(daemon, task_id, first["approval"], False)
+    first, second = await asked(daemon, task_id, 2)
+    await answer(daemon, task_id, second["approval"], True)
+    task, events = await ended(daemon, task_id)
+    assert task["state"] == "succeeded", task
+    assert [question["input"]["command"] for question in (first, second)] == ["touch one", "touch two"]
+    assert {path.name for path in repository.iterdir()} == {"hello.txt", "two"}
+    assert [result["is_error"] for result in told(events, "tool.result")] == [False, True, False]
+
+
+async def test_it_ends_with_the_task(agents: Agents, repository: Path) -> None:  # noqa: F811
+    daemon = await agents()
+    task_id = await submit(daemon, WRITE, cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    await daemon.control(f"tasks/{task_id}/cancel", "POST")
+    task, events = await ended(daemon, task_id)
+    assert task["state"] == "cancelled"
+    assert [resolved["by"] for resolved in told(events, "approval.resolved")] == ["ended"]
+    assert (await answer(daemon, task_id, question["approval"], True))["code"] == "not_found"
+    assert (await daemon.control("approvals"))["data"] == []
+    assert not (repository / "written").exists()
+
+
+async def test_it_does_not_outlive_its_attempt(agents: Agents, repository: Path) -> None:  # noqa: F811
+    """The daemon dies while somebody is asked: nobody can tell what was done, so it is not done again."""
+    daemon = await agents()
+    task_id = await submit(daemon, WRITE, cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    await daemon.stop(signal.SIGKILL)
+    again = await agents()
+    task, _ = await ended(again, task_id)
+    assert (task["state"], task["error"]["code"]) == ("failed", "interrupted")
+    assert (await answer(again, task_id, question["approval"], True))["code"] == "not_found"
+    assert not (repository / "written").exists()
+
+
+@pytest.mark.parametrize("way", ["http", "websocket"])
+async def test_only_a_key_with_the_scope_answers_and_only_for_its_own(
+    agents: Agents,  # noqa: F811
+    repository: Path,  # noqa: F811
+    way: str,
+) -> None:
+    daemon = await agents()
+    full, other = [await create(daemon, name, role="full") for name in ("full", "other")]
+    standard = await create(daemon, "standard")
+    body = {"prompt": WRITE, "cwd": str(repository), **ASKING}
+
+    async def submitted(session: Any) -> tuple[str, str]:
+        async with session.post("/v1/tasks", json=body) as response:
+            task_id = str((await response.json())["id"])
+        while not (waiting := (await daemon.control("approvals"))["data"]):
+            await asyncio.sleep(0.02)
+        return task_id, waiting[0]["approval"]
+
+    async def answered(session: Any, task_id: str, approval: str) -> str:
+        if way == "http":
+            path = f"/v1/tasks/{task_id}/approvals/{approval}"
+            async with session.post(path, json={"allow": True}) as response:
+                return str((await response.json()).get("code", "done"))
+        async with session.ws_connect("/v1/stream", protocols=["claude-daemon.v1"]) as socket:
+            await socket.send_json({"op": "approve", "task": task_id, "approval": approval, "allow": True})
+            said = await socket.receive_json()
+            return "done" if said["op"] == "ack" else str(said["error"]["code"])
+
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        caller(daemon, full["key"]) as mine,
+        caller(daemon, other["key"]) as theirs,
+        caller(daemon, standard["key"]) as without,
+    ):
+        task_id, approval = await submitted(without)
+        assert await answered(without, task_id, approval) == "forbidden"
+        assert await answered(theirs, task_id, approval) == "not_found"
+        await answer(daemon, task_id, approval, False)
+        while (await daemon.control("approvals"))["data"]:
+            await asyncio.sleep(0.02)
+        task_id, approval = await submitted(mine)
+        assert await answered(theirs, task_id, approval) == "not_found"
+        assert await answered(mine, task_id, approval) == "done"
+        async with mine.get(f"/v1/tasks/{task_id}/events") as response:
+            assert b"task.succeeded" in await response.read()
+    assert (repository / "written").exists()
+
+
+Terminal = Callable[[str], Awaitable[str]]
+
+
+@pytest.mark.parametrize(("key", "written"), [("y", True), ("n", False)])
+async def test_claudectl_asks_on_a_terminal(
+    agents: Agents,  # noqa: F811
+    repository: Path,  # noqa: F811
+    key: str,
+    written: bool,
+) -> None:
+    daemon = await agents()
+    ours, theirs = pty.openpty()
+    argv = [BIN / "claudectl", "run", WRITE, "--approval", "ask", "--cwd", str(repository)]
+    env = {"HOME": str(daemon.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": "dumb"}
+    process = subprocess.Popen(argv, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    seen = b""
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while b"Allow this call?" not in seen:
+                seen += await asyncio.to_thread(os.read, ours, 4096)
+            os.write(ours, f"{key}\n".encode())
+            while process.poll() is None:
+                try:
+                    seen += await asyncio.to_thread(os.read, ours, 4096)
+                except OSError:  # the other end is closed
+                    process.wait(10)
+    finally:
+        process.kill()
+        os.close(ours)
+    assert process.returncode == 0, seen.decode()
+    assert b"may it run Bash: touch written; echo done" in seen
+    assert (repository / "written").exists() is written
