@@ -22,7 +22,7 @@ from claude_daemon.engine.stream import LineFramer, LineTooLong, decode
 STDERR_RING_BYTES: Final = 16 * 1024  # enough for a traceback, small enough for a log line
 PIPE_GRACE_S: Final = 0.5  # what a process that has ended wrote last is read long before
 # Workers are the first to go when memory is short, the daemon the last.
-_WORKER_OOM_SCORE: Final = 500
+WORKER_OOM_SCORE: Final = 500
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -73,7 +73,7 @@ class Process(asyncio.SubprocessProtocol):
         except OSError as error:
             raise SpawnFailed(f"{argv[0]}: {error.strerror or error}") from error
         with contextlib.suppress(OSError):
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(_WORKER_OOM_SCORE))
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text(str(WORKER_OOM_SCORE))
         return process
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -31,7 +31,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from claude_daemon.engine.process import Process, SpawnFailed
+from claude_daemon.engine.process import WORKER_OOM_SCORE, Process, SpawnFailed
 
 _MIB: Final = 1024 * 1024
 _TRIAL_TIMEOUT_S: Final = 10.0  # it takes some 10 ms; a machine at its limit may need a while
@@ -57,6 +57,9 @@ _ETC: Final = (
     "/etc/ssl/openssl.cnf",
 )
 _PRLIMIT: Final = "/usr/bin/prlimit"  # util-linux; inside the sandbox
+# All inside has its score from bwrap, which has it before it starts anything: afterwards it would be a race. Inside it
+# could be too late for another reason: root's /proc is read-only there. Where it cannot be written, it is as it was.
+_HUNGRY: Final = ("/bin/sh", "-c", f'echo {WORKER_OOM_SCORE} 2>/dev/null >/proc/self/oom_score_adj; exec "$@"', "sh")
 
 # linux/openat2.h; the number is the same on every architecture that we know of
 _SYS_OPENAT2: Final = 437
@@ -282,7 +285,15 @@ def bwrap_argv(
         (executable, ["--ro-bind", str(executable), str(executable)]),
     ]
     mounts.sort(key=lambda mount: len(mount[0].parts))
-    argv = [str(bwrap), "--unshare-user", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--new-session"]
+    argv = [
+        *_HUNGRY,
+        str(bwrap),
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--die-with-parent",
+        "--new-session",
+    ]
     argv += ["--cap-drop", "ALL", "--proc", "/proc", "--dev", "/dev"]
     argv += [word for _, words in mounts for word in words]
     # the root and /dev are in memory and would be writable; what is mounted in them stays as it is

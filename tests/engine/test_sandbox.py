@@ -25,6 +25,7 @@ import claude_agent_sdk
 import pytest
 
 from claude_daemon.engine import sandbox
+from claude_daemon.engine.process import WORKER_OOM_SCORE
 from claude_daemon.engine.sandbox import (
     Limits,
     NotBeneath,
@@ -178,8 +179,6 @@ class Scene:
         )
         return [*(() if as_root else as_somebody()), *argv], fds
 
-    # _somebody(), *argv], fds
-
     def env(self) -> dict[str, str]:
         return {**ENV, "HOME": str(self.home), "TMPDIR": "/tmp", "CLAUDE_CONFIG_DIR": str(self.home / "config")}
 
@@ -306,6 +305,12 @@ def test_processes_outside_are_not_seen_and_cannot_be_signalled(scene: Scene) ->
             assert alive(sleeper.pid)
         finally:
             sleeper.kill()
+
+
+def test_all_inside_are_the_first_to_go_when_memory_is_short(scene: Scene) -> None:
+    assert scene.bash("cat /proc/1/oom_score_adj /proc/self/oom_score_adj; sh -c 'cat /proc/$$/oom_score_adj'") == (
+        f"{WORKER_OOM_SCORE}\n" * 3
+    )
 
 
 def test_only_its_own_directories_can_be_written(scene: Scene) -> None:
@@ -484,7 +489,8 @@ async def test_why_there_is_no_sandbox_is_said(tmp_path: Path, bwrap: Path) -> N
     assert await sandbox_missing(bwrap) is None
     assert await sandbox_missing(None) == "bubblewrap is not installed"
     old = tmp_path / "bwrap"
-    assert await sandbox_missing(old) == f"bubblewrap cannot be started: {old}: No such file or directory"
+    said = await sandbox_missing(old)
+    assert said is not None and said.startswith(f"{old} does not work here: ") and "not found" in said
     old.write_text("#!/bin/sh\necho 'bwrap: Unknown option --bind-fd' >&2\nexit 1\n")
     old.chmod(0o755)
     assert await sandbox_missing(old) == f"{old} does not work here: bwrap: Unknown option --bind-fd"
