@@ -29,6 +29,10 @@ ROWS: Mapping[str, tuple[str, str]] = {
         "client_composed: commands in a prompt mean nothing",
         "a prompt is never sent with its first column",
     ),
+    "client_tools": (
+        "tools of an MCP server in the SDK, whose calls wait for the interrupt",
+        "tools are refused by name on the text lane",
+    ),
 }
 
 
@@ -46,6 +50,7 @@ class Capabilities:
     interrupt: bool = True
     composed: bool = True
     system_block: bool = True
+    client_tools: bool = True
     version: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
 
@@ -56,6 +61,12 @@ class Capabilities:
             raise ValueError(f"no such capability: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
         off: dict[str, Any] = dict.fromkeys(names, False)
         return replace(self, **off)
+
+    @property
+    def takes_tools(self) -> bool:
+        """A client's tools need their own row, and three more: their list comes late, their results are history, and
+        the interrupt ends the turn."""
+        return self.client_tools and self.late_bind and self.history and self.interrupt
 
     def missing(self) -> list[str]:
         return [row.name for row in fields(self) if row.name in ROWS and not getattr(self, row.name)]

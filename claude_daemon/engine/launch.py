@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.engine import client_tools
 
 # What a worker may see of the daemon's own environment: the way to the network, where a login needs it.
 _NETWORK_VARIABLES = (
@@ -96,9 +97,11 @@ def argv(launch: Launch) -> list[str]:
 
 
 def _text(launch: Launch) -> list[str]:
+    """No tools but a client's own, which may be offered later and which nobody runs."""
+    tools = ["--tools=", f"--allowedTools={client_tools.ALLOWED}"]
     if launch.system_prompt_file is not None:
-        return ["--tools=", f"--system-prompt-file={launch.system_prompt_file}"]
-    return ["--tools=", "--system-prompt="]
+        return [*tools, f"--system-prompt-file={launch.system_prompt_file}"]
+    return [*tools, "--system-prompt="]
 
 
 def _agent(launch: Launch, agent: AgentSpec) -> list[str]:

@@ -25,7 +25,7 @@ from typing import Any, Final
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.core.worker import LIVE, Start, WorkerState
-from claude_daemon.engine import report
+from claude_daemon.engine import client_tools, report
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.failures import Failures
@@ -34,7 +34,7 @@ from claude_daemon.engine.lease import TextLease
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan
 from claude_daemon.engine.process import SpawnFailed
 from claude_daemon.engine.spawner import Spawner
-from claude_daemon.engine.worker import Worker
+from claude_daemon.engine.worker import Worker, refused_tools
 from claude_daemon.ports import HealthReport
 
 _UPKEEP_INTERVAL_S: Final = 10.0  # age and memory of idle workers
@@ -146,12 +146,27 @@ class Pool:
     # what the dispatcher asks
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
-        return self._unsupported(spec)
+        return self._unsupported(spec) or self._tools_unsupported(spec)
+
+    def _tools_unsupported(self, spec: TaskSpec) -> Failure | None:
+        """What of a client's tools this CLI, or this way to the upstream, cannot do."""
+        choice = spec.request.get("tool_choice") or {}
+        if not spec.request.get("tools"):
+            return None
+        if not self.capabilities.takes_tools:
+            return refused_tools("this Claude Code has no place for them")
+        if client_tools.upstream_choice(choice) is None or self._spawner.brokered:
+            return None
+        path = "tool_choice" if choice["type"] != "auto" else "tool_choice.disable_parallel_tool_use"
+        message = f"`{path}` is not supported on the text lane: with a login, Claude Code lets the model choose."
+        return Failure(code=Code.UNSUPPORTED_PARAMETER, message=message, param=path)
 
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         named = [name for name in ("max_tokens", "metadata") if spec.request.get(name) is not None]
         if "anthropic-beta" in (spec.headers or {}):
             named.append("anthropic-beta")
+        if any(tool.get("strict") for tool in spec.request.get("tools") or ()):
+            named.append("strict")
         if not self.capabilities.history and len(spec.request["messages"]) > 1:
             named.append("messages")
         return named

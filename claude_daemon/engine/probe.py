@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import orjson
 
-from claude_daemon.core.task import State
+from claude_daemon.core.task import Outcome, State
+from claude_daemon.engine import client_tools
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.launch import QUIET
@@ -28,13 +29,15 @@ from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 
 # Raised when a probe asks for more: then older results are no longer complete.
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _BRIEF_TIMEOUT_S: Final = 30.0
 _LIMITS: Final = TurnLimits(stall_seconds=10.0, turn_seconds=20.0)
 _HANG_S: Final = 0.3  # long enough for the turn to be under way, which the canned answer never ends
 _SYSTEM: Final = "claude-daemon probe: system prompt"
 # understood by the gateway's canned answers
 HANG: Final = "claude-daemon-probe-hang"
+CALL: Final = "claude-daemon-probe-call"
+_TOOLS: Final = client_tools.listing([{"name": "probe", "input_schema": {"type": "object", "properties": {}}}])
 _FLAGS: Final = {"bare": "--bare", "restricted": "--restricted", "permission_prompts": "--permission-prompts"}
 
 
@@ -113,6 +116,10 @@ class _Prober:
         found["composed"] = await self._attempt(self._composed)
         found["set_model"] = await self._attempt(self._set_model)
         found["interrupt"] = await self._attempt(self._interrupt)
+        found["client_tools"] = False
+        if found["late_bind"] and found["history"] and found["interrupt"]:
+            await self._fresh()  # tools are bound as a system prompt is, once
+            found["client_tools"] = await self._attempt(self._client_tools)
         return found
 
     async def close(self) -> None:
@@ -189,19 +196,46 @@ class _Prober:
                 await anext(batches)
         return await worker.settle() and (await worker.ask("mcp_status")).get("subtype") == "success"
 
+    async def _client_tools(self, worker: Worker) -> bool:
+        """Two calls at once reach us and end the turn; with their results the next turn goes on."""
+        name, binding = client_tools.upstream_name("probe"), Binding(trust_domain="probe", tools=_TOOLS)
+        worker.bind(binding)
+        asked = replace(_plan(CALL, worker), binding=binding)
+        events, outcome = await self._events(worker, asked)
+        calls = [event["content_block"] for event in events if event["type"] == "content_block_start"]
+        if outcome.stop_reason != "tool_use" or [call["name"] for call in calls] != ["probe", "probe"]:
+            return False
+        await worker.clear()
+        answered = [{"type": "tool_use", "id": call["id"], "name": name, "input": {}} for call in calls]
+        results = [{"type": "tool_result", "tool_use_id": call["id"], "content": "done"} for call in calls]
+        sent = _told((await self._events(worker, replace(asked, history=[("call", answered)], last=results)))[0])
+        expected = [["tool_use", call["id"], name] for call in calls]
+        expected += [["tool_result", call["id"], None] for call in calls]
+        return bool(sent["tools"] == [name] and sent["calls"] == expected)
+
     async def _turn(self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """One turn; what the upstream was sent. Raises ValueError when the answer tells nothing."""
-        said: list[str] = []
-        plan = _plan(text, worker, history)
+        return _told((await self._events(worker, _plan(text, worker, history)))[0])
+
+    async def _events(self, worker: Worker, plan: TurnPlan) -> tuple[list[Mapping[str, Any]], Outcome]:
+        """One turn; its events and its end. Raises ValueError when it does not end well."""
+        events: list[Mapping[str, Any]] = []
         async for batch in worker.turn(plan, worker.model, _LIMITS):
             for item in batch:
-                if isinstance(item, Ended):
-                    if item.outcome.state is not State.SUCCEEDED:
-                        raise ValueError(str(item.outcome.failure))
-                elif item.data.get("type") == "content_block_delta":
-                    said.append(item.data["delta"].get("text", ""))
-        sent: dict[str, Any] = orjson.loads("".join(said))
-        return sent
+                if not isinstance(item, Ended):
+                    events.append(item.data)
+                elif item.outcome.state is State.SUCCEEDED:
+                    return events, item.outcome
+                else:
+                    raise ValueError(str(item.outcome.failure))
+        raise ValueError("the turn has no end")
+
+
+def _told(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the upstream was sent, which a canned answer tells. Raises ValueError when it tells nothing."""
+    deltas = [event["delta"] for event in events if event.get("type") == "content_block_delta"]
+    sent: dict[str, Any] = orjson.loads("".join(delta.get("text", "") for delta in deltas))
+    return sent
 
 
 def _plan(text: str, worker: Worker, history: Sequence[tuple[str, str]] = ()) -> TurnPlan:

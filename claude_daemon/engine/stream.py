@@ -69,9 +69,15 @@ def user_line(content: str | Sequence[Mapping[str, Any]], *, query: bool = True,
     return orjson.dumps(line) + b"\n"
 
 
-def assistant_line(content: Sequence[Mapping[str, Any]]) -> bytes:
-    """An earlier answer, added to the conversation."""
-    return orjson.dumps({"type": "assistant", "message": {"role": "assistant", "content": content}}) + b"\n"
+def assistant_line(content: Sequence[Mapping[str, Any]], model: str | None = None) -> bytes:
+    """An earlier answer, added to the conversation.
+
+    The CLI takes out its thinking unless ``model`` is the running one.
+    """
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if model is not None:
+        message["model"] = model
+    return orjson.dumps({"type": "assistant", "message": message}) + b"\n"
 
 
 def control_line(request_id: str, subtype: str, **fields: Any) -> bytes:

@@ -18,6 +18,7 @@ from claude_daemon.core.errors import Code, Failure, failure_of_upstream_status
 from claude_daemon.core.event import MESSAGE_EVENT, RETRY, Emission
 from claude_daemon.core.message import usage_of
 from claude_daemon.core.task import Outcome, State, Usage
+from claude_daemon.engine.client_tools import client_name, is_server_request, method
 from claude_daemon.engine.plan import BYTES_PER_TOKEN
 
 _TEXT_FIELDS = {"text_delta": "text", "thinking_delta": "thinking"}
@@ -37,6 +38,8 @@ class _Block:
     """
 
     type: str
+    call: str | None = None
+    """The id of a tool call."""
     pieces: list[str] = field(default_factory=list)
     given: str | None = None  # the joined pieces, while they are being repeated
     again: int = 0
@@ -56,14 +59,24 @@ class TurnReader:
     """Feed it each message of a turn until :attr:`outcome` is set.
 
     :attr:`interrupt` turns True when the turn should be interrupted; the CLI's ``result`` still ends it.
-    ``usage`` is the daemon's own metering where there is one; otherwise the CLI's word is taken.
+    ``usage`` is the daemon's own metering where there is one; otherwise the CLI's word is taken. ``tools`` are the
+    names of the client's own tools: a message that calls some is the turn's last, and their answers are the client's.
     """
 
-    def __init__(self, *, show_thinking: bool = False, structured: bool = False, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        show_thinking: bool = False,
+        structured: bool = False,
+        max_tokens: int | None = None,
+        tools: frozenset[str] = frozenset(),
+    ) -> None:
         self.outcome: Outcome | None = None
         self.interrupt = False
         self._show_thinking = show_thinking
         self._structured = structured
+        self._tools = tools
+        self._final = _FINAL_STOP_REASONS | {"tool_use"} if tools else _FINAL_STOP_REASONS
         self._budget_bytes = max_tokens * BYTES_PER_TOKEN if max_tokens is not None else None
         self._stop_reason: str | None = None
         self._stop_sequence: str | None = None
@@ -73,6 +86,7 @@ class TurnReader:
         self._started = False
         self._blocks: list[_Block] = []
         self._open: int | None = None
+        self._called_unstreamed: Mapping[str, Any] | None = None  # the end of a message that was not streamed
         self._places: dict[int, int | None] = {}  # the current try's block index -> ours; None: not shown
         self._next_place = 0
         self._out: list[Emission] = []
@@ -101,11 +115,13 @@ class TurnReader:
             self._stream_event(message["event"])
         elif kind == "assistant":
             self._assistant(message)
+        elif self._called_unstreamed is not None and is_server_request(message) and method(message) == "tools/call":
+            self._message_delta(self._called_unstreamed)
 
     @property
     def _over(self) -> bool:
         """Nothing more is told but the end."""
-        return self._failure is not None or self._stop_reason in _FINAL_STOP_REASONS
+        return self._failure is not None or self._stop_reason in self._final
 
     def fail(self, failure: Failure) -> None:
         """The turn has failed for a reason the CLI does not know; the first one stands. Asks for an interrupt."""
@@ -130,11 +146,13 @@ class TurnReader:
             self._block_start(event["index"], event["content_block"])
         elif kind == "message_delta":
             self._message_delta(event)
+        elif kind == "message_stop":
+            self._message_stop()
 
     def _new_try(self, message: Mapping[str, Any]) -> None:
         self._message = message
         self._places, self._next_place = {}, 0
-        self._stop_reason = None
+        self._stop_reason = self._called_unstreamed = None
         self._usage = {**(message.get("usage") or {})}
         for block in self._blocks:
             block.begin_again()
@@ -150,20 +168,30 @@ class TurnReader:
 
     def _block_start(self, index: int, block: Mapping[str, Any]) -> None:
         kind = str(block.get("type"))
-        shown = kind == "text" or (self._show_thinking and kind in ("thinking", "redacted_thinking"))
+        shown = (
+            kind == "text"
+            or (self._show_thinking and kind in ("thinking", "redacted_thinking"))
+            or (bool(self._tools) and kind == "tool_use")
+        )
         if self._structured or not shown:
             self._places[index] = None
             return
+        if kind == "tool_use":
+            block = {**block, "name": client_name(str(block["name"]))}
+            if block["name"] not in self._tools:
+                # the CLI would tell the model so, with a call that nobody asked for
+                self.fail(Failure(code=Code.UPSTREAM_ERROR, message="the model called a tool that was not offered"))
+                return
         place = self._places[index] = self._next_place
         self._next_place += 1
         if not all(earlier.repeated for earlier in self._blocks[:place]):
             self._diverged()
         elif place < len(self._blocks):
-            if self._blocks[place].type != kind:
+            if (self._blocks[place].type, self._blocks[place].call) != (kind, block.get("id")):
                 self._diverged()
         else:
             self._close_open_block()
-            self._blocks.append(_Block(kind))
+            self._blocks.append(_Block(kind, block.get("id")))
             self._open = place
             self._start()
             self._emit({"type": "content_block_start", "index": place, "content_block": dict(block)})
@@ -209,8 +237,14 @@ class TurnReader:
         self._usage.update({k: v for k, v in (event.get("usage") or {}).items() if v is not None})
         self._stop_reason = delta.get("stop_reason")
         self._stop_sequence = delta.get("stop_sequence")
-        if self._stop_reason in _FINAL_STOP_REASONS:
+        if self._stop_reason in self._final:
             self.interrupt = True
+
+    def _message_stop(self) -> None:
+        """A stream that broke after a whole tool call is ended by the CLI, which then waits for that call's answer."""
+        called = any(place is not None and self._blocks[place].type == "tool_use" for place in self._places.values())
+        if called and self._stop_reason is None:
+            self.fail(Failure(code=Code.UPSTREAM_CUT, message="the upstream's answer broke off"))
 
     def _assistant(self, message: Mapping[str, Any]) -> None:
         """An answer told whole. Its deltas came already, unless the CLI fell back to a call without streaming."""
@@ -224,14 +258,25 @@ class TurnReader:
         for block in body.get("content") or ():
             if not self._over:
                 self._whole_block(block)
-        if body.get("stop_reason") and not self._over:
-            self._message_delta({"delta": body, "usage": body.get("usage")})
+        if not body.get("stop_reason") or self._over:
+            return
+        end = {"delta": body, "usage": body.get("usage")}
+        if self._tools and body["stop_reason"] == "tool_use":
+            # each of its blocks comes as a message that says so: all have come when the first is carried out
+            self._called_unstreamed = end
+        else:
+            self._message_delta(end)
 
     def _whole_block(self, block: Mapping[str, Any]) -> None:
         """A block that was not streamed, as its start and its deltas."""
         index = _BEYOND_ANY_STREAM
         name = {"text": "text", "thinking": "thinking"}.get(str(block.get("type")))
-        if name is None:
+        if block.get("type") == "tool_use":
+            self._block_start(index, {**block, "input": {}})
+            if not self._over:
+                told = orjson.dumps(block.get("input") or {}).decode()
+                self._delta(index, {"type": "input_json_delta", "partial_json": told})
+        elif name is None:
             self._block_start(index, block)
         else:
             self._block_start(index, {k: v for k, v in block.items() if k != "signature"} | {name: ""})
@@ -251,7 +296,7 @@ class TurnReader:
             self._diverged()
         if self._failure is not None:
             self._end_failed(self._failure, usage)
-        elif self._stop_reason in _FINAL_STOP_REASONS:
+        elif self._stop_reason in self._final:
             self._end_well(str(self._stop_reason), usage)
         elif result.get("is_error") or result.get("subtype") != "success":
             self._end_failed(failure_of_result(result), usage)

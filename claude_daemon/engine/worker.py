@@ -21,6 +21,7 @@ from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.task import Outcome, State, Usage
 from claude_daemon.core.worker import WorkerState, advance
+from claude_daemon.engine import client_tools
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import Deadline, TurnLimits, TurnTimeout, Watch, WorkerLost
 from claude_daemon.engine.plan import Binding, Content, Shape, TurnPlan, without_commands
@@ -42,6 +43,7 @@ INBOX_BYTES = 2 * 1024 * 1024
 START_TIMEOUT_S = 30.0  # a cold disk cache makes 365 MB of executable slow
 CONTROL_TIMEOUT_S = 10.0
 INTERRUPT_GRACE_S = 3.0  # measured: 6-19 ms
+_NAMES_TOLD = 5  # of tools in an error message
 STOP_STEP_S = 1.5  # between SIGINT, SIGTERM and SIGKILL
 
 
@@ -75,6 +77,7 @@ class Worker:
         self._must_succeed: dict[str, tuple[Code, str | None]] = {}  # control requests whose refusal fails the turn
         self._refused: Failure | None = None
         self._loan: Loan | None = None
+        self._listed = False  # the CLI has been told of the tools that it is bound to
         self._can = capabilities
         self.ending = False  # its end has been asked for, so it is no crash
         self.unfit: str | None = None  # why it should serve no further turn
@@ -91,6 +94,9 @@ class Worker:
             self._inbox_bytes = 0
 
     def received(self, messages: list[dict[str, Any]], size_bytes: int) -> None:
+        for message in messages:
+            if client_tools.is_server_request(message):
+                self._serve(message)
         if self.state is WorkerState.IDLE:
             return  # nobody has asked anything, and the next turn is not to take it for its own
         self._inbox.extend(messages)
@@ -100,6 +106,14 @@ class Worker:
             self._held = True
             self.process.hold(True)
         self.wake()
+
+    def _serve(self, message: Mapping[str, Any]) -> None:
+        """As the MCP server of the client's tools, whatever the worker is doing: the CLI waits for its answers."""
+        listed = self.binding.tools if self.binding is not None else None
+        answer = client_tools.server_answer(message, listed)
+        if answer is not None and self.process is not None and not self.process.gone:
+            self._write(answer)
+        self._listed = self._listed or client_tools.method(message) == "tools/list"
 
     def wake(self) -> None:
         if self._arrived is not None and not self._arrived.done():
@@ -191,6 +205,8 @@ class Worker:
             fields["systemPrompt"] = binding.system
         if binding.schema is not None:
             fields["jsonSchema"] = orjson.loads(binding.schema)
+        if binding.tools is not None:
+            fields["sdkMcpServers"] = [client_tools.SERVER]
         self._must_succeed[self._control("initialize", **fields)] = (Code.UPSTREAM_INVALID_REQUEST, None)
 
     async def clear(self) -> bool:
@@ -210,24 +226,27 @@ class Worker:
         """Runs one turn; the last batch ends in :class:`Ended`. Closing it early leaves the turn to :meth:`settle`."""
         self._turn_open, self.request_id, self._loan = True, request_id, self._loan_for(plan)
         if self.account is not None:
-            self.account.begin(request_id, self._loan)
+            self.account.begin(request_id, self._loan, ends_with_tools=plan.binding.tools is not None)
         by_tool = plan.binding.schema is not None and (self._loan is None or self._loan.schema is None)
         reader = TurnReader(
             show_thinking=plan.show_thinking,
             structured=by_tool,
             max_tokens=plan.max_tokens,
+            tools=plan.tools,
         )
         watch = Watch(limits)
         self._prepare(plan, cli_model)
         try:
-            if self._can.history:
+            if plan.binding.tools is not None:
+                await self._offer(reader, watch)
+            if self._can.history and not reader.interrupt:
                 await self._replay(plan, reader, watch)
             if reader.interrupt:  # refused before anything was asked: there is no turn to interrupt
                 self._turn_open = False
                 yield self._given_up(reader, Failure(code=Code.ENGINE_CRASHED, message="the turn did not begin"))
                 return
             self._write(self._user_line(plan.last if self._can.history else plan.told_at_once()))
-            async with aclosing(self._answer(reader, watch)) as batches:
+            async with aclosing(self._answer(reader, watch, plan.tools)) as batches:
                 async for batch in batches:
                     yield batch
         except TurnTimeout as timeout:
@@ -236,7 +255,9 @@ class Worker:
             self._turn_open = False
             yield self._given_up(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))
 
-    async def _answer(self, reader: TurnReader, watch: Watch) -> AsyncGenerator[Sequence[Emission | Ended]]:
+    async def _answer(
+        self, reader: TurnReader, watch: Watch, tools: frozenset[str]
+    ) -> AsyncGenerator[Sequence[Emission | Ended]]:
         """Reads until the turn is over, and interrupts it where the reader asks for that."""
         interrupted = False
         while self._turn_open:
@@ -245,17 +266,21 @@ class Worker:
                 self._interrupt("the turn is over", watch)
             async with watch:
                 messages = await self._messages()
-            batch = self._digest(messages, reader, watch)
+            batch = self._digest(messages, reader, watch, tools)
             if batch:
                 yield batch
 
-    def _digest(self, messages: list[dict[str, Any]], reader: TurnReader, watch: Watch) -> list[Emission | Ended]:
+    def _digest(
+        self, messages: list[dict[str, Any]], reader: TurnReader, watch: Watch, tools: frozenset[str]
+    ) -> list[Emission | Ended]:
         """What the messages mean for the caller; the turn is closed with its :class:`Ended`."""
         batch: list[Emission | Ended] = []
         if self._refused is not None:
             reader.fail(self._refused)
         for message in messages:
             watch.seen(message)
+            if lacking := client_tools.missing(message, tools):
+                reader.fail(refused_tools(f"Claude Code does not take {', '.join(lacking[:_NAMES_TOLD])}"))
             batch += reader.feed(message)
             if reader.outcome is not None:
                 self._turn_open = False
@@ -281,14 +306,18 @@ class Worker:
     def _loan_for(self, plan: TurnPlan) -> Loan | None:
         """What the gateway must put in the place of this worker's own binding, if the turn is only lent."""
         own, asked = self.binding, plan.binding
-        if own is None or (own.system, own.schema) == (asked.system, asked.schema):
+        if own is None:
             return None
-        return Loan(own=own.system, asked=asked.system, schema=asked.schema)
+        same = (own.system, own.schema) == (asked.system, asked.schema)
+        if same and plan.tool_choice is None:
+            return None
+        schema = None if same else asked.schema
+        return Loan(own=own.system, asked=asked.system, schema=schema, tool_choice=plan.tool_choice)
 
     def may_lend(self, binding: Binding, cli_model: str, known_models: Collection[str]) -> bool:
         """Whether it can serve a request that is bound otherwise, the gateway putting system prompt and form in place.
 
-        Not with a schema of its own, which is a tool of the process; and not where the CLI would ask the upstream
+        Not with a schema or tools of its own, which are the process's; and not where the CLI would ask the upstream
         whether it knows the model: that call has no place for either.
         """
         own = self.binding
@@ -297,6 +326,7 @@ class Worker:
             and self.account is not None
             and own.trust_domain == binding.trust_domain
             and own.schema is None
+            and own.tools == binding.tools
             and (cli_model == self.model or cli_model in known_models)
         )
 
@@ -320,7 +350,17 @@ class Worker:
             self._write(self._user_line(content, query=False))
             async with watch:
                 await self._history_step(reader)
-            self._write(assistant_line(answer))
+            self._write(assistant_line(answer, plan.model if plan.tools else None))
+
+    async def _offer(self, reader: TurnReader, watch: Watch) -> None:
+        """Waits until the CLI has been told of the tools: what it is asked before that it would answer without them."""
+        if not self._can.takes_tools:
+            reader.fail(refused_tools("this Claude Code has no place for them"))
+        while not self._listed and not reader.interrupt:
+            async with watch:
+                await self._messages()
+            if self._refused is not None:
+                reader.fail(self._refused)
 
     async def _history_step(self, reader: TurnReader) -> None:
         while True:
@@ -395,6 +435,11 @@ class Worker:
                 if await process.wait_gone(STOP_STEP_S):
                     break
         process.bury()
+
+
+def refused_tools(why: str) -> Failure:
+    message = f"`tools` is not supported on the text lane: {why}."
+    return Failure(code=Code.UNSUPPORTED_PARAMETER, message=message, param="tools")
 
 
 def _names_the_form(failure: Failure) -> bool:

@@ -143,12 +143,13 @@ class Loan:
     """What a worker that is lent sends in the place of what it is bound to.
 
     ``own`` is its own system prompt, ``asked`` the one that is asked for; either may be empty. ``schema`` is the JSON
-    schema of the answer, as JSON, or None.
+    schema of the answer, as JSON, or None. ``tool_choice`` is put beside the tools where there are any, as JSON.
     """
 
     own: str
     asked: str
     schema: bytes | None = None
+    tool_choice: bytes | None = None
 
 
 Limit = Callable[[Usage], str | None]
@@ -161,11 +162,18 @@ class Account(Protocol):
     base_url: str
     token: str
 
-    def begin(self, request_id: str = "", loan: Loan | None = None, limit: Limit | None = None) -> None:
+    def begin(
+        self,
+        request_id: str = "",
+        loan: Loan | None = None,
+        limit: Limit | None = None,
+        *,
+        ends_with_tools: bool = False,
+    ) -> None:
         """A new turn, on behalf of this request: the meter is at zero, model calls are allowed.
 
         ``loan``: every call of the turn is sent with another system prompt or schema than the worker's own. ``limit``
-        is asked before each call.
+        is asked before each call. ``ends_with_tools``: a model call that ends in tool calls is the turn's last.
         """
 
     def bar(self, reason: str) -> None:

@@ -48,6 +48,7 @@ class WorkerAccount:
         self.request_id = ""
         self.loan: Loan | None = None
         self.limit: Limit | None = None
+        self.ends_with_tools = False
         self.calls = 0
         self._broker = broker
         self._settled = Usage()
@@ -57,7 +58,15 @@ class WorkerAccount:
     def __repr__(self) -> str:
         return f"<WorkerAccount {self.worker_id} calls={self.calls} barred={self.barred!r}>"
 
-    def begin(self, request_id: str = "", loan: Loan | None = None, limit: Limit | None = None) -> None:
+    def begin(
+        self,
+        request_id: str = "",
+        loan: Loan | None = None,
+        limit: Limit | None = None,
+        *,
+        ends_with_tools: bool = False,
+    ) -> None:
+        self.ends_with_tools = ends_with_tools
         self.barred, self.request_id, self.loan, self.limit, self.calls = None, request_id, loan, limit, 0
         self._settled, self._under_way, self._failure = Usage(), {}, None
 
@@ -204,14 +213,22 @@ class Broker:
 async def _copy(
     upstream: aiohttp.ClientResponse, response: web.StreamResponse, meter: CallMeter, account: WorkerAccount
 ) -> None:
-    """Only a streamed call can be a turn's last: Claude Code also asks whether a model exists, with one token."""
+    """Only a streamed call can be cut by a limit of ours: Claude Code also asks whether a model exists, with one
+    token."""
     async for chunk in upstream.content.iter_any():
         meter.feed(chunk)
         if meter.stop_reason in _LAST_STOP_REASONS:
             account.last_call(f"the turn ended with {meter.stop_reason}")
+        _end_with_tools(meter, account)  # before the worker hears of it
         with _worker_may_leave():
             await response.write(chunk)
     meter.end()
+    _end_with_tools(meter, account)
+
+
+def _end_with_tools(meter: CallMeter, account: WorkerAccount) -> None:
+    if account.ends_with_tools and meter.stop_reason == "tool_use":
+        account.last_call("the turn ended in tool calls, which are the client's to answer")
 
 
 @contextlib.contextmanager

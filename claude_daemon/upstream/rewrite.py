@@ -26,6 +26,8 @@ def on_loan(body: bytes, loan: Loan) -> bytes:
     if loan.schema is not None:
         form = {"type": "json_schema", "schema": orjson.loads(loan.schema)}
         request["output_config"] = {**(request.get("output_config") or {}), "format": form}
+    if loan.tool_choice is not None and request.get("tools"):
+        request["tool_choice"] = orjson.loads(loan.tool_choice)
     return orjson.dumps(request)
 
 

@@ -37,6 +37,8 @@ CLIENT_NAMES: Final[Mapping[str, str]] = {
     "metadata": "user",
     "system": "messages",
     "messages": "messages",
+    "tools": "tools",
+    "tool_choice.disable_parallel_tool_use": "parallel_tool_calls",
 }
 """Messages API names by the beginning of their path; what is not here has the same name in both."""
 

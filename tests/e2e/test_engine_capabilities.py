@@ -34,6 +34,7 @@ async def test_the_engine_does_without(crippled: DaemonProcess, model: OfflineMo
     await changes_the_model(crippled, model)
     await takes_commands_as_text(crippled, model)
     await fills_in_a_form(crippled)
+    await calls_tools_or_says_why_not(crippled, missing)
     await ends_what_a_caller_left(crippled, model)
     assert (await crippled.control("health"))["checks"]["engine"]["status"] == "warn"
 
@@ -88,6 +89,16 @@ async def takes_commands_as_text(daemon: DaemonProcess, model: OfflineModel) -> 
 async def fills_in_a_form(daemon: DaemonProcess) -> None:
     response = await daemon.chat("fill it in", output_config=FORM)
     assert set(orjson.loads(text_of(await response.json()))) == {"city", "people"}
+
+
+async def calls_tools_or_says_why_not(daemon: DaemonProcess, missing: set[str]) -> None:
+    tool = {"name": "look", "input_schema": {"type": "object", "properties": {}}}
+    response = await daemon.chat("look [[tool=mcp__c__look]]", tools=[tool])
+    told = await response.json()
+    if missing & {"client_tools", "late_bind", "history", "interrupt"}:
+        assert (response.status, "`tools` is not supported" in told["error"]["message"]) == (400, True)
+    else:
+        assert (told["stop_reason"], told["content"][0]["name"]) == ("tool_use", "look")
 
 
 async def ends_what_a_caller_left(daemon: DaemonProcess, model: OfflineModel) -> None:

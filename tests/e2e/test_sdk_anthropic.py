@@ -302,13 +302,6 @@ async def test_parallel_tool_calls_are_accumulated_from_the_stream(daemon: Daemo
     assert message.stop_reason == "tool_use"
 
 
-async def test_tools_on_the_text_lane_are_refused_by_name(daemon: DaemonProcess) -> None:
-    async with anthropic_sdk(daemon, "text") as sdk:
-        with pytest.raises(anthropic.BadRequestError, match="`tools` is not supported on the text lane") as caught:
-            await sdk.messages.create(model="sonnet", max_tokens=100, messages=user("hi"), tools=[WEATHER])
-    assert caught.value.type == "invalid_request_error"
-
-
 # parameters
 
 

@@ -317,13 +317,6 @@ async def test_a_tool_choice_means_the_same_upstream(
     assert answer.choices[0].finish_reason == ("tool_calls" if forced else "stop")
 
 
-async def test_tools_on_the_text_lane_are_refused_by_name(daemon: DaemonProcess) -> None:
-    async with openai_sdk(daemon, "text") as sdk:
-        with pytest.raises(openai.BadRequestError, match="`tools` is not supported on the text lane") as caught:
-            await sdk.chat.completions.create(model="sonnet", messages=user("hi"), tools=[WEATHER])
-    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
-
-
 # parameters
 
 

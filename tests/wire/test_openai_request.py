@@ -357,7 +357,7 @@ def test_usage_is_included_only_in_a_stream_that_asks_for_it() -> None:
         ({"stop": "x"}, "stop"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
         ({"temperature": 0.5}, "temperature"),
-        ({"tools": [TOOL]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "not a name"}}]}, "tools"),
         ({"messages": [USER, {"role": "assistant", "content": "x"}]}, "messages"),
     ],
 )

@@ -49,7 +49,7 @@ def test_the_text_lane_takes(extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("extra", "param"),
     [
-        ({"tools": [{"name": "t", "input_schema": {}}]}, "tools"),
+        ({"tools": [{"name": "t", "input_schema": {}}]}, "tools.0.input_schema"),
         ({"tool_choice": {"type": "auto"}}, "tool_choice"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": 1.0}, "temperature"),
@@ -74,12 +74,12 @@ def test_the_text_lane_takes(extra: dict[str, Any]) -> None:
         ({"messages": [USER, {"role": "system", "content": "x"}, USER]}, "messages.1.role"),
         (
             {"messages": [{"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t"}]}]},
-            "messages.0.content.0.type",
+            "messages.0.content.0.tool_use_id",
         ),
         ({"messages": [{"role": "user", "content": [{"type": "hologram"}]}]}, "messages.0.content.0.type"),
         (
             {"messages": [USER, {"role": "assistant", "content": [{"type": "tool_use", "id": "t"}]}, USER]},
-            "messages.1.content.0.type",
+            "messages.1.content.0",
         ),
         (
             {
