@@ -110,7 +110,7 @@ def text_lane(
     )
 
 
-def agent_lane(loaded: Loaded, text: TextLane) -> AgentLane:
+def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -> AgentLane:
     """The agent lane, over the text lane's CLI and bookkeeping; its sandbox is not tried yet."""
     return AgentLane(
         agent_settings(loaded.settings, loaded.profile),
@@ -118,6 +118,7 @@ def agent_lane(loaded: Loaded, text: TextLane) -> AgentLane:
         loaded.paths.engine_dir,
         unsupported=_agent_unsupported,
         price=prices(loaded.settings).get,
+        exposed=exposed,
     )
 
 

@@ -521,7 +521,7 @@ class Daemon:
             known=lambda: self.schemas.pids | self.restart.pids,
         )
         self.direct = DirectEngine(client, assembly.direct_settings(settings)) if client is not None else None
-        self.agents = assembly.agent_lane(self.started, self.text)
+        self.agents = assembly.agent_lane(self.started, self.text, exposed=self.keys.arms_somebody)
         await self.agents.probe()
         if self.agents.missing is not None:
             journal.no_sandbox(self.agents.missing, required=self.agents.settings.required)

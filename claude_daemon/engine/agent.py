@@ -73,8 +73,12 @@ class AgentLane:
         *,
         unsupported: Callable[[TaskSpec], Failure | None],
         price: Callable[[str], Price | None],
+        exposed: Callable[[], bool],
     ) -> None:
-        """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do."""
+        """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do.
+
+        ``exposed``: whether there is anybody but this user who may have tools run.
+        """
         self.settings = settings
         self.price = price
         self.missing: str | None = "it has not been tried yet"
@@ -83,6 +87,7 @@ class AgentLane:
         self._spawner = text.spawner
         self._scratch = directory / "work"
         self._unsupported = unsupported
+        self._exposed = exposed
         self._leases: set[AgentLease] = set()
         self._room: list[Callable[[], None]] = []
         self._wanted = Wanted()
@@ -207,15 +212,20 @@ class AgentLane:
             "places": self.settings.places,
             "spares": len(self._spares),
             "starts": starts,
+            "sandboxed": self.missing is None,
         }
 
     def health(self) -> Mapping[str, HealthReport]:
-        details = {**self.counts(), "sandbox": self.missing is None}
-        if self.missing is not None:
-            able = "no tool but Read, Grep and Glob runs" if self.settings.required else "a key with tools is this user"
-            why = f"no sandbox, so {able}: {self.missing}"
-            return {"agents": HealthReport(status=Check.WARN, reason=why, details=details)}
-        return {"agents": HealthReport(status=Check.PASS, details=details)}
+        """It warns while somebody may have tools run, and nothing confines them."""
+        details = self.counts()
+        if self.missing is None:
+            return {"agents": HealthReport(status=Check.PASS, details=details)}
+        if self.settings.required:
+            why = f"no sandbox, so no tool but Read, Grep and Glob runs: {self.missing}"
+            return {"agents": HealthReport(status=Check.PASS, reason=why, details=details)}
+        why = f"no sandbox, so a key with tools is this user: {self.missing}"
+        status = Check.WARN if self._exposed() else Check.PASS
+        return {"agents": HealthReport(status=status, reason=why, details=details)}
 
     # spares
 

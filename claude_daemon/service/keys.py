@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from claude_daemon.core.agent import READ_ONLY, TOOLS
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, Keyring, digest, new_secret
-from claude_daemon.core.role import BUILT_IN, DEFAULT_ROLE, Role, no_tools, powerless
+from claude_daemon.core.role import BUILT_IN, DEFAULT_ROLE, Role, no_tools, permitted, powerless
 from claude_daemon.ports import AuditRecord, Clock, Ids, KeyRecord, Keys, StoreUnavailable
 
 MAX_KEYS: Final = 10_000
 """All are held in RAM and told in one list; a service with more customers hands out keys of its own."""
+
+WRITING: Final = tuple(tool for tool in TOOLS if tool not in READ_ONLY)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 # Never one that a file system takes for itself: it may come to stand in a path.
@@ -96,6 +99,10 @@ class KeyDesk:
             return BUILT_IN["full"]
         role = self.roles.get(key.role) or powerless(key.role)
         return no_tools(role) if key.id == LOCAL else role
+
+    def arms_somebody(self) -> bool:
+        """Whether any key but that of the home may have tools run that change something."""
+        return any(permitted(self.role_of(key, None), WRITING) for key in self._ring)
 
     async def create(self, maker: Maker, wish: KeyWish) -> NewKey:
         """Durable when it returns, and good from then on. Raises Refusal, naming the parameter at fault."""

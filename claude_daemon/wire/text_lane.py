@@ -30,7 +30,7 @@ def text_lane_unsupported(request: Mapping[str, Any], lane: str = "text") -> Fai
     ``param`` is its dotted path, and the message begins with that path in backquotes.
     """
     tools = lane == "text"
-    found = _in_fields(request, FIELDS | CLIENT_TOOLS if tools else FIELDS)
+    found = _in_fields(request, {**FIELDS, **CLIENT_TOOLS} if tools else FIELDS)
     found = found or _in_messages(request["messages"], TOOL_ROLE_BLOCKS if tools else ROLE_BLOCKS)
     if tools:
         found = found or _in_tools(request)

@@ -46,7 +46,7 @@ def agent(stage: Stage, scale: Scale) -> Iterator[Row]:
         {"process": lambda: process_per_request(*launch, prompt), "spare": served, "cold": cold},
     )
     starts = {kind: count - before[kind] for kind, count in _starts(daemon).items()}
-    sandbox = "no sandbox" if _sandbox(daemon) is None else "sandboxed"
+    sandbox = "sandboxed" if daemon.control("status")["agents"]["sandboxed"] else "no sandbox"
     note = " · ".join(f"{count} {kind}" for kind, count in starts.items())
     reference = "claude -p with the same tools"
     yield compared(
@@ -70,9 +70,3 @@ def _at_rest(daemon: Daemon, *, spares: int) -> None:
 def _starts(daemon: Daemon) -> dict[str, int]:
     starts: dict[str, int] = daemon.control("status")["agents"]["starts"]
     return dict(starts)
-
-
-def _sandbox(daemon: Daemon) -> str | None:
-    """``bwrap``, None where there is none."""
-    check: dict[str, Any] = daemon.control("status")["checks"]["agents"]
-    return "bwrap" if check["status"] == "pass" else None

@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import orjson
 import pytest
@@ -34,7 +34,7 @@ async def events_of(daemon: DaemonProcess, task_id: str, after: int = 0) -> Asyn
 async def asked(daemon: DaemonProcess, task_id: str, number: int = 1) -> list[dict[str, Any]]:
     """What the task asks, once so many calls wait."""
     found: list[dict[str, Any]] = []
-    async with asyncio.timeout(PATIENCE_S), aclosing(events_of(daemon, task_id)) as events:
+    async with asyncio.timeout(PATIENCE_S), aclosing(cast(Any, events_of(daemon, task_id))) as events:
         async for event in events:
             assert event["type"] not in ("task.succeeded", "task.failed"), event
             if event["type"] == "approval.requested":
@@ -207,7 +207,7 @@ async def test_claudectl_asks_on_a_terminal(
 ) -> None:
     daemon = await agents()
     ours, theirs = pty.openpty()
-    argv = [BIN / "claudectl", "run", WRITE, "--approval", "ask", "--cwd", str(repository)]
+    argv = [str(BIN / "claudectl"), "run", WRITE, "--approval", "ask", "--cwd", str(repository)]
     env = {"HOME": str(daemon.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "TERM": "dumb"}
     process = subprocess.Popen(argv, env=env, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
