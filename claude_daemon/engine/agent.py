@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import sys
 import time
 from collections import Counter
@@ -32,6 +31,7 @@ from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Launch
 from claude_daemon.engine.plan import Shape, plan
 from claude_daemon.engine.process import SpawnFailed
+from claude_daemon.engine.removal import remove_tree
 from claude_daemon.engine.sandbox import Limits, NotBeneath, Place, bwrap_argv, open_beneath, sandbox_missing
 from claude_daemon.engine.spawner import Command, Outfit
 from claude_daemon.ports import Ask, Ended, Gate, HealthReport, Limit
@@ -99,8 +99,8 @@ class AgentLane:
 
     async def probe(self) -> None:
         """Tries the sandbox. Before the first task; and empties what an earlier daemon left."""
-        shutil.rmtree(self._scratch, ignore_errors=True)
-        self._scratch.mkdir(parents=True, mode=0o700)
+        await asyncio.to_thread(remove_tree, self._scratch)
+        self._scratch.mkdir(parents=True, mode=0o700, exist_ok=True)  # what cannot be removed keeps nobody from work
         if self.settings.bwrap is None:
             self.missing = 'engine.sandbox is "none"' if not self.settings.required else "bubblewrap is not installed"
         else:
@@ -304,11 +304,13 @@ class AgentLane:
         self._text.pool.own(ending)
 
     async def forget(self, worker: AgentWorker) -> None:
-        """In a thread: what a task leaves in its scratch directory may be large."""
+        """In a thread: what a task leaves in its directories may be large."""
         for place in worker.places:
             os.close(place.fd)
         worker.places = ()
-        await asyncio.to_thread(shutil.rmtree, self._scratch / worker.id, ignore_errors=True)
+        await asyncio.to_thread(remove_tree, self._scratch / worker.id)
+        if worker.home is not None:
+            await asyncio.to_thread(remove_tree, worker.home)
         self._spawner.forget(worker)
         self._text.swept()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from claude_daemon.engine.launch import Access, Launch, argv, environment
 from claude_daemon.engine.ledger import Ledger
 from claude_daemon.engine.plan import Shape
 from claude_daemon.engine.process import Process
+from claude_daemon.engine.removal import remove_tree
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Gateway
 
@@ -89,7 +89,7 @@ class Spawner:
     def end_old_workers(self) -> list[int]:
         """Before the first spawn: ends what an earlier daemon left, and empties its directories."""
         ended = self._ledger.end_old_workers()
-        shutil.rmtree(self._homes, ignore_errors=True)
+        remove_tree(self._homes)
         return ended
 
     @property
@@ -175,4 +175,4 @@ class Spawner:
             self._ledger.remove(worker.nonce)
             self.nonces.discard(worker.nonce)
         if worker.home is not None:
-            shutil.rmtree(worker.home, ignore_errors=True)
+            remove_tree(worker.home)

@@ -127,3 +127,22 @@ async def test_a_spare_is_not_bound_to_a_directory_that_was_replaced(agents: Age
     prompt = f"{call('Bash', command='cp hello.txt copy.txt')} [[tokens=1]]"
     assert await start_of(daemon, repository, prompt) == "cold"
     assert (repository / "copy.txt").read_text() == "new\n"
+
+
+DEEP = "import os\nfor _ in range(1500):\n    os.mkdir('d')\n    os.chdir('d')"
+
+
+async def test_what_an_agent_leaves_behind_is_removed_and_ends_no_daemon(agents: Agents, tmp_path: Path) -> None:
+    """A directory that nobody may enter, and one deeper than a program recurses: where it worked, and beside it."""
+    daemon = await agents({"engine.workers": 1})
+    leave = f'mkdir -p shut/in; touch shut/in/file; chmod 0 shut/in shut; python3 -c "{DEEP}"'
+    places = ("$PWD", "$CLAUDE_CONFIG_DIR")
+    command = "; ".join(f"(cd {place} && {leave})" for place in places)
+    for _ in range(2):
+        task, events = await run(daemon, f"{call('Bash', command=command)} [[tokens=1]]", tools={"allow": ["Bash"]})
+        assert task["state"] == "succeeded", (task, events)
+        (result,) = told(events, "tool.result")
+        assert not result["is_error"], result
+    assert await daemon.stop() == 0
+    for part in ("work", "homes"):
+        assert list((tmp_path / "home" / ".claude-daemon" / "engine" / part).iterdir()) == []
