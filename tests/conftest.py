@@ -72,3 +72,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if spawned_clis:
         total = sum(spawned_clis.values())
         terminalreporter.write_line(f"CLI processes started: {total} by {len(spawned_clis)} daemons")
+    called = [report for reports in terminalreporter.stats.values() for report in reports]
+    for report in (report for report in called if getattr(report, "when", None) == "call"):
+        for sandbox, found in (value for name, value in report.user_properties if name == "attacks"):
+            succeeded = sorted(name for name, so in found.items() if so)
+            terminalreporter.write_line(f"sandbox {sandbox}: {len(succeeded)} of {len(found)} attacks succeed")
+            for name in succeeded:
+                terminalreporter.write_line(f"  an agent {name}")

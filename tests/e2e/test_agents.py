@@ -31,12 +31,12 @@ def repository(tmp_path: Path) -> Path:
 async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) -> AsyncIterator[Agents]:
     """Starts a daemon whose tasks may work beneath the repository's parent; ``toml`` is added to its configuration."""
 
-    async def start(settings: dict[str, Any] | None = None, toml: str = "") -> DaemonProcess:
+    async def start(settings: dict[str, Any] | None = None, toml: str = "", **fields: Any) -> DaemonProcess:
         home = tmp_path / "home"
         (home / ".claude-daemon").mkdir(mode=0o700, exist_ok=True)
         (home / ".claude-daemon" / "config.toml").write_text(f'[[roots]]\npath = "{repository.parent}"\n{toml}')
         values = {"engine.workers": 2, "engine.stall_timeout_s": 10, **(settings or {})}
-        started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent)))
+        started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent), **fields))
         return started[-1]
 
     started: list[DaemonProcess] = []
