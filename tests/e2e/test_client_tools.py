@@ -76,7 +76,7 @@ async def test_a_loop_of_the_openai_sdk_with_parallel_calls(daemon: DaemonProces
     async with openai_sdk(daemon, "text") as sdk:
         called = await sdk.chat.completions.create(model="sonnet", messages=messages, tools=[FUNCTION])
         message = called.choices[0].message
-        calls = message.tool_calls or []
+        calls = [call for call in message.tool_calls or () if call.type == "function"]
         assert called.choices[0].finish_reason == "tool_calls"
         assert [(call.function.name, orjson.loads(call.function.arguments)) for call in calls] == [
             ("get_weather", city) for city in CITIES
@@ -103,8 +103,8 @@ async def test_parallel_calls_are_streamed_piece_by_piece(daemon: DaemonProcess)
     assert [(b.name, b.input) for b in message.content if b.type == "tool_use"] == [("get_weather", c) for c in CITIES]
     assert message.stop_reason == "tool_use"
     async with (
-        openai_sdk(daemon, "text") as sdk,
-        sdk.chat.completions.stream(model="sonnet", messages=user(TWO_CALLS), tools=[FUNCTION]) as chunks,
+        openai_sdk(daemon, "text") as theirs,
+        theirs.chat.completions.stream(model="sonnet", messages=user(TWO_CALLS), tools=[FUNCTION]) as chunks,
     ):
         parts = [e.arguments_delta async for e in chunks if e.type == "tool_calls.function.arguments.delta"]
         final = await chunks.get_final_completion()
@@ -246,6 +246,35 @@ async def test_without_the_capability_tools_are_refused_by_name(start_daemon: St
     assert (caught.value.code, caught.value.param) == ("unsupported_parameter", "tools")
 
 
+async def test_a_login_has_tools_too_and_no_choice_among_them(start_daemon: StartDaemon, model: OfflineModel) -> None:
+    """No broker stands between: no second model call is made all the same."""
+    daemon = await start_daemon(environ={"ANTHROPIC_API_KEY": "", "CLAUDE_CODE_OAUTH_TOKEN": model.api_key})
+    prompt = unique("with a login")
+    messages = user(f"{prompt} {TWO_CALLS}")
+    async with anthropic_sdk(daemon, None) as sdk:
+        called = await sdk.messages.create(model="sonnet", max_tokens=100, messages=messages, tools=[WEATHER])
+        calls = [block for block in called.content if block.type == "tool_use"]
+        assert [(call.name, call.input) for call in calls] == [("get_weather", city) for city in CITIES]
+        assert calls_of(model, prompt) == 1
+        results = [{"type": "tool_result", "tool_use_id": call.id, "content": "sunny"} for call in calls]
+        messages += [{"role": "assistant", "content": called.content}, {"role": "user", "content": results}]
+        told = await sdk.messages.create(model="sonnet", max_tokens=100, messages=messages, tools=[WEATHER])
+        assert told.stop_reason == "end_turn"
+        choices: list[tuple[Any, str]] = [
+            ({"type": "any"}, "tool_choice"),
+            ({"type": "auto", "disable_parallel_tool_use": True}, "tool_choice.disable_parallel_tool_use"),
+        ]
+        for choice, path in choices:
+            with pytest.raises(anthropic.BadRequestError, match=f"`{path}` is not supported on the text lane"):
+                await sdk.messages.create(
+                    model="sonnet",
+                    max_tokens=9,
+                    messages=user("hi"),
+                    tools=[WEATHER],
+                    tool_choice=choice,
+                )
+
+
 async def test_what_is_not_exact_is_refused_or_named(daemon: DaemonProcess) -> None:
     strict: Any = {"type": "function", "function": {**FUNCTION["function"], "strict": True}}
     async with openai_sdk(daemon, "text") as sdk:
@@ -262,5 +291,5 @@ async def test_what_is_not_exact_is_refused_or_named(daemon: DaemonProcess) -> N
                     model="sonnet",
                     max_tokens=100,
                     messages=user("hi"),
-                    tools=[tool],  # type: ignore[list-item]
+                    tools=[tool],
                 )

@@ -18,7 +18,7 @@ from tests.e2e.test_crash import TERMINAL, Service
 from tests.e2e.test_engine_requests import asked_with
 from tests.support import DaemonProcess, share_probe, sse
 
-pytestmark = pytest.mark.crash
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(150)]
 
 PATIENCE_S = 40.0
 ANSWER_S = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from claude_daemon.engine.capabilities import ROWS, Capabilities
 from claude_daemon.engine.failures import Failures
 from claude_daemon.engine.fill import Sizes, fill, next_worn, spares_now, surplus
 from claude_daemon.engine.launch import Access, Launch, argv, environment
-from claude_daemon.engine.plan import Binding, Shape, plan, without_commands
+from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan, without_commands
 from claude_daemon.engine.worker import Worker
 
 SECRETS = {
@@ -115,6 +116,53 @@ def test_a_conversation_becomes_exchanges_and_a_last_message() -> None:
     made = plan(spec(messages=messages))
     assert list(made.history) == [([text("a"), text("b")], [text("c")])]
     assert made.last == "d"
+
+
+def looped(**request: Any) -> TurnPlan:
+    """A loop of two rounds after an older answer that was thought about too."""
+    thought = {"type": "thinking", "thinking": "x", "signature": "s"}
+    calls: list[dict[str, Any]] = [
+        {"type": "tool_use", "id": f"t{n}", "name": "look", "input": {}, "caller": None} for n in range(2)
+    ]
+    mark = {"cache_control": {"type": "ephemeral"}}
+    results = [{"type": "tool_result", "tool_use_id": f"t{n}", "content": [text("r", **mark)]} for n in range(2)]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": [thought, text("b")]},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": [thought, calls[0]]},
+        {"role": "user", "content": results[:1]},
+        {"role": "assistant", "content": [calls[1]]},
+        {"role": "user", "content": results[1:]},
+    ]
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    return plan(spec(**{"messages": messages, "tools": tools, **request}))
+
+
+def test_calls_and_results_are_history_under_the_names_upstream() -> None:
+    made = looped()
+    assert [[block["type"] for block in answer] for _, answer in made.history] == [["text"], ["tool_use"], ["tool_use"]]
+    call = {"type": "tool_use", "id": "t0", "name": "mcp__c__look", "input": {}}
+    assert made.history[1][1] == [call]
+    assert made.history[2][0] == [{"type": "tool_result", "tool_use_id": "t0", "content": [text("r")]}]
+    assert made.last == [{"type": "tool_result", "tool_use_id": "t1", "content": [text("r")]}]
+
+
+def test_thinking_is_kept_only_in_front_of_the_calls_whose_results_come_last() -> None:
+    made = looped(thinking={"type": "enabled", "budget_tokens": 1024})
+    assert [[block["type"] for block in answer] for _, answer in made.history] == [
+        ["text"],
+        ["thinking", "tool_use"],
+        ["tool_use"],
+    ]
+
+
+def test_a_process_is_bound_to_its_tools() -> None:
+    made = looped()
+    assert made.tools == {"look"}
+    assert not made.binding.plain
+    assert made.binding != replace(made.binding, tools=None)
+    assert "look" not in f"{made.binding!r}{made.binding.label}"
 
 
 def test_an_answer_of_nothing_but_thinking_is_left_out() -> None:

@@ -220,6 +220,21 @@ async def test_after_its_last_stop_reason_a_turn_makes_no_further_call(site: Sit
         assert response.status == 403
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_where_calls_are_the_clients_the_turn_ends_with_them(site: Site, stream: bool) -> None:
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    for ends, status in ((False, 200), (True, 403)):
+        site.account.begin("req_1", ends_with_tools=ends)
+        async with site.post("[[tool=look]]", tools=tools, stream=stream) as response:
+            assert response.status == 200
+            await response.read()
+        async with site.post("and on") as response:
+            assert response.status == status
+    site.account.begin("req_2")
+    async with site.post("again") as response:
+        assert response.status == 200
+
+
 async def test_without_a_credential_nothing_is_passed_on() -> None:
     broker = Broker(None)
     await broker.start()

@@ -42,6 +42,13 @@ def test_nothing_is_sent_where_the_own_prompt_is_not_found_exactly_once(system: 
         rewritten(system, "Own.", "Asked.")
 
 
+def test_a_choice_of_tools_stands_only_beside_tools() -> None:
+    loan = Loan(own="", asked="", tool_choice=b'{"type":"any"}')
+    for tools, choice in (([{"name": "t"}], {"type": "any"}), ([], None)):
+        request = orjson.loads(on_loan(orjson.dumps({"messages": [], "tools": tools}), loan))
+        assert request.get("tool_choice") == choice
+
+
 @pytest.mark.parametrize(("given", "kept"), [({}, {}), ({"output_config": {"effort": "low"}}, {"effort": "low"})])
 def test_a_schema_is_asked_for_in_the_apis_own_words(given: dict[str, Any], kept: dict[str, Any]) -> None:
     schema = {"type": "object"}

@@ -12,6 +12,9 @@ from claude_daemon.wire.anthropic import text_lane_unsupported
 USER = {"role": "user", "content": "hi"}
 BASE: dict[str, Any] = {"model": "m", "max_tokens": 5, "messages": [USER]}
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AA=="}}
+CALL = {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "look", "input": {}}]}
+RESULT = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
+TOOL: dict[str, Any] = {"name": "look", "description": "d", "input_schema": {"type": "object", "properties": {"a": {}}}}
 PDF = {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}, "title": "t"}
 
 
@@ -28,6 +31,12 @@ PDF = {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}, 
         {"output_config": {"format": None}},
         {"tools": [], "tool_choice": {"type": "none"}, "stop_sequences": [], "mcp_servers": []},
         {"temperature": None, "some_future_field": None},
+        {"tools": [TOOL | {"type": "custom", "strict": True, "cache_control": {"type": "ephemeral"}}]},
+        {"tools": [TOOL | {"description": "x" * 4096}], "tool_choice": {"type": "tool", "name": "look"}},
+        {"tools": [TOOL], "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}},
+        {"messages": [USER, CALL, {"role": "user", "content": [RESULT, {"type": "text", "text": "y"}]}]},
+        {"messages": [USER, CALL, {"role": "user", "content": [RESULT | {"content": [IMAGE], "is_error": True}]}]},
+        {"messages": [USER, CALL, {"role": "user", "content": [RESULT]}, USER]},
         {"service_tier": "auto"},
         {"service_tier": "standard_only"},
         {"cache_control": {"type": "ephemeral"}},
@@ -51,6 +60,35 @@ def test_the_text_lane_takes(extra: dict[str, Any]) -> None:
     [
         ({"tools": [{"name": "t", "input_schema": {}}]}, "tools.0.input_schema"),
         ({"tool_choice": {"type": "auto"}}, "tool_choice"),
+        ({"tools": [TOOL, TOOL]}, "tools.1.name"),
+        ({"tools": [TOOL | {"name": "a b"}]}, "tools.0.name"),
+        ({"tools": [TOOL | {"name": "a" * 65}]}, "tools.0.name"),
+        ({"tools": [TOOL | {"description": "\N{GRINNING FACE}" * 2049}]}, "tools.0.description"),
+        ({"tools": [TOOL | {"type": "bash_20250124"}]}, "tools.0.type"),
+        ({"tools": [TOOL | {"defer_loading": True}]}, "tools.0.defer_loading"),
+        ({"tools": [TOOL | {"input_schema": {"type": "object", "oneOf": []}}]}, "tools.0.input_schema.oneOf"),
+        (
+            {"tools": [TOOL | {"input_schema": {"type": "object", "properties": {"a": 5}}}]},
+            "tools.0.input_schema.properties",
+        ),
+        ({"tools": [TOOL | {"input_schema": {"type": "object", "required": "a"}}]}, "tools.0.input_schema.required"),
+        ({"tools": [TOOL], "tool_choice": {"type": "tool", "name": "other"}}, "tool_choice.name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "best"}}, "tool_choice.type"),
+        ({"tools": [TOOL], "tool_choice": {"type": "any", "of": 2}}, "tool_choice.of"),
+        (
+            {"tools": [TOOL], "output_config": {"format": {"type": "json_schema", "schema": {}}}},
+            "output_config.format",
+        ),
+        ({"messages": [USER, CALL, USER]}, "messages.1.content.0"),
+        ({"messages": [USER, CALL, {"role": "user", "content": [RESULT, RESULT]}]}, "messages.2.content.1.tool_use_id"),
+        (
+            {"messages": [USER, CALL, {"role": "user", "content": [{"type": "text", "text": "y"}, RESULT]}]},
+            "messages.2.content.1",
+        ),
+        (
+            {"messages": [USER, CALL, {"role": "user", "content": [RESULT | {"content": [{"type": "x"}]}]}]},
+            "messages.2.content.0.content.0.type",
+        ),
         ({"temperature": 0}, "temperature"),
         ({"temperature": 1.0}, "temperature"),
         ({"top_p": 0.5}, "top_p"),
@@ -103,6 +141,19 @@ def test_the_text_lane_refuses_by_name(extra: dict[str, Any], param: str) -> Non
     assert failure.code is Code.UNSUPPORTED_PARAMETER
     assert failure.param == param
     assert failure.message.startswith(f"`{param}` is not supported on the text lane: ")
+
+
+@pytest.mark.parametrize(
+    ("extra", "param"),
+    [
+        ({"tools": [TOOL]}, "tools"),
+        ({"messages": [USER, CALL, {"role": "user", "content": [RESULT]}]}, "messages.1.content.0.type"),
+    ],
+)
+def test_the_agent_lane_takes_no_tools_of_the_clients(extra: dict[str, Any], param: str) -> None:
+    failure = text_lane_unsupported(BASE | extra, lane="agent")
+    assert failure is not None
+    assert failure.param == param
 
 
 def test_a_request_is_not_changed_by_the_question() -> None:
