@@ -138,13 +138,15 @@ async def test_an_attempt_that_was_put_back_can_write_nothing_any_more(
     tmp_path: Path, model: OfflineModel, daemon: DaemonProcess
 ) -> None:
     """The daemon dies with an attempt under way; the next one puts it back, and each attempt has a fence of its own."""
+    sql = "SELECT fence FROM attempts WHERE task_id = ? ORDER BY fence"
     async with service(tmp_path, model, daemon, "append:after:2") as found:
         task_id = await submit(await found.serving(), "[[tokens=40]] [[pace=50ms]]")
         assert task_id is not None
-        task = await ended(await second_life(found), task_id)
+        again = await second_life(found)
+        async with asyncio.timeout(PATIENCE_S):
+            while len(fences := [row["fence"] for row in query(tmp_path, sql, task_id)]) < 2:
+                await asyncio.sleep(0.01)
+        # one for the claim of the first, one for putting it back, one for the claim of the second
+        assert fences == [fences[0], fences[0] + 2], "putting a task back did not move its fence"
+        task = await ended(again, task_id)
     assert (task["state"], task["attempt"]) == ("succeeded", 2)
-    fences = query(tmp_path, "SELECT fence FROM attempts WHERE task_id = ? ORDER BY attempt", task_id)
-    assert len(fences) == 2
-    (first, second) = (row["fence"] for row in fences)
-    # one for the claim of the first, one for putting it back, one for the claim of the second
-    assert second == first + 2, "putting a task back did not move its fence"
