@@ -111,6 +111,7 @@ Capability = Literal[
     "interrupt",
     "composed",
     "system_block",
+    "hooks",
     "client_tools",
 ]
 """The rows of ``engine/capabilities.py``, which is not imported to keep the settings quick to load."""

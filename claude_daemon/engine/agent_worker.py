@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from claude_daemon.core.agent import Approval
 from claude_daemon.core.errors import Code, Failure
-from claude_daemon.core.event import TOOL_RESULT, Emission
+from claude_daemon.core.event import TOOL_RESULT, TOOL_USE, Emission
 from claude_daemon.engine.agent_changes import Changes
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
@@ -19,6 +19,7 @@ from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Answer, Ask, Ended, Gate, Limit, Question
 
 _HOOK: Final = "before-tool"
+_ANY_TOOL: Final = "*"
 _HOOK_TIMEOUT_S: Final = 600
 """The CLI's own patience with a hook; ours ends sooner, and with a reason."""
 
@@ -67,9 +68,16 @@ class AgentWorker(Worker):
             yield [self._over(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))]
 
     async def _set_up(self, system: Mapping[str, Any]) -> None:
-        """The hook is there before anything is asked: a CLI that refuses it gets no task."""
-        hooks = {"PreToolUse": [{"matcher": None, "hookCallbackIds": [_HOOK], "timeout": _HOOK_TIMEOUT_S}]}
-        answer = await self.ask("initialize", hooks=hooks, **system)
+        """The hook is there before anything is asked: a CLI that refuses it gets no task. One that has none is asked
+        nothing before all of the task counts as having been done."""
+        fields = dict(system)
+        if self._can.hooks:
+            fields["hooks"] = {
+                "PreToolUse": [{"matcher": None, "hookCallbackIds": [_HOOK], "timeout": _HOOK_TIMEOUT_S}]
+            }
+        elif (why := await self._may(_ANY_TOOL, {})) is not None:
+            raise WorkerLost(why)
+        answer = await self.ask("initialize", **fields)
         if answer.get("subtype") != "success":
             raise WorkerLost(f"Claude Code refused to be initialized: {answer.get('error')}")
 
@@ -94,7 +102,7 @@ class AgentWorker(Worker):
                         batch = []
                     await self._answer_request(message)
                     continue
-                batch += self._judged(reader, reader.feed(message))
+                batch += await self._judged(reader, reader.feed(message))
                 if reader.outcome is not None:
                     self._turn_open = False
                     outcome = replace(self._metered(reader.outcome), diff=await self._changes.diff())
@@ -104,9 +112,15 @@ class AgentWorker(Worker):
             if batch:
                 yield batch
 
-    def _judged(self, reader: AgentReader, emissions: list[Emission]) -> list[Emission]:
-        """A tool that ran without asking us was not written down: the attempt ends there."""
+    async def _judged(self, reader: AgentReader, emissions: list[Emission]) -> list[Emission]:
+        """A tool that ran without asking us was not written down: the attempt ends there. Without hooks it is written
+        down when it is told."""
         for emission in emissions:
+            if not self._can.hooks:
+                if emission.type == TOOL_USE:
+                    await self._may(emission.data["name"], emission.data["input"])
+                    await self._changes.before(emission.data["name"], emission.data["input"])
+                continue
             ran = emission.type == TOOL_RESULT and not emission.data["is_error"]
             if ran and emission.data["id"] not in self._gated:
                 why = f"Claude Code ran {emission.data['name']} without asking the daemon"
@@ -128,6 +142,9 @@ class AgentWorker(Worker):
     def _permit(self, request_id: str, request: Mapping[str, Any]) -> None:
         """No rule of the task allows the call: somebody is asked, or nobody."""
         given = request.get("input") or {}
+        if self._approval is Approval.AUTO:  # without hooks it has come to this
+            self._write(control_reply(request_id, {"behavior": "allow", "updatedInput": given}))
+            return
         if self._ask is None:
             self._write(control_reply(request_id, {"behavior": "deny", "message": "no rule allows it"}))
             return
@@ -147,10 +164,12 @@ class AgentWorker(Worker):
         )
         self._asked[request_id] = self._ask(question, answered)
 
+    async def _may(self, tool: str, given: Mapping[str, Any]) -> str | None:
+        return "the daemon is not there to write it down" if self._gate is None else await self._gate(tool, given)
+
     async def _decide(self, tool: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
         """No decision leaves it to the rules, which the CLI has from its command line."""
-        why = "the daemon is not there to write it down" if self._gate is None else await self._gate(tool, given)
-        if why is not None:
+        if (why := await self._may(tool, given)) is not None:
             return _decision("deny", why)
         await self._changes.before(tool, given)
         return _decision("allow", "the task's approval is auto") if self._approval is Approval.AUTO else {}

@@ -29,6 +29,10 @@ ROWS: Mapping[str, tuple[str, str]] = {
         "client_composed: commands in a prompt mean nothing",
         "a prompt is never sent with its first column",
     ),
+    "hooks": (
+        "a PreToolUse hook asks before each tool call of an agent",
+        "an agent's task counts as one that may have changed something from its first model call on",
+    ),
     "client_tools": (
         "tools of an MCP server in the SDK, whose calls wait for the interrupt",
         "tools are refused by name on the text lane",
@@ -50,6 +54,7 @@ class Capabilities:
     interrupt: bool = True
     composed: bool = True
     system_block: bool = True
+    hooks: bool = True
     client_tools: bool = True
     version: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)

@@ -63,6 +63,7 @@ class Launch:
     bare: bool = True
     restricted: bool = True
     permission_prompts: bool = True
+    hooks: bool = True
     session_persistence: bool = False
     base_url: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -81,7 +82,7 @@ def argv(launch: Launch) -> list[str]:
     args += _text(launch) if launch.agent is None else _agent(launch, launch.agent)
     if launch.restricted:
         args.append("--restricted")
-    if launch.agent is not None and launch.agent.approval is Approval.ASK:
+    if launch.agent is not None and _asks(launch.agent, launch.hooks):
         args.append("--permission-prompt-tool=stdio")  # as the published SDK has its can_use_tool asked
     elif launch.permission_prompts:
         args.append("--permission-prompts=none")
@@ -112,6 +113,11 @@ def _agent(launch: Launch, agent: AgentSpec) -> list[str]:
     if agent.deny:
         args.append(f"--disallowedTools={','.join(agent.deny)}")
     return args + [f"--add-dir={path}" for path in launch.add_dirs]
+
+
+def _asks(agent: AgentSpec, hooks: bool) -> bool:
+    """Whether we are asked for what no rule allows; where all of it is allowed, a hook says so before."""
+    return agent.approval is Approval.ASK or (agent.approval is Approval.AUTO and not hooks)
 
 
 def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[str, str]:

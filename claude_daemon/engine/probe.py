@@ -17,19 +17,23 @@ from typing import Any, Final, cast
 
 import orjson
 
+from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.core.event import TOOL_RESULT
 from claude_daemon.core.task import Outcome, State
 from claude_daemon.engine import client_tools
+from claude_daemon.engine.agent_turn import AgentReader
+from claude_daemon.engine.agent_worker import AgentWorker
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.launch import QUIET
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan
 from claude_daemon.engine.process import SpawnFailed, run_briefly
-from claude_daemon.engine.spawner import Spawner
+from claude_daemon.engine.spawner import Outfit, Spawner
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 
 # Raised when a probe asks for more: then older results are no longer complete.
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 _BRIEF_TIMEOUT_S: Final = 30.0
 _LIMITS: Final = TurnLimits(stall_seconds=10.0, turn_seconds=20.0)
 _HANG_S: Final = 0.3  # long enough for the turn to be under way, which the canned answer never ends
@@ -116,6 +120,7 @@ class _Prober:
         found["composed"] = await self._attempt(self._composed)
         found["set_model"] = await self._attempt(self._set_model)
         found["interrupt"] = await self._attempt(self._interrupt)
+        found["hooks"] = await self._hooks()
         found["client_tools"] = False
         if found["late_bind"] and found["history"] and found["interrupt"]:
             await self._fresh()  # tools are bound as a system prompt is, once
@@ -212,6 +217,43 @@ class _Prober:
         expected = [["tool_use", call["id"], name] for call in calls]
         expected += [["tool_result", call["id"], None] for call in calls]
         return bool(sent["tools"] == [name] and sent["calls"] == expected)
+
+    async def _hooks(self) -> bool:
+        """An agent's calls are put before us, and those that are denied are not made. It calls Read, on nothing."""
+        asked: list[str] = []
+        refused: list[bool] = []
+
+        async def gate(tool: str, given: Mapping[str, Any]) -> str | None:
+            asked.append(tool)
+            return "not in a probe"
+
+        worker = self._spawner.prepare_as(AgentWorker, self._shape, canned=True)
+        outfit = Outfit(agent=AgentSpec(allow=("Read",)), add_dirs=(), enclose=lambda command, launch: command)
+        try:
+            await self._spawner.spawn(worker, self._shape, worker.wake, outfit)
+            await worker.ready()
+            turn = worker.agent_turn(
+                _plan(CALL, worker),
+                worker.model,
+                _LIMITS,
+                AgentReader(),
+                approval=Approval.NEVER,
+                system={},
+                gate=gate,
+                ask=None,
+                where=None,
+                limit=None,
+                request_id="",
+            )
+            async for batch in turn:
+                told = [item for item in batch if not isinstance(item, Ended)]
+                refused += [item.data["is_error"] for item in told if item.type == TOOL_RESULT]
+        except (WorkerLost, SpawnFailed, OSError):
+            return False
+        finally:
+            await worker.stop()
+            self._spawner.forget(worker)
+        return asked == ["Read", "Read"] and refused == [True, True]
 
     async def _turn(self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """One turn; what the upstream was sent. Raises ValueError when the answer tells nothing."""

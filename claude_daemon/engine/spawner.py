@@ -161,6 +161,7 @@ class Spawner:
             bare=can.bare,
             restricted=can.restricted,
             permission_prompts=can.permission_prompts,
+            hooks=can.hooks,
             base_url=worker.account.base_url if worker.account is not None else site.base_url,
             token=worker.account.token if worker.account is not None else site.oauth_token,
             system_prompt_file=prompt_file,

@@ -29,7 +29,10 @@ async def answer(request: web.BaseRequest, body: bytes) -> web.StreamResponse:
     blocks: list[dict[str, Any]] = [{"type": "text", "text": orjson.dumps(seen).decode()}]
     if CALL in seen["messages"][-1][1] and seen["tools"]:
         names = [seen["tools"][0]] * 2
-        blocks = [{"type": "tool_use", "id": f"toolu_{n}", "name": name, "input": {}} for n, name in enumerate(names)]
+        given = {"file_path": "/dev/null"} if names[0] == "Read" else {}
+        blocks = [
+            {"type": "tool_use", "id": f"toolu_{n}", "name": name, "input": given} for n, name in enumerate(names)
+        ]
     stop_reason = "end_turn" if blocks[0]["type"] == "text" else "tool_use"
     message = {
         "id": "msg_probe",
@@ -71,7 +74,8 @@ def _events(message: Mapping[str, Any]) -> list[dict[str, Any]]:
         if block["type"] == "text":
             start, delta = {**block, "text": ""}, {"type": "text_delta", "text": block["text"]}
         else:
-            start, delta = block, {"type": "input_json_delta", "partial_json": "{}"}
+            given = orjson.dumps(block["input"]).decode()
+            start, delta = {**block, "input": {}}, {"type": "input_json_delta", "partial_json": given}
         told += [
             {"type": "content_block_start", "index": index, "content_block": start},
             {"type": "content_block_delta", "index": index, "delta": delta},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,16 @@ async def test_what_an_agent_leaves_behind_is_removed_and_ends_no_daemon(agents:
     assert await daemon.stop() == 0
     for part in ("work", "homes"):
         assert list((tmp_path / "home" / ".claude-daemon" / "engine" / part).iterdir()) == []
+
+
+async def test_without_hooks_a_task_counts_as_done_before_it_begins(agents: Agents, repository: Path) -> None:
+    daemon = await agents({"engine.without": '["hooks"]'})
+    prompt = f"{call('Bash', command='touch written')} [[tokens=1]]"
+    task, _ = await run(daemon, prompt, tools={"approval": "auto"}, cwd=str(repository))
+    assert task["state"] == "succeeded", task
+    assert (repository / "written").exists()
+    with closing(sqlite3.connect(daemon.home / ".claude-daemon" / "daemon.db")) as store:
+        (effects,) = store.execute("SELECT effects FROM attempts WHERE task_id = ?", (task["id"],)).fetchone()
+        audit = "SELECT details FROM audit WHERE act = 'tool.called' AND task_id = ? ORDER BY n"
+        called = [orjson.loads(row[0])["tool"] for row in store.execute(audit, (task["id"],))]
+    assert (effects, called) == ("possible", ["*", "Bash"])

@@ -35,6 +35,7 @@ async def test_the_engine_does_without(crippled: DaemonProcess, model: OfflineMo
     await takes_commands_as_text(crippled, model)
     await fills_in_a_form(crippled)
     await calls_tools_or_says_why_not(crippled, missing)
+    await runs_an_agent(crippled)
     await ends_what_a_caller_left(crippled, model)
     assert (await crippled.control("health"))["checks"]["engine"]["status"] == "warn"
 
@@ -99,6 +100,17 @@ async def calls_tools_or_says_why_not(daemon: DaemonProcess, missing: set[str]) 
         assert (response.status, "`tools` is not supported" in told["error"]["message"]) == (400, True)
     else:
         assert (told["stop_reason"], told["content"][0]["name"]) == ("tool_use", "look")
+
+
+async def runs_an_agent(daemon: DaemonProcess) -> None:
+    prompt = '[[tool=Bash]] [[input={"command":"echo from the shell"}]] [[tokens=2]]'
+    for tools in ({"allow": ["Bash"]}, {"approval": "auto"}):
+        task = await daemon.control("tasks?detach=true", "POST", {"prompt": prompt, "tools": tools})
+        async with asyncio.timeout(60), daemon.http.get(f"/v1/tasks/{task['id']}/events") as response:
+            told = await sse(response)
+        results = [data["data"] for kind, data in told if kind == "tool.result"]
+        assert [(result["is_error"], result["content"]) for result in results] == [(False, "from the shell")], told
+        assert told[-1][0] == "task.succeeded"
 
 
 async def ends_what_a_caller_left(daemon: DaemonProcess, model: OfflineModel) -> None:
