@@ -113,7 +113,7 @@ def text_lane(
 def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -> AgentLane:
     """The agent lane, over the text lane's CLI and bookkeeping; its sandbox is not tried yet."""
     return AgentLane(
-        agent_settings(loaded.settings, loaded.profile),
+        agent_settings(loaded),
         text,
         loaded.paths.engine_dir,
         unsupported=_agent_unsupported,
@@ -122,14 +122,18 @@ def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -
     )
 
 
-def agent_settings(settings: Settings, profile: str) -> AgentSettings:
+def agent_settings(loaded: Loaded) -> AgentSettings:
+    settings, profile, paths = loaded.settings, loaded.profile, loaded.paths
     engine, agent = settings.engine, settings.agent
+    files = (paths.database, paths.local_key, paths.control_socket, paths.config_file, paths.log_file)
+    own = (paths.home, paths.engine_dir, paths.run_dir, *files)
     return AgentSettings(
         places=engine.workers,
         spares=engine.spares,
         max_spare_age_s=engine.max_worker_age_s,
         stall_timeout_s=engine.stall_timeout_s,
         roots=tuple(root.path for root in settings.roots),
+        private=tuple(path.resolve() for path in own if path is not None),
         limits=AgentLimits(
             max_processes=agent.max_processes, max_memory_mb=agent.max_memory_mb, max_file_mb=agent.max_file_mb
         ),

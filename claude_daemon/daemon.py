@@ -479,9 +479,10 @@ class Daemon:
         if (engine.workers, engine.spares) == (before.engine.workers, before.engine.spares):  # an operator's word stays
             sizes = replace(sizes, workers=pool.settings.workers, spares=pool.settings.spares)
         pool.apply(sizes)
-        self.agents.apply(assembly.agent_settings(new.settings, new.profile), assembly.prices(new.settings).get)
+        self.agents.apply(assembly.agent_settings(new), assembly.prices(new.settings).get)
         if told_otherwise:
             pool.recycle_rolling("the configuration has changed")
+            self.agents.renew_spares()
 
     # parts
 

@@ -6,7 +6,7 @@ Patterns such as ``Bash(git *)`` keep an agent tidy. They confine nothing: only 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Final
 
@@ -38,7 +38,8 @@ class AgentSpec:
 
     ``allow`` and ``deny`` are rules: a tool's name, or a name with a pattern. ``cwd`` and ``add_dirs`` are absolute
     paths under configured roots; ``cwd`` None is an empty directory that ends with the attempt. ``max_turns`` counts
-    model calls of the main conversation.
+    model calls of the main conversation. ``append_system`` is added to Claude Code's own system prompt; with a
+    ``system`` of the request's own it stands there.
     """
 
     allow: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class AgentSpec:
     add_dirs: tuple[str, ...] = ()
     max_turns: int | None = None
     max_cost_micro_usd: int | None = None
+    append_system: str | None = field(default=None, repr=False)
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -59,8 +61,8 @@ class AgentSpec:
 
     @property
     def outline(self) -> AgentSpec:
-        """What is fixed when its process is spawned; the limits are the daemon's to keep."""
-        return replace(self, max_turns=None, max_cost_micro_usd=None)
+        """What is fixed when its process is spawned; the limits are the daemon's to keep, the rest is told later."""
+        return replace(self, max_turns=None, max_cost_micro_usd=None, append_system=None)
 
     @property
     def touches_directories(self) -> bool:

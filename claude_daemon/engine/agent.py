@@ -44,7 +44,8 @@ _TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
-    each. ``roots``: where tasks may work. ``bwrap`` None: no sandbox is wanted.
+    each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without symlinks.
+    ``bwrap`` None: no sandbox is wanted.
 
     ``required``: without a sandbox no tool runs that could change anything.
     """
@@ -54,6 +55,7 @@ class AgentSettings:
     max_spare_age_s: float
     stall_timeout_s: float
     roots: tuple[Path, ...]
+    private: tuple[Path, ...]
     limits: Limits
     bwrap: Path | None
     required: bool
@@ -92,10 +94,12 @@ class AgentLane:
         self._room: list[Callable[[], None]] = []
         self._wanted = Wanted()
         self._spares: list[Spare] = []
+        self._generation = 0  # of the spares: those of an earlier one were started under other settings
         self._filling = False
         self._closed = False
         self.starts: Counter[str] = Counter()
         text.pool.on_room(self._tell_room)
+        text.pool.on_end(self._fill)  # now and then, whether or not any task comes: spares age, and die
 
     async def probe(self) -> None:
         """Tries the sandbox. Before the first task; and empties what an earlier daemon left."""
@@ -113,6 +117,15 @@ class AgentLane:
         self.price = price
         if settings.places > before.places:
             self._tell_room()
+        if (settings.limits, settings.roots) != (before.limits, before.roots):
+            self.renew_spares()
+        self._fill()
+
+    def renew_spares(self) -> None:
+        """What a process is told at its start has changed: no task gets one that was started before."""
+        self._generation += 1
+        for spare in list(self._spares):
+            self._drop(spare)
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         agent = spec.agent
@@ -134,8 +147,9 @@ class AgentLane:
         return None
 
     def _outside(self, path: str) -> str | None:
-        if self._root_of(path) is not None:
-            return None
+        if (root := self._root_of(path)) is not None:
+            private = self._is_private(Path(os.path.normpath(path)), root)
+            return "the daemon's own files are there." if private else None
         if not self.settings.roots:
             return "no directories are configured that tasks may work in: [[roots]]."
         return "it is not under one of the configured roots."
@@ -144,6 +158,13 @@ class AgentLane:
         """By its name alone; the directory itself is opened beneath the root when the task begins."""
         normal = Path(os.path.normpath(path))
         return next((root for root in self.settings.roots if normal.is_relative_to(root)), None)
+
+    def _is_private(self, path: Path, root: Path) -> bool:
+        """Whether it has something of the daemon's own within, or is within such; unless the root is so itself, which
+        somebody has meant."""
+        within = (own for own in self.settings.private if path.is_relative_to(own))
+        meant = all(own in root.parents for own in within)
+        return not meant or any(own.is_relative_to(path) for own in self.settings.private)
 
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         return self._text.approximated(spec)
@@ -179,10 +200,11 @@ class AgentLane:
             places = self._identity(outline)
         except (NotBeneath, OSError):
             return None
-        for spare in self._spares:
-            if spare.fits(outline, places, now, self.settings.max_spare_age_s):
+        for spare in [spare for spare in self._spares if spare.outline == outline]:
+            if spare.fits(places, now, self.settings.max_spare_age_s):
                 self._spares.remove(spare)
                 return spare.worker
+            self._drop(spare)  # it will never fit any more, and would keep another from being started
         return None
 
     def _identity(self, outline: AgentSpec) -> Identity:
@@ -210,7 +232,7 @@ class AgentLane:
         return {
             "running": self.running,
             "places": self.settings.places,
-            "spares": len(self._spares),
+            "spares": sum(spare.alive for spare in self._spares),
             "starts": starts,
             "sandboxed": self.missing is None,
         }
@@ -236,7 +258,7 @@ class AgentLane:
         wanted = self._wanted.most(self.settings.spares)
         now = time.monotonic()
         for spare in list(self._spares):
-            if spare.outline not in wanted or now - spare.born >= self.settings.max_spare_age_s:
+            if spare.outline not in wanted or not spare.alive or now - spare.born >= self.settings.max_spare_age_s:
                 self._drop(spare)
         have = [spare.outline for spare in self._spares]
         missing = next((outline for outline in wanted if outline not in have), None)
@@ -246,6 +268,7 @@ class AgentLane:
 
     async def _bring_up(self, outline: AgentSpec) -> None:
         worker, shape = self.worker(self._text.pool.default_model)
+        generation = self._generation
         try:
             places = await self.spawn(worker, shape, outline)
         except (NotBeneath, SpawnFailed, WorkerLost, OSError):
@@ -255,9 +278,8 @@ class AgentLane:
             self._filling = False
         spare = Spare(worker=worker, outline=outline, places=places, born=time.monotonic())
         self._spares.append(spare)
-        if self._closed:
+        if self._closed or generation != self._generation:
             self._drop(spare)
-            return
         self._fill()
 
     def _drop(self, spare: Spare) -> None:
@@ -297,7 +319,11 @@ class AgentLane:
         root = self._root_of(path)
         if root is None:
             raise NotBeneath(f"{path} is not under a configured root any more")
-        return open_beneath(root, str(Path(os.path.normpath(path)).relative_to(root)))
+        place = open_beneath(root, str(Path(os.path.normpath(path)).relative_to(root)))
+        if self._is_private(place.path, root):
+            os.close(place.fd)
+            raise NotBeneath(f"no task may work in {place.path}: the daemon's own files are there")
+        return place
 
     def own(self, ending: Coroutine[Any, Any, None]) -> None:
         """The end of a process, which nobody waits for; the text lane's pool does not end before it."""
@@ -373,7 +399,7 @@ class AgentLease:
         self._worker = spare
         self.start = (Start.COLD if spare is None else Start.SPARE).value
         lane.starts[self.start] += 1
-        self._reader: AgentReader | None = None
+        self._ending = False
 
     @property
     def worker_id(self) -> str | None:
@@ -387,6 +413,10 @@ class AgentLease:
     async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         agent = self._spec.agent
         assert agent is not None
+        if (refused := self._lane.unsupported(self._spec)) is not None:
+            # since it was queued the sandbox, a root or a price may have gone, with a reload or another daemon
+            yield [_failed(refused)]
+            return
         spare = self._worker
         worker, shape = (spare, None) if spare is not None else self._lane.worker(self._spec.model)
         self._worker = worker
@@ -396,22 +426,23 @@ class AgentLease:
                 if shape is not None:
                     await self._lane.spawn(worker, shape, agent)
             except NotBeneath as error:
-                yield [_failed(Code.INVALID_REQUEST, str(error))]
+                yield [_failed(Failure(code=Code.INVALID_REQUEST, message=str(error)))]
                 return
             except (SpawnFailed, WorkerLost, OSError) as error:
-                yield [_failed(Code.ENGINE_CRASHED, f"the agent could not be started: {error}")]
+                why = f"the agent could not be started: {error}"
+                yield [_failed(Failure(code=Code.ENGINE_CRASHED, message=why))]
                 return
             async with aclosing(cast(Any, self._turn(worker, agent))) as batches:
                 async for batch in batches:
                     left = not isinstance(batch[-1], Ended)
                     yield batch
         finally:
-            self._lane.own(self._end(worker, left=left))  # the place becomes free once its process is gone
+            self._end_soon(worker, left=left)
 
     def _turn(self, worker: AgentWorker, agent: AgentSpec) -> AsyncIterator[Sequence[Emission | Ended]]:
         spec, settings = self._spec, self._lane.settings
         turn_plan = plan(spec)
-        self._reader = reader = AgentReader(
+        reader = AgentReader(
             show_thinking=turn_plan.show_thinking,
             structured=turn_plan.binding.schema is not None,
             max_turns=agent.max_turns,
@@ -419,6 +450,8 @@ class AgentLease:
         fields: dict[str, Any] = {}
         if turn_plan.binding.system:
             fields["systemPrompt"] = turn_plan.binding.system
+        if agent.append_system is not None:
+            fields["appendSystemPrompt"] = agent.append_system
         if turn_plan.binding.schema is not None:
             fields["jsonSchema"] = orjson.loads(turn_plan.binding.schema)
         return worker.agent_turn(
@@ -451,6 +484,12 @@ class AgentLease:
 
         return limit
 
+    def _end_soon(self, worker: AgentWorker, *, left: bool) -> None:
+        """Once: the place becomes free when the process is gone."""
+        if not self._ending:
+            self._ending = True
+            self._lane.own(self._end(worker, left=left))
+
     async def _end(self, worker: AgentWorker, *, left: bool) -> None:
         """``left``: nobody waits for an end any more, so it is not given time for one."""
         with contextlib.suppress(OSError):
@@ -459,12 +498,11 @@ class AgentLease:
         self._lane.give_back(self)
 
     def release(self) -> None:
-        if self._worker is not None and self._reader is None:  # a spare that was not used after all
-            self._lane.own(self._end(self._worker, left=True))
-            self._worker = None
-            return
-        self._lane.give_back(self)
+        if self._worker is None:
+            self._lane.give_back(self)
+        else:  # a spare that was not used after all, unless its end is under way
+            self._end_soon(self._worker, left=True)
 
 
-def _failed(code: Code, why: str) -> Ended:
-    return Ended(outcome=Outcome(state=State.FAILED, failure=Failure(code=code, message=why)))
+def _failed(failure: Failure) -> Ended:
+    return Ended(outcome=Outcome(state=State.FAILED, failure=failure))

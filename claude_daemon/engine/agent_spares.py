@@ -34,10 +34,13 @@ class Spare:
     places: Identity
     born: float
 
-    def fits(self, outline: AgentSpec, places: Identity, now: float, max_age_s: float) -> bool:
-        process = self.worker.process
-        alive = process is not None and not process.gone
-        return alive and self.outline == outline and self.places == places and now - self.born < max_age_s
+    @property
+    def alive(self) -> bool:
+        return self.worker.process is not None and not self.worker.process.gone
+
+    def fits(self, places: Identity, now: float, max_age_s: float) -> bool:
+        """Whether it can serve a task of its outline, whose directories are these."""
+        return self.alive and self.places == places and now - self.born < max_age_s
 
 
 class Wanted:

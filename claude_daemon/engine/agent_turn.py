@@ -36,8 +36,8 @@ class AgentReader:
         self._structured = structured
         self._max_turns = max_turns
         self._failure: Failure | None = None
-        self._said: list[str] = []  # by messages that are complete
-        self._saying: list[str] = []  # by the one under way
+        self._said: list[str] = []  # up to the last tool results: it stands
+        self._saying: list[str] = []  # since then
         self._streamed = False  # of the message under way, deltas were told
         self._message_id: Any = None
         self._tools: dict[str, str] = {}  # calls without a result: id -> tool
@@ -100,6 +100,7 @@ class AgentReader:
 
     def _begin(self, message_id: Any) -> None:
         """A new model call; or the same again, when the one before was cut: what it had said is taken back."""
+        self._tools.clear()  # calls of the one that was cut are not made: no result of theirs comes
         if self._saying:
             self._saying = []
             self._emit(TEXT_RESET, {})
@@ -117,7 +118,7 @@ class AgentReader:
             if block["type"] == "text" and not self._streamed:
                 self._say(block["text"], "text_delta")  # a call that was not streamed
             elif block["type"] == "tool_use":
-                self._settle_text()
+                self._separate()
                 self._tools[block["id"]] = block["name"]
                 self._emit(TOOL_USE, {"id": block["id"], "name": block["name"], "input": block.get("input") or {}})
 
@@ -129,16 +130,17 @@ class AgentReader:
             data = {"id": block["tool_use_id"], "name": name, "is_error": bool(block.get("is_error"))}
             self._emit(TOOL_RESULT, {**data, "content": told_content(block.get("content"))})
         if results and not self._tools:
-            self._settle_text()
+            self._separate()
+            self._said += self._saying
+            self._saying = []
             self.turns += 1
             if self._max_turns is not None and self.turns >= self._max_turns:
                 why = f"the task came to no end within its {self._max_turns} turns"
                 self.fail(Failure(code=Code.MAX_TURNS, message=why))
 
-    def _settle_text(self) -> None:
-        if self._saying:
-            self._said += [*self._saying, _SEPARATOR]
-            self._saying = []
+    def _separate(self) -> None:
+        if self._saying and self._saying[-1] is not _SEPARATOR:
+            self._saying.append(_SEPARATOR)
             self._delta(_SEPARATOR, "text_delta")
 
     def _say(self, text: str, name: str) -> None:

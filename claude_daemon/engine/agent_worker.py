@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
@@ -59,8 +60,9 @@ class AgentWorker(Worker):
             await self._set_up(system)
             self._prepare(plan, cli_model)
             self._write(self._user_line(plan.told_at_once()))
-            async for batch in self._work(reader, watch):
-                yield batch
+            async with aclosing(self._work(reader, watch)) as batches:
+                async for batch in batches:
+                    yield batch
         except TurnTimeout as timeout:
             yield [self._over(reader, timeout.failure)]
         except WorkerLost as lost:
@@ -89,6 +91,8 @@ class AgentWorker(Worker):
                 self._interrupt("the turn is over", watch)
             async with watch:
                 messages = await self._messages()
+            if self._refused is not None:  # else it would be the model of its start that answers
+                reader.fail(self._refused)
             batch: list[Emission | Ended] = []
             for message in messages:
                 watch.seen(message)
@@ -105,6 +109,7 @@ class AgentWorker(Worker):
                 batch += await self._judged(reader, reader.feed(message))
                 if reader.outcome is not None:
                     self._turn_open = False
+                    self._bar()
                     outcome = replace(self._metered(reader.outcome), diff=await self._changes.diff())
                     batch.append(Ended(outcome=outcome))
                     break
@@ -174,7 +179,13 @@ class AgentWorker(Worker):
         await self._changes.before(tool, given)
         return _decision("allow", "the task's approval is auto") if self._approval is Approval.AUTO else {}
 
+    def _bar(self) -> None:
+        """What it has started may run on for a moment, and knows the way to the model: nobody would be charged."""
+        if self.account is not None:
+            self.account.bar("the turn is over")
+
     def _over(self, reader: AgentReader, failure: Failure) -> Ended:
+        self._bar()
         return Ended(outcome=self._metered(reader.give_up(failure)))
 
 

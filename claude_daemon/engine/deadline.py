@@ -57,6 +57,7 @@ class Watch:
         self._ends = time.monotonic() + limits.turn_seconds
         self._grace = 0.0  # the CLI announced a pause before its next try
         self._stall = limits.stall_seconds
+        self._must_end = False
         self._last = False  # this wait ends with the turn
         self.tool_runs = False
         """A tool is at work: the silence is its own, and only the whole turn's deadline holds."""
@@ -67,10 +68,12 @@ class Watch:
         self._grace = (message.get("retry_delay_ms") or 0) / 1000 if retrying else 0.0
 
     def stall_within(self, seconds: float) -> None:
+        """The turn was told to end: whatever runs in it, so much patience is left."""
         self._stall = min(self._stall, seconds)
+        self._must_end = True
 
     async def __aenter__(self) -> None:
-        stall = math.inf if self.tool_runs else self._stall + self._grace
+        stall = math.inf if self.tool_runs and not self._must_end else self._stall + self._grace
         left = self._ends - time.monotonic()
         self._last = left <= stall
         self._timeout = asyncio.timeout(min(stall, left))

@@ -241,8 +241,8 @@ class Book:
 
 def _in_short(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a tool was called with, as far as it says what it does: paths, patterns, commands; no file's contents."""
-    told = {name: given[name] for name in _TOLD_OF_CALLS if name in given}
-    return {name: value[:_MAX_TOLD] if isinstance(value, str) else value for name, value in told.items()}
+    told = {name: given[name] for name in _TOLD_OF_CALLS if isinstance(given.get(name), str)}
+    return {name: value[:_MAX_TOLD] for name, value in told.items()}
 
 
 def _again(outcome: Outcome) -> Emission:

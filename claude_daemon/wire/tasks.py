@@ -194,8 +194,7 @@ class TaskRequest(Strict):
     def agent(self) -> AgentSpec | None:
         """What an agent needs to be told; None for a task that needs none: one model call answers it."""
         tools = self.tools or Tools()
-        acts = tools.allow or tools.approval != "never"
-        if not (acts or self.cwd is not None or self.add_dirs or self.max_cost_usd is not None):
+        if not self._acts:
             return None
         return AgentSpec(
             allow=tuple(tools.allow),
@@ -205,12 +204,20 @@ class TaskRequest(Strict):
             add_dirs=tuple(self.add_dirs or ()),
             max_turns=self.max_turns,
             max_cost_micro_usd=None if self.max_cost_usd is None else max(1, round(self.max_cost_usd * _MICRO)),
+            append_system=None if self.system else self.append_system or None,
         )
+
+    @property
+    def _acts(self) -> bool:
+        """Whether it is an agent's."""
+        tools = self.tools or Tools()
+        acts = tools.allow or tools.approval != "never"
+        return bool(acts or self.cwd is not None or self.add_dirs or self.max_cost_usd is not None)
 
     def _system(self) -> str | list[dict[str, Any]]:
         given = self.system or ""
         blocks = given if isinstance(given, str) else [block.model_dump(exclude_unset=True) for block in given]
-        if not self.append_system:
+        if not self.append_system or self._acts and not blocks:
             return blocks
         if isinstance(blocks, str):
             return f"{blocks}\n\n{self.append_system}" if blocks else self.append_system

@@ -91,7 +91,9 @@ async def test_a_command_that_fails_is_told_as_an_error(agents: Agents, reposito
     (result,) = told(events, "tool.result")
     assert result["is_error"]
     assert "nothing" in result["content"]
-    assert (await daemon.control("status"))["agents"]["running"] == 0
+    async with asyncio.timeout(PATIENCE_S):  # its place is free once its process is gone
+        while (await daemon.control("status"))["agents"]["running"] != 0:
+            await asyncio.sleep(0.02)
 
 
 async def start_of(daemon: DaemonProcess, repository: Path, prompt: str = "[[text=yes]]", **fields: Any) -> str:

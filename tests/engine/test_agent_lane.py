@@ -1,0 +1,331 @@
+"""The agent lane on a stand-in for the CLI: places, spares, and what has changed since a task was queued."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from claude_daemon.core.agent import AgentSpec
+from claude_daemon.core.errors import Code
+from claude_daemon.core.price import Price
+from claude_daemon.core.task import Kind, Lane, Outcome, State, TaskSpec
+from claude_daemon.engine import agent_worker, worker
+from claude_daemon.engine.agent import AgentLane, AgentLease, AgentSettings
+from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.lane import TextLane
+from claude_daemon.engine.launch import Access
+from claude_daemon.engine.pool import Pool, PoolSettings
+from claude_daemon.engine.sandbox import Limits
+from claude_daemon.engine.spawner import EngineSite, Spawner
+from claude_daemon.ports import Ended
+from claude_daemon.upstream.broker import Broker
+from tests.engine.test_processes import ANSWER, FAKE, OK, REFUSED, RESULT
+from tests.support import alive
+
+PATIENCE_S = 10.0
+FREE = Price(input=0, output=0, cache_write=0, cache_read=0)
+USE = {"type": "tool_use", "id": "t1", "name": "Bash", "input": {}}
+CALLS = {"type": "assistant", "message": {"id": "m", "role": "assistant", "content": [USE]}}
+BASH = AgentSpec(allow=("Bash",))
+
+
+class Stage:
+    """A lane with a CLI that does as :meth:`behave` says. ``root`` is where its tasks may work."""
+
+    def __init__(self, lane: AgentLane, text: TextLane, root: Path, cli: Path) -> None:
+        self.lane = lane
+        self.text = text
+        self.root = root
+        self._cli = cli
+        self.behave()
+
+    def behave(self, **behaviour: Any) -> None:
+        """For those who are started from now on."""
+        usual = {"mcp_status": [OK], "initialize": [OK], "user": [ANSWER, RESULT], "interrupt": [OK, RESULT]}
+        told = orjson.dumps({**usual, **behaviour}).decode()
+        fake = FAKE.replace("json.loads(sys.argv[1])", f"json.loads({told!r})")
+        self._cli.write_text(f"#!{sys.executable} -SE\n{fake}")
+        self._cli.chmod(0o755)
+
+    def spec(self, agent: AgentSpec = BASH, **fields: Any) -> TaskSpec:
+        request = {"model": fields.pop("model", "sonnet"), "messages": [{"role": "user", "content": "hello"}]}
+        usual = {"kind": Kind.TASK, "lane": Lane.AGENT, "key_id": "k", "trust_domain": "d", "request_id": "r"}
+        return TaskSpec(**{**usual, "request": request, "agent": agent, **fields})
+
+    def lease(self, agent: AgentSpec = BASH, **fields: Any) -> AgentLease:
+        lease = self.lane.lease(self.spec(agent, **fields))
+        assert lease is not None
+        return lease
+
+    async def run(self, agent: AgentSpec = BASH, **fields: Any) -> Outcome:
+        """To its end, as an attempt does it, and to that of its process."""
+        lease = self.lease(agent, **fields)
+        outcome = await self.outcome(lease)
+        await self.until(lambda: lease not in self.lane._leases)
+        return outcome
+
+    async def outcome(self, lease: AgentLease) -> Outcome:
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                ended = [batch async for batch in lease.run()][-1][-1]
+        finally:
+            lease.release()
+        assert isinstance(ended, Ended)
+        return ended.outcome
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await asyncio.sleep(0.005)
+
+    async def spare(self, agent: AgentSpec = BASH) -> None:
+        """Two tasks of this shape, and the spare that they bring about."""
+        for _ in range(2):
+            assert (await self.run(agent)).state is State.SUCCEEDED
+        await self.until(lambda: self.lane.counts()["spares"] == 1 and self.lane.running == 0)
+
+    @property
+    def processes(self) -> set[int]:
+        return self.lane._spawner.pids
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    broker, ids = Broker(None), count()
+    await broker.start()
+    root = tmp_path / "root"
+    (root / "a").mkdir(parents=True)
+    cli = tmp_path / "claude"
+    site = EngineSite(
+        cli=cli,
+        directory=tmp_path / "engine",
+        access=Access.BROKER,
+        max_retries=0,
+        request_timeout_s=10.0,
+        environ={},
+    )
+    spawner = Spawner(site, broker, lambda prefix: f"{prefix}_{next(ids)}", Capabilities())
+    sizes = PoolSettings(
+        workers=0,
+        spares=0,
+        max_turns_per_worker=10,
+        max_worker_age_s=600.0,
+        max_worker_rss_mb=1000,
+        stall_timeout_s=5.0,
+        turn_timeout_s=5.0,
+    )
+    pool = Pool(sizes, spawner, capabilities=Capabilities(), default_model="sonnet", unsupported=lambda spec: None)
+    text = TextLane(cli, tmp_path / "cache", spawner, pool, default_model="sonnet")
+    settings = AgentSettings(
+        places=1,
+        spares=1,
+        max_spare_age_s=600.0,
+        stall_timeout_s=5.0,
+        roots=(root,),
+        private=(tmp_path / "engine",),
+        limits=Limits(max_processes=64, max_memory_mb=1024, max_file_mb=64),
+        bwrap=None,
+        required=False,
+    )
+    lane = AgentLane(settings, text, tmp_path / "engine", unsupported=lambda spec: None, price={"sonnet": FREE}.get)
+    await lane.probe()
+    running = asyncio.ensure_future(pool.run())
+    await asyncio.sleep(0)
+    text.up = True
+    yield Stage(lane, text, root, cli)
+    lane.close()
+    pool.close()
+    await running
+    await broker.stop()
+    assert spawner.pids == set()
+    for part in ("work", "homes", "ledger"):
+        assert list((tmp_path / "engine" / part).glob("*")) == [], part
+
+
+# what was allowed when it was queued
+
+
+async def test_a_tool_that_needs_a_sandbox_is_refused_when_there_is_none_any_more(stage: Stage) -> None:
+    stage.lane.settings = replace(stage.lane.settings, required=True)
+    outcome = await stage.run()
+    assert outcome.failure is not None and outcome.failure.code is Code.SANDBOX_UNAVAILABLE
+    assert stage.lane.starts["cold"] == 1
+    assert (await stage.run(AgentSpec(allow=("Read",)))).state is State.SUCCEEDED
+
+
+async def test_a_limit_that_cannot_be_kept_any_more_is_no_limit_that_is_passed_over(stage: Stage) -> None:
+    capped = AgentSpec(max_cost_micro_usd=1000)
+    assert (await stage.run(capped)).state is State.SUCCEEDED
+    stage.lane.apply(stage.lane.settings, {}.get)
+    outcome = await stage.run(capped)
+    assert outcome.failure is not None and outcome.failure.param == "max_cost_usd"
+
+
+async def test_a_root_that_was_taken_away_is_no_root_for_those_who_wait(stage: Stage) -> None:
+    agent = AgentSpec(allow=("Read",), cwd=str(stage.root / "a"))
+    stage.lane.apply(replace(stage.lane.settings, roots=()), {}.get)
+    outcome = await stage.run(agent)
+    assert outcome.failure is not None and outcome.failure.param == "cwd"
+
+
+async def test_a_spare_whose_task_is_refused_ends(stage: Stage) -> None:
+    await stage.spare()
+    stage.lane.settings = replace(stage.lane.settings, required=True)
+    assert (await stage.run()).state is State.FAILED
+    await stage.until(lambda: stage.lane.running == 0)
+
+
+# what is the daemon's own
+
+
+@pytest.mark.parametrize("name", ["engine", "engine/work", "", "link"])
+async def test_no_task_works_where_the_daemons_own_files_are(stage: Stage, tmp_path: Path, name: str) -> None:
+    (tmp_path / "link").symlink_to("engine/work")
+    stage.lane.apply(replace(stage.lane.settings, roots=(tmp_path,)), {}.get)
+    agent = AgentSpec(allow=("Read",), cwd=os.path.normpath(tmp_path / name))
+    outcome = await stage.run(agent)
+    assert outcome.failure is not None
+    assert (outcome.failure.code, "own files" in outcome.failure.message) == (Code.INVALID_REQUEST, True)
+    assert (await stage.run(replace(agent, cwd=None, add_dirs=(str(tmp_path / "root" / "a"),)))).failure is None
+
+
+async def test_a_root_within_the_daemons_directories_was_meant(stage: Stage, tmp_path: Path) -> None:
+    projects = tmp_path / "engine" / "projects"
+    (projects / "a").mkdir(parents=True)
+    stage.lane.apply(replace(stage.lane.settings, roots=(projects,)), {}.get)
+    assert (await stage.run(AgentSpec(allow=("Read",), cwd=str(projects / "a")))).state is State.SUCCEEDED
+
+
+# places
+
+
+async def test_a_place_is_free_when_its_process_is_gone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "STOP_STEP_S", 0.2)
+    stage.behave(linger=True, ignore=[signal.SIGINT, signal.SIGTERM])
+    assert (await stage.outcome(stage.lease())).state is State.SUCCEEDED
+    (pid,) = stage.processes
+    assert alive(pid)
+    assert (stage.lane.running, stage.lane.lease(stage.spec())) == (1, None)
+    await stage.until(lambda: stage.lane.running == 0)
+    assert not alive(pid)
+
+
+async def test_an_attempt_that_is_cut_while_its_process_starts_gives_its_place_back_once(stage: Stage) -> None:
+    stage.behave(mcp_status=["hang"])
+    lease = stage.lease()
+    attempt = asyncio.ensure_future(anext(lease.run()))  # type: ignore[arg-type]
+    await stage.until(lambda: bool(stage.processes))
+    attempt.cancel()
+    with suppress(asyncio.CancelledError):
+        await attempt
+    lease.release()
+    lease.release()
+    await stage.until(lambda: stage.lane.running == 0)
+
+
+async def test_a_lease_that_was_not_used_is_given_back(stage: Stage) -> None:
+    stage.lease().release()
+    assert stage.lane.running == 0
+    await stage.spare()
+    lease = stage.lease()
+    assert lease.start == "spare"
+    lease.release()
+    await stage.until(lambda: stage.lane.running == 0)
+
+
+# spares
+
+
+async def test_a_spare_that_died_is_not_counted_and_another_takes_its_place(stage: Stage) -> None:
+    await stage.spare()
+    (pid,) = stage.processes
+    os.kill(pid, signal.SIGKILL)
+    await stage.until(lambda: stage.lane.counts()["spares"] == 0)
+    for told in stage.text.pool._on_end:
+        told()  # as the pool does now and then
+    await stage.until(lambda: stage.lane.counts()["spares"] == 1)
+    assert pid not in stage.processes
+
+
+async def test_a_spare_that_is_old_ends_though_no_task_comes(stage: Stage) -> None:
+    await stage.spare()
+    (pid,) = stage.processes
+    stage.lane.settings = replace(stage.lane.settings, max_spare_age_s=0.0, spares=0)
+    for told in stage.text.pool._on_end:
+        told()
+    await stage.until(lambda: not stage.processes)
+
+
+async def test_a_spare_of_a_directory_that_was_made_anew_makes_room_for_one_that_fits(stage: Stage) -> None:
+    agent = replace(BASH, cwd=str(stage.root / "a"))
+    await stage.spare(agent)
+    (stage.root / "a").rename(stage.root / "b")
+    (stage.root / "a").mkdir()
+    assert stage.lease(agent).start == "cold"
+    (lease,) = stage.lane._leases
+    lease.release()
+    await stage.until(lambda: stage.lane.counts()["spares"] == 1 and len(stage.processes) == 1)
+    assert stage.lease(agent).start == "spare"
+    (lease,) = stage.lane._leases
+    lease.release()
+
+
+async def test_a_reload_that_changes_the_limits_leaves_no_spare_of_the_old_ones(stage: Stage) -> None:
+    await stage.spare()
+    (pid,) = stage.processes
+    limits = replace(stage.lane.settings.limits, max_memory_mb=512)
+    stage.lane.apply(replace(stage.lane.settings, limits=limits), {"sonnet": FREE}.get)
+    assert stage.lane.counts()["spares"] == 0
+    await stage.until(lambda: stage.lane.counts()["spares"] == 1)
+    await stage.until(lambda: not alive(pid))
+
+
+# a turn
+
+
+async def test_a_model_that_a_spare_refuses_does_not_let_another_one_answer(stage: Stage) -> None:
+    stage.behave(set_model=[REFUSED], user=[])
+    for _ in range(2):  # nobody answers, and a spare is started all the same
+        stage.lane._wanted.note(BASH)
+    stage.lane._fill()
+    await stage.until(lambda: stage.lane.counts()["spares"] == 1)
+    outcome = await stage.run(model="claude-opus-9")
+    assert stage.lane.starts["spare"] == 1
+    assert outcome.failure is not None and outcome.failure.code is Code.MODEL_NOT_FOUND
+
+
+async def test_who_does_not_end_when_told_to_is_ended_though_a_tool_runs(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "INTERRUPT_GRACE_S", 0.2)
+    wrong = {"type": "assistant", "message": {"id": "m", "content": [{"type": "text"}]}}  # cannot be read
+    stage.behave(user=[CALLS, wrong], interrupt=[])
+    outcome = await stage.run()
+    assert outcome.failure is not None and outcome.failure.code is Code.UPSTREAM_MALFORMED
+
+
+async def test_no_model_call_is_made_once_the_turn_has_ended(stage: Stage) -> None:
+    """What the agent has started may outlive its last word by a moment, and holds the way to the model."""
+    lease = stage.lease()
+    barred: list[Any] = []
+    async for batch in lease.run():
+        if isinstance(batch[-1], Ended):
+            assert lease._worker is not None and lease._worker.account is not None
+            barred.append(lease._worker.account.barred)  # type: ignore[attr-defined]
+    lease.release()
+    assert barred == ["the turn is over"]
+
+
+def test_the_hook_is_waited_for_longer_than_the_daemon_takes() -> None:
+    assert agent_worker._HOOK_TIMEOUT_S > 60
