@@ -6,9 +6,12 @@ Patterns such as ``Bash(git *)`` keep an agent tidy. They confine nothing: only 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
+
+from claude_daemon.core.command import commands, matches
 
 READ_ONLY: Final = frozenset({"Read", "Grep", "Glob"})
 """Tools that change nothing outside: an attempt that has used no other may be made again."""
@@ -63,6 +66,17 @@ class AgentSpec:
     def outline(self) -> AgentSpec:
         """What is fixed when its process is spawned; the limits are the daemon's to keep, the rest is told later."""
         return replace(self, max_turns=None, max_cost_micro_usd=None, append_system=None)
+
+    def ruled(self, tool: str, given: Mapping[str, Any]) -> bool:
+        """Whether ``allow`` may have a rule about this call. Of a shell's line each command needs one: Claude Code runs
+        some that only read, such as ``git status``, without any, and what a repository's configuration names with it.
+        """
+        rules = [rule for rule in self.allow if tool_of(rule) == tool]
+        if tool != "Bash" or "Bash" in rules:
+            return True
+        patterns = [rule[len("Bash(") : -1] for rule in rules]
+        line = str(given.get("command") or "")
+        return all(any(matches(command, pattern) for pattern in patterns) for command in commands(line))
 
     @property
     def touches_directories(self) -> bool:

@@ -117,8 +117,8 @@ class Outcome:
     """How a task ended. ``failure`` is set if and only if the state is failed or cancelled; else ValueError.
 
     ``text`` is the whole answer of a task (a chat keeps none), ``structured`` the same as the JSON value that its
-    schema asked for, ``diff`` what an agent changed with its file tools. ``cost_micro_usd`` None: the model's price is
-    not known.
+    schema asked for, ``diff`` what an agent changed with its file tools and ``files`` where. ``cost_micro_usd`` None:
+    the model's price is not known.
     """
 
     state: State
@@ -128,6 +128,7 @@ class Outcome:
     text: str | None = field(default=None, repr=False)
     structured: Any = field(default=None, repr=False)
     diff: str | None = field(default=None, repr=False)
+    files: tuple[str, ...] = ()
     cost_micro_usd: int | None = None
 
     def __post_init__(self) -> None:

@@ -459,7 +459,7 @@ class AgentLease:
             self._lane.cli_model(self._spec.model),
             TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
             reader,
-            approval=agent.approval,
+            agent=agent,
             system=fields,
             gate=self.gate,
             ask=self.ask if agent.approval is Approval.ASK else None,

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from claude_daemon.engine.sandbox import NotBeneath, Place, open_file_beneath
 
-_PATHS: Final = {"Edit": "file_path", "Write": "file_path", "NotebookEdit": "notebook_path"}
+PATHS: Final = {"Edit": "file_path", "Write": "file_path", "NotebookEdit": "notebook_path"}
 """The input that names the file, by tool."""
 MAX_FILES: Final = 256
 """Files of one task that are remembered."""
@@ -38,7 +38,7 @@ class Changes:
 
     async def before(self, tool: str, given: Mapping[str, Any]) -> None:
         """Before a call is allowed: remembers the file that it may change."""
-        path = given.get(_PATHS.get(tool, ""))
+        path = given.get(PATHS.get(tool, ""))
         if not isinstance(path, str) or path in self._before or len(self._before) >= MAX_FILES:
             return
         text = await asyncio.to_thread(self._read, path)

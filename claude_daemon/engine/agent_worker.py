@@ -7,10 +7,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from claude_daemon.core.agent import Approval
+from claude_daemon.core.agent import AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import TOOL_RESULT, TOOL_USE, Emission
 from claude_daemon.engine.agent_changes import Changes
+from claude_daemon.engine.agent_facts import Facts
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
 from claude_daemon.engine.plan import TurnPlan
@@ -21,6 +22,8 @@ from claude_daemon.ports import Answer, Ask, Ended, Gate, Limit, Question
 
 _HOOK: Final = "before-tool"
 _ANY_TOOL: Final = "*"
+_ALLOW, _DENY, _ASK = "allow", "deny", "ask"
+"""A hook's decisions. To ask is to deny where there is nobody to be asked."""
 _HOOK_TIMEOUT_S: Final = 600
 """The CLI's own patience with a hook; ours ends sooner, and with a reason."""
 
@@ -38,7 +41,7 @@ class AgentWorker(Worker):
         limits: TurnLimits,
         reader: AgentReader,
         *,
-        approval: Approval,
+        agent: AgentSpec,
         system: Mapping[str, Any],
         gate: Gate | None,
         ask: Ask | None,
@@ -52,10 +55,10 @@ class AgentWorker(Worker):
         if self.account is not None:
             self.account.begin(request_id, None, limit)
         watch = Watch(limits)
-        self._approval, self._gate, self._gated = approval, gate, set[str]()
+        self._agent, self._gate, self._gated = agent, gate, set[str]()
         self._ask, self._where = ask, where
         self._asked: dict[str, Callable[[], None]] = {}  # by the CLI's request; what takes the question back
-        self._changes = Changes(self.places)
+        self._changes, self._facts = Changes(self.places), Facts()
         try:
             await self._set_up(system)
             self._prepare(plan, cli_model)
@@ -104,13 +107,14 @@ class AgentWorker(Worker):
                     if batch:  # what it is about to do is told before it does it
                         yield batch
                         batch = []
-                    await self._answer_request(message)
+                    batch += await self._answer_request(message)
                     continue
-                batch += await self._judged(reader, reader.feed(message))
+                batch += await self._judged(reader, self._facts.add(message, reader.feed(message)))
                 if reader.outcome is not None:
                     self._turn_open = False
                     self._bar()
                     outcome = replace(self._metered(reader.outcome), diff=await self._changes.diff())
+                    outcome = replace(outcome, files=tuple(self._facts.files))
                     batch.append(Ended(outcome=outcome))
                     break
             watch.tool_runs = reader.tool_runs and not interrupted
@@ -132,22 +136,27 @@ class AgentWorker(Worker):
                 reader.fail(Failure(code=Code.INTERNAL, message=why))
         return emissions
 
-    async def _answer_request(self, message: Mapping[str, Any]) -> None:
+    async def _answer_request(self, message: Mapping[str, Any]) -> Sequence[Emission]:
+        """What followers are told of it at once."""
         request_id, request = str(message.get("request_id")), message.get("request") or {}
         if request.get("subtype") == "hook_callback" and request.get("callback_id") == _HOOK:
             asked = request.get("input") or {}
-            decision = await self._decide(str(asked.get("tool_name")), asked.get("tool_input") or {})
-            self._gated.add(str(request.get("tool_use_id") or asked.get("tool_use_id")))
-            self._write(control_reply(request_id, decision))
+            call, tool = str(request.get("tool_use_id") or asked.get("tool_use_id")), str(asked.get("tool_name"))
+            decision, why = await self._decide(tool, asked.get("tool_input") or {})
+            self._gated.add(call)
+            self._write(control_reply(request_id, _decision(decision, why) if decision is not None else {}))
+            if decision == _DENY:
+                return self._facts.denied(call, tool, why)
         elif request.get("subtype") == "can_use_tool":
             self._permit(request_id, request)
         else:
             self._write(control_refusal(request_id, f"unknown request {request.get('subtype')}"))
+        return ()
 
     def _permit(self, request_id: str, request: Mapping[str, Any]) -> None:
         """No rule of the task allows the call: somebody is asked, or nobody."""
         given = request.get("input") or {}
-        if self._approval is Approval.AUTO:  # without hooks it has come to this
+        if self._agent.approval is Approval.AUTO:  # without hooks it has come to this
             self._write(control_reply(request_id, {"behavior": "allow", "updatedInput": given}))
             return
         if self._ask is None:
@@ -172,12 +181,14 @@ class AgentWorker(Worker):
     async def _may(self, tool: str, given: Mapping[str, Any]) -> str | None:
         return "the daemon is not there to write it down" if self._gate is None else await self._gate(tool, given)
 
-    async def _decide(self, tool: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        """No decision leaves it to the rules, which the CLI has from its command line."""
+    async def _decide(self, tool: str, given: Mapping[str, Any]) -> tuple[str | None, str]:
+        """What the CLI is told, and why. None leaves it to the rules, which it has from its command line."""
         if (why := await self._may(tool, given)) is not None:
-            return _decision("deny", why)
+            return _DENY, why
         await self._changes.before(tool, given)
-        return _decision("allow", "the task's approval is auto") if self._approval is Approval.AUTO else {}
+        if self._agent.approval is Approval.AUTO:
+            return _ALLOW, "the task's approval is auto"
+        return (None, "") if self._agent.ruled(tool, given) else (_ASK, "no rule of the task allows it")
 
     def _bar(self) -> None:
         """What it has started may run on for a moment, and knows the way to the model: nobody would be charged."""
@@ -186,7 +197,7 @@ class AgentWorker(Worker):
 
     def _over(self, reader: AgentReader, failure: Failure) -> Ended:
         self._bar()
-        return Ended(outcome=self._metered(reader.give_up(failure)))
+        return Ended(outcome=replace(self._metered(reader.give_up(failure)), files=tuple(self._facts.files)))
 
 
 def _decision(what: str, why: str) -> Mapping[str, Any]:

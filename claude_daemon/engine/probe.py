@@ -17,7 +17,7 @@ from typing import Any, Final, cast
 
 import orjson
 
-from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.core.agent import AgentSpec
 from claude_daemon.core.event import TOOL_RESULT
 from claude_daemon.core.task import Outcome, State
 from claude_daemon.engine import client_tools
@@ -228,7 +228,8 @@ class _Prober:
             return "not in a probe"
 
         worker = self._spawner.prepare_as(AgentWorker, self._shape, canned=True)
-        outfit = Outfit(agent=AgentSpec(allow=("Read",)), add_dirs=(), enclose=lambda command, launch: command)
+        agent = AgentSpec(allow=("Read",))
+        outfit = Outfit(agent=agent, add_dirs=(), enclose=lambda command, launch: command)
         try:
             await self._spawner.spawn(worker, self._shape, worker.wake, outfit)
             await worker.ready()
@@ -237,7 +238,7 @@ class _Prober:
                 worker.model,
                 _LIMITS,
                 AgentReader(),
-                approval=Approval.NEVER,
+                agent=agent,
                 system={},
                 gate=gate,
                 ask=None,

@@ -147,6 +147,7 @@ def _outcome_of(encoded: bytes) -> Outcome:
         text=said["text"],
         structured=said["structured"],
         diff=said.get("diff"),
+        files=tuple(said.get("files", ())),
         cost_micro_usd=said["cost_micro_usd"],
     )
 

@@ -142,6 +142,11 @@ SCHEMAS: Final[Mapping[str, Json]] = {
             "type": ["string", "null"],
             "description": "What an agent changed with its file tools, as a unified diff; not what a command did.",
         },
+        files={
+            "type": "array",
+            "items": _TEXT,
+            "description": "The files that an agent changed with its file tools; not those that a command changed.",
+        },
     ),
     "TaskUsage": _object(
         input_tokens=_COUNT,

@@ -217,7 +217,7 @@ class TaskRequest(Strict):
     def _system(self) -> str | list[dict[str, Any]]:
         given = self.system or ""
         blocks = given if isinstance(given, str) else [block.model_dump(exclude_unset=True) for block in given]
-        if not self.append_system or self._acts and not blocks:
+        if not self.append_system or (self._acts and not blocks):
             return blocks
         if isinstance(blocks, str):
             return f"{blocks}\n\n{self.append_system}" if blocks else self.append_system
@@ -298,6 +298,7 @@ def _result(outcome: Outcome | None) -> dict[str, Any] | None:
         "structured": outcome.structured,
         "stop_reason": outcome.stop_reason,
         "diff": outcome.diff,
+        "files": list(outcome.files),
     }
 
 

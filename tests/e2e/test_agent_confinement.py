@@ -12,9 +12,11 @@ import contextlib
 import itertools
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -180,6 +182,10 @@ def _key(scene: Scene) -> str:
     return scene.daemon.key
 
 
+async def _told_key(scene: Scene) -> bool:
+    return any(scene.daemon.key in content for content in scene.results)
+
+
 def _secret(scene: Scene) -> str:
     return scene.daemon.model.api_key
 
@@ -213,13 +219,13 @@ ATTACKS = (
         name="reads the daemon's key with Read",
         tool="Read",
         given=lambda scene: {"file_path": str(scene.own / "local.key")},
-        succeeded=lambda scene: _told_key(scene),
+        succeeded=_told_key,
     ),
     Attack(
         name="reads the daemon's key by a symlink with Read",
         tool="Read",
         given=lambda scene: {"file_path": str(scene.loot / "link")},
-        succeeded=lambda scene: _told_key(scene),
+        succeeded=_told_key,
     ),
     Attack(
         name="copies the database",
@@ -245,7 +251,7 @@ ATTACKS = (
         name="looks for the upstream's key in every environment and file within reach",
         command=lambda scene: (
             "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline > loot 2> /dev/null; env >> loot; "
-            f"grep -rhaoEs 'sk-offline-[0-9a-f]+' {scene.daemon.home} $HOME /tmp /var/tmp /etc >> loot"
+            f"grep -rhaoEs 'sk-offline-[0-9a-f]+' {scene.daemon.home} $HOME $TMPDIR /etc >> loot"
         ),
         succeeded=_got(_secret),
     ),
@@ -303,10 +309,6 @@ ATTACKS = (
         last=True,
     ),
 )
-
-
-async def _told_key(scene: Scene) -> bool:
-    return any(scene.daemon.key in content for content in scene.results)
 
 
 def _as_the_daemon(*command: str) -> list[str]:
@@ -563,7 +565,8 @@ async def test_what_one_agent_leaves_in_its_home_is_gone_for_the_next(agents: Ag
     find = "ls -A ~ /tmp > found; bash -ic true; bash -lc true; git x; cat ~/.gitconfig ~/.bashrc >> found; true"
     for command in (f"{leave}; touch /tmp/left; ls -A ~ /tmp > left", find):
         prompt = f"{call('Bash', command=command)} [[tokens=1]]"
-        task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, cwd=str(repository))
+        # without asking: Claude Code itself has a rule against some of these files
+        task, events = await run(daemon, prompt, tools={"approval": "auto"}, cwd=str(repository))
         (result,) = told(events, "tool.result")
         assert (task["state"], result["is_error"]) == ("succeeded", False), result["content"]
     left, found = ((repository / name).read_text().split() for name in ("left", "found"))
@@ -717,23 +720,25 @@ async def test_a_directory_that_is_swapped_for_a_symlink_while_its_task_waits_is
 NO_BWRAP = {"allow": ["Bash"]}
 
 
-def path_without_bwrap(directory: Path) -> str:
-    """All programs but that one."""
-    directory.mkdir()
+@pytest.fixture
+def programs() -> Iterator[str]:
+    """A directory for PATH with all programs but that one; not below pytest's own, which others may not enter."""
+    directory = Path(tempfile.mkdtemp(prefix="programs-", dir="/var/tmp"))
+    directory.chmod(0o755)
     for program in (path for at in ("/bin", "/usr/bin", "/usr/sbin") for path in Path(at).iterdir()):
         link = directory / program.name
         if program.name != "bwrap" and not link.is_symlink():
             link.symlink_to(program)
-    return str(directory)
+    yield str(directory)
+    shutil.rmtree(directory)
 
 
 async def test_without_bubblewrap_prod_runs_no_tool_but_those_that_read(
     agents: Agents,  # noqa: F811
     repository: Path,  # noqa: F811
-    tmp_path: Path,
+    programs: str,
 ) -> None:
-    environ = {"PATH": path_without_bwrap(tmp_path / "home" / "programs")}
-    daemon = await agents(environ=environ, args=("--profile", "prod"))
+    daemon = await agents(environ={"PATH": programs}, args=("--profile", "prod"))
     for tools in ({"allow": ["Bash"]}, {"allow": ["Write"]}, {"allow": ["Read"], "approval": "auto"}):
         wish = {"prompt": "[[tokens=1]]", "tools": tools, "cwd": str(repository)}
         refused = await daemon.control("tasks?detach=true", "POST", wish)
@@ -749,9 +754,9 @@ async def test_without_bubblewrap_prod_runs_no_tool_but_those_that_read(
 async def test_without_bubblewrap_dev_warns_and_runs_them(
     agents: Agents,  # noqa: F811
     repository: Path,  # noqa: F811
-    tmp_path: Path,
+    programs: str,
 ) -> None:
-    daemon = await agents(environ={"PATH": path_without_bwrap(tmp_path / "home" / "programs")})
+    daemon = await agents(environ={"PATH": programs})
     task, events = await run(daemon, call("Bash", command="touch made"), tools=NO_BWRAP, cwd=str(repository))
     assert task["state"] == "succeeded", (task, events)
     assert (repository / "made").exists()

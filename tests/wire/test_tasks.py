@@ -473,7 +473,13 @@ def test_a_task_has_the_same_fields_in_every_state(state: State) -> None:
 
 def test_a_task_that_succeeded_has_its_result_and_no_error() -> None:
     told = task_document(SUCCEEDED)
-    assert told["result"] == {"text": '{"n":1}', "structured": {"n": 1}, "stop_reason": "end_turn", "diff": None}
+    assert told["result"] == {
+        "text": '{"n":1}',
+        "structured": {"n": 1},
+        "stop_reason": "end_turn",
+        "diff": None,
+        "files": [],
+    }
     assert (told["cost_usd"], told["error"]) == (1.500001, None)
     assert told["usage"] == {
         "input_tokens": 1,
@@ -495,7 +501,7 @@ def test_a_task_that_failed_has_its_error_what_it_used_and_no_result() -> None:
 
 def test_what_a_failed_attempt_had_said_is_kept() -> None:
     told = task_document(ended(State.FAILED, failure=FAILURE, text="half"))
-    assert told["result"] == {"text": "half", "structured": None, "stop_reason": None, "diff": None}
+    assert told["result"] == {"text": "half", "structured": None, "stop_reason": None, "diff": None, "files": []}
 
 
 @pytest.mark.parametrize("state", [State.QUEUED, State.RUNNING])
