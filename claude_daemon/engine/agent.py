@@ -44,8 +44,8 @@ _TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
     """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
-    each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without symlinks.
-    ``bwrap`` None: no sandbox is wanted.
+    each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without
+    symlinks. ``bwrap`` None: no sandbox is wanted.
 
     ``required``: without a sandbox no tool runs that could change anything.
     """

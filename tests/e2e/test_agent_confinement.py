@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -366,7 +366,7 @@ async def attacked(attack: Attack, scene: Scene) -> bool:
     scene.loot.mkdir()
     (scene.loot / "link").symlink_to(scene.own / "local.key")
     give(scene.loot)
-    wish = {"prompt": f"{attack.prompt(scene)} [[tokens=1]]", "tools": {"allow": [attack.tool]}}
+    wish: dict[str, Any] = {"prompt": f"{attack.prompt(scene)} [[tokens=1]]", "tools": {"allow": [attack.tool]}}
     if attack.last:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             await run(scene.daemon, **wish, cwd=str(scene.loot))
@@ -662,7 +662,7 @@ async def test_nothing_of_a_malicious_repository_runs_unasked(
 
 # directories
 
-OUTSIDE = {
+OUTSIDE: Mapping[str, Callable[[Path], str]] = {
     "not under a root": lambda root: str(root.parent / "home"),
     "with dots": lambda root: f"{root}/repository/../../home",
     "a symlink out of the root": lambda root: str(root / "way-out"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import anthropic
 import openai
@@ -281,15 +281,16 @@ async def test_what_is_not_exact_is_refused_or_named(daemon: DaemonProcess) -> N
         raw = await sdk.chat.completions.with_raw_response.create(model="sonnet", messages=user("hi"), tools=[strict])
         assert "strict" in raw.headers["Claude-Daemon-Approximated"].split(", ")
     async with anthropic_sdk(daemon, "text") as theirs:
-        for tool, path in (
+        refused: list[tuple[Any, str]] = [
             (named("long", "x" * 4097), "tools.0.description"),
             ({"name": "any", "input_schema": {"type": "object", "anyOf": [{}]}}, "tools.0.input_schema.anyOf"),
             ({"type": "web_search_20250305", "name": "web_search"}, "tools.0.type"),
-        ):
+        ]
+        for tool, path in refused:
             with pytest.raises(anthropic.BadRequestError, match=f"`{path}` is not supported on the text lane"):
                 await theirs.messages.create(
                     model="sonnet",
                     max_tokens=100,
                     messages=user("hi"),
-                    tools=[tool],
+                    tools=cast(Any, [tool]),
                 )

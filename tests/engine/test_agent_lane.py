@@ -138,7 +138,14 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         bwrap=None,
         required=False,
     )
-    lane = AgentLane(settings, text, tmp_path / "engine", unsupported=lambda spec: None, price={"sonnet": FREE}.get)
+    lane = AgentLane(
+        settings,
+        text,
+        tmp_path / "engine",
+        unsupported=lambda spec: None,
+        price={"sonnet": FREE}.get,
+        exposed=lambda: True,
+    )
     await lane.probe()
     running = asyncio.ensure_future(pool.run())
     await asyncio.sleep(0)
@@ -167,14 +174,14 @@ async def test_a_tool_that_needs_a_sandbox_is_refused_when_there_is_none_any_mor
 async def test_a_limit_that_cannot_be_kept_any_more_is_no_limit_that_is_passed_over(stage: Stage) -> None:
     capped = AgentSpec(max_cost_micro_usd=1000)
     assert (await stage.run(capped)).state is State.SUCCEEDED
-    stage.lane.apply(stage.lane.settings, {}.get)
+    stage.lane.apply(stage.lane.settings, lambda model: None)
     outcome = await stage.run(capped)
     assert outcome.failure is not None and outcome.failure.param == "max_cost_usd"
 
 
 async def test_a_root_that_was_taken_away_is_no_root_for_those_who_wait(stage: Stage) -> None:
     agent = AgentSpec(allow=("Read",), cwd=str(stage.root / "a"))
-    stage.lane.apply(replace(stage.lane.settings, roots=()), {}.get)
+    stage.lane.apply(replace(stage.lane.settings, roots=()), lambda model: None)
     outcome = await stage.run(agent)
     assert outcome.failure is not None and outcome.failure.param == "cwd"
 
@@ -192,7 +199,7 @@ async def test_a_spare_whose_task_is_refused_ends(stage: Stage) -> None:
 @pytest.mark.parametrize("name", ["engine", "engine/work", "", "link"])
 async def test_no_task_works_where_the_daemons_own_files_are(stage: Stage, tmp_path: Path, name: str) -> None:
     (tmp_path / "link").symlink_to("engine/work")
-    stage.lane.apply(replace(stage.lane.settings, roots=(tmp_path,)), {}.get)
+    stage.lane.apply(replace(stage.lane.settings, roots=(tmp_path,)), lambda model: None)
     agent = AgentSpec(allow=("Read",), cwd=os.path.normpath(tmp_path / name))
     outcome = await stage.run(agent)
     assert outcome.failure is not None
@@ -203,7 +210,7 @@ async def test_no_task_works_where_the_daemons_own_files_are(stage: Stage, tmp_p
 async def test_a_root_within_the_daemons_directories_was_meant(stage: Stage, tmp_path: Path) -> None:
     projects = tmp_path / "engine" / "projects"
     (projects / "a").mkdir(parents=True)
-    stage.lane.apply(replace(stage.lane.settings, roots=(projects,)), {}.get)
+    stage.lane.apply(replace(stage.lane.settings, roots=(projects,)), lambda model: None)
     assert (await stage.run(AgentSpec(allow=("Read",), cwd=str(projects / "a")))).state is State.SUCCEEDED
 
 
@@ -224,7 +231,7 @@ async def test_a_place_is_free_when_its_process_is_gone(stage: Stage, monkeypatc
 async def test_an_attempt_that_is_cut_while_its_process_starts_gives_its_place_back_once(stage: Stage) -> None:
     stage.behave(mcp_status=["hang"])
     lease = stage.lease()
-    attempt = asyncio.ensure_future(anext(lease.run()))  # type: ignore[arg-type]
+    attempt = asyncio.ensure_future(anext(lease.run()))
     await stage.until(lambda: bool(stage.processes))
     attempt.cancel()
     with suppress(asyncio.CancelledError):
@@ -260,7 +267,7 @@ async def test_a_spare_that_died_is_not_counted_and_another_takes_its_place(stag
 
 async def test_a_spare_that_is_old_ends_though_no_task_comes(stage: Stage) -> None:
     await stage.spare()
-    (pid,) = stage.processes
+    assert stage.processes
     stage.lane.settings = replace(stage.lane.settings, max_spare_age_s=0.0, spares=0)
     for told in stage.text.pool._on_end:
         told()

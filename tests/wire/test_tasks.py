@@ -315,9 +315,11 @@ def test_what_is_appended_follows_the_system_prompt_in_its_form(system: object, 
 def test_what_an_agent_is_told_besides_does_not_take_the_place_of_claude_codes_own_prompt() -> None:
     tools = {"allow": ["Read"]}
     asked = task(append_system="b", tools=tools)
-    assert ("system" in asked.inner(), asked.agent().append_system) == (False, "b")
+    told, told_both = asked.agent(), task(system="a", append_system="b", tools=tools).agent()
+    assert told is not None and told_both is not None
+    assert ("system" in asked.inner(), told.append_system) == (False, "b")
     both = task(system="a", append_system="b", tools=tools)
-    assert (both.inner()["system"], both.agent().append_system) == ("a\n\nb", None)
+    assert (both.inner()["system"], told_both.append_system) == ("a\n\nb", None)
 
 
 def test_a_schema_is_asked_of_the_model() -> None:
