@@ -31,11 +31,12 @@ from claude_daemon.engine.sandbox import Limits as AgentLimits
 from claude_daemon.engine.sandbox import find_bwrap
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.layers import Layer
-from claude_daemon.ports import Gateway
+from claude_daemon.ports import Gateway, McpServer
 from claude_daemon.service.drain import DrainSettings
 from claude_daemon.sources import Source
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.direct import DirectSettings
+from claude_daemon.upstream.mcp import HttpServer
 from claude_daemon.upstream.webhook import signing_key
 from claude_daemon.wire.text_lane import text_lane_unsupported
 
@@ -118,6 +119,7 @@ def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -
         loaded.paths.engine_dir,
         unsupported=_agent_unsupported,
         price=prices(loaded.settings).get,
+        remote=HttpServer,
         exposed=exposed,
     )
 
@@ -133,6 +135,8 @@ def agent_settings(loaded: Loaded) -> AgentSettings:
         max_spare_age_s=engine.max_worker_age_s,
         stall_timeout_s=engine.stall_timeout_s,
         roots=tuple(root.path for root in settings.roots),
+        trusted=frozenset(root.path for root in settings.roots if root.trusted),
+        servers=mcp_servers(settings),
         private=tuple(path.resolve() for path in own if path is not None),
         limits=AgentLimits(
             max_processes=agent.max_processes, max_memory_mb=agent.max_memory_mb, max_file_mb=agent.max_file_mb
@@ -140,6 +144,21 @@ def agent_settings(loaded: Loaded) -> AgentSettings:
         bwrap=None if engine.sandbox == "none" else find_bwrap(),
         required=engine.sandbox == "bwrap" or (engine.sandbox == "auto" and profile != "dev"),
     )
+
+
+def mcp_servers(settings: Settings) -> dict[str, McpServer]:
+    """By name."""
+    return {
+        name: McpServer(
+            name=name,
+            command=server.command,
+            args=server.args,
+            env={key: value.reveal() for key, value in server.env.items()},
+            url=server.url,
+            headers={key: value.reveal() for key, value in server.headers.items()},
+        )
+        for name, server in settings.mcp.items()
+    }
 
 
 def prices(settings: Settings) -> dict[str, Price]:

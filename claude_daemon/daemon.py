@@ -617,6 +617,7 @@ class Daemon:
         durable, front = self.durable, self.front
         operations = Operations(
             self.text.pool,
+            self.agents,
             front,
             self.drain,
             durable.upkeep,

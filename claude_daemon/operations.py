@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from claude_daemon import stacks
 from claude_daemon.config import Level, Settings
 from claude_daemon.core.errors import Code, Refusal
+from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.pool import Pool
 from claude_daemon.engine.worker import Worker
 from claude_daemon.front import Front
@@ -31,6 +32,7 @@ class Operations:
     def __init__(
         self,
         pool: Pool,
+        agents: AgentLane,
         front: Front,
         drain: Drain,
         upkeep: Upkeep,
@@ -42,6 +44,7 @@ class Operations:
         restart: Callable[[], Awaitable[int]],
     ) -> None:
         self._pool = pool
+        self._agents = agents
         self._front = front
         self._drain = drain
         self._upkeep = upkeep
@@ -60,7 +63,7 @@ class Operations:
             self._drain.skip_lame_duck()
         if mode == "immediate":
             self._drain.hurry()
-            self._pool.kill_busy()
+            self._kill()
 
     async def panic(self) -> list[str]:
         """Nothing runs any more, and nothing is begun until somebody says so; the workers that were killed.
@@ -70,12 +73,15 @@ class Operations:
         self._begin_drain(0.0, False)
         self._drain.skip_lame_duck()
         self._upkeep.paused = True  # before anything waits for the store: who undrains meanwhile begins no task
-        killed = self._pool.kill_busy()
+        killed = self._kill()
         try:
             await self._upkeep.pause()
         except StoreUnavailable as error:
             raise Refusal.because(Code.STORE_UNAVAILABLE, UNSTORED_PAUSE) from error
         return killed
+
+    def _kill(self) -> list[str]:
+        return [*self._pool.kill_busy(), *self._agents.kill_busy()]
 
     # workers
 

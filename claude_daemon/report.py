@@ -77,7 +77,7 @@ class Report:
                 "version": pool.capabilities.version,
                 "missing": pool.capabilities.missing(),
             },
-            "lanes": [*(["direct"] if self.direct is not None else []), "text", "agent"],
+            "lanes": self._lanes(),
             "workers": pool.counts(),
             "agents": self.agents.counts(),
             "queue": {
@@ -89,6 +89,11 @@ class Report:
             "starts": {start.value: pool.starts[start.value] for start in Start},
             "checks": document["checks"],
         }
+
+    def _lanes(self) -> list[str]:
+        """Those that serve anybody: the direct lane and agents need a key that is the daemon's to use."""
+        agents = ["agent"] if self.text.spawner.brokered else []
+        return [*(["direct"] if self.direct is not None else []), "text", *agents]
 
     def workers(self) -> list[dict[str, Any]]:
         """Every worker, for ``claudectl workers list``."""

@@ -104,6 +104,7 @@ TABLE: Final[Mapping[Code, Row]] = {
     Code.MAX_TURNS: Row(status=409, headers=NO_RETRY),
     Code.MAX_COST: Row(status=402, headers=NO_RETRY),
     Code.SANDBOX_UNAVAILABLE: Row(status=403),
+    Code.MCP_UNAVAILABLE: Row(status=502),
     # somebody cancelled it on purpose. A 5xx or 409 would make client libraries run it again.
     Code.CANCELLED: Row(status=499, headers=NO_RETRY),
     Code.INTERRUPTED: Row(status=503, retry_after_seconds=5),

@@ -27,7 +27,6 @@ PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
 
 OTHERS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "mcp": "MCP servers of tasks",
         "engine.idle_session_s": "sessions",
     }
 )

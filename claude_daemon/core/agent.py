@@ -6,7 +6,7 @@ Patterns such as ``Bash(git *)`` keep an agent tidy. They confine nothing: only 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -17,6 +17,8 @@ READ_ONLY: Final = frozenset({"Read", "Grep", "Glob"})
 """Tools that change nothing outside: an attempt that has used no other may be made again."""
 TOOLS: Final = ("Read", "Grep", "Glob", "Edit", "Write", "NotebookEdit", "Bash", "TodoWrite")
 """Claude Code's own tools that a task can be given. Not those that reach the network or ask a person."""
+STARTS_AGENTS: Final = "Agent"
+"""Claude Code's tool that starts a subagent; there where a task defines some, and for those alone."""
 MAX_RULES: Final = 64
 """Rules of one task; each stands in the worker's command line."""
 MAX_RULE: Final = 322
@@ -25,6 +27,11 @@ MAX_RULE: Final = 322
 # No comma and no bracket within: the CLI's list is separated by commas, and a rule ends with its bracket.
 PATTERN: Final = r"\([^(),\x00-\x1f\x7f]{1,256}\)"
 _RULE: Final = re.compile(f"([A-Za-z]{{1,64}})({PATTERN})?", re.ASCII)
+# The name of a server is as the configuration has it, that of a tool as Claude Code shows it.
+SERVER: Final = r"[a-z0-9][a-z0-9_-]{0,63}"
+SERVER_RULE: Final = f"mcp__{SERVER}(__[A-Za-z0-9_-]{{1,128}})?"
+_SERVER_RULE: Final = re.compile(SERVER_RULE, re.ASCII)
+_NOT_SHOWN: Final = re.compile(r"[^A-Za-z0-9_-]", re.ASCII)
 
 
 class Approval(StrEnum):
@@ -36,13 +43,30 @@ class Approval(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Subagent:
+    """An agent that the task's own may start for a part of the work.
+
+    ``tools`` None: all that the task has, those of its servers among them; else some of the task's own. ``model`` None:
+    that of the task. ``max_turns`` counts model calls.
+    """
+
+    name: str
+    description: str
+    prompt: str
+    tools: tuple[str, ...] | None = None
+    model: str | None = None
+    max_turns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSpec:
     """The part of a task that only agents have; immutable.
 
-    ``allow`` and ``deny`` are rules: a tool's name, or a name with a pattern. ``cwd`` and ``add_dirs`` are absolute
-    paths under configured roots; ``cwd`` None is an empty directory that ends with the attempt. ``max_turns`` counts
-    model calls of the main conversation. ``append_system`` is added to Claude Code's own system prompt; with a
-    ``system`` of the request's own it stands there.
+    ``allow`` and ``deny`` are rules: a tool's name, or a name with a pattern; or a server's tools, or one of them.
+    ``cwd`` and ``add_dirs`` are absolute paths under configured roots; ``cwd`` None is an empty directory that ends
+    with the attempt. ``max_turns`` counts model calls of the main conversation. ``append_system`` is added to Claude
+    Code's own system prompt; with a ``system`` of the request's own it stands there. ``mcp_servers`` are names of
+    configured ones. ``project_settings``: those of its directories are read, hooks and all.
     """
 
     allow: tuple[str, ...] = ()
@@ -53,6 +77,9 @@ class AgentSpec:
     max_turns: int | None = None
     max_cost_micro_usd: int | None = None
     append_system: str | None = field(default=None, repr=False)
+    mcp_servers: tuple[str, ...] = ()
+    agents: tuple[Subagent, ...] = ()
+    project_settings: bool = False
 
     @property
     def tools(self) -> tuple[str, ...]:
@@ -84,7 +111,15 @@ class AgentSpec:
 
     @property
     def read_only(self) -> bool:
-        return READ_ONLY.issuperset(self.tools)
+        """Nothing of it could change anything. What a server's tool does nobody knows, nor what a project's hook."""
+        return READ_ONLY.issuperset(self.tools) and not self.mcp_servers and not self.project_settings
+
+    def may_call(self, server: str, tool: str) -> bool:
+        """Whether it has this tool of one of its servers at all; ``tool`` is the server's own name for it."""
+        name = shown_name(server, tool)
+        if server not in self.mcp_servers or _covered(name, server, self.deny):
+            return False
+        return self.approval is not Approval.NEVER or _covered(name, server, self.allow)
 
 
 def tool_of(rule: str) -> str:
@@ -92,8 +127,35 @@ def tool_of(rule: str) -> str:
     return rule.partition("(")[0]
 
 
+def shown_name(server: str, tool: str) -> str:
+    """The name under which Claude Code shows a server's tool to the model, and by which rules mean it."""
+    return f"mcp__{server}__{_NOT_SHOWN.sub('_', tool)}"
+
+
+def _covered(name: str, server: str, rules: tuple[str, ...]) -> bool:
+    return name in rules or f"mcp__{server}" in rules
+
+
+def _servers_meant(rule: str, servers: Iterable[str]) -> list[str]:
+    return [name for name in servers if rule == f"mcp__{name}" or rule.startswith(f"mcp__{name}__")]
+
+
+def contradiction(agent: AgentSpec) -> tuple[str, str] | None:
+    """The parameter that asks for what the task itself has not, and why as a sentence; None if none does."""
+    for rule in (*agent.allow, *agent.deny):
+        if rule.startswith("mcp__") and not _servers_meant(rule, agent.mcp_servers):
+            return "tools", f"`tools`: `{rule}` is about no server that `mcp_servers` names."
+    for one in agent.agents:
+        if beyond := [tool for tool in one.tools or () if tool not in agent.tools]:
+            where = f"agents.{one.name}.tools"
+            return where, f"`{where}`: the task itself has no {beyond[0]}."
+    return None
+
+
 def wrong_rule(rule: str) -> str | None:
     """Why this is no rule, as a sentence; None if it is one."""
+    if _SERVER_RULE.fullmatch(rule) is not None:
+        return None
     found = _RULE.fullmatch(rule)
     if found is None:
         return "A rule is a tool's name, or a name with one pattern in brackets, without commas: Bash(git *)."

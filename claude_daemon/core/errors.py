@@ -68,6 +68,7 @@ class Code(StrEnum):
     MAX_TURNS = "max_turns"
     MAX_COST = "max_cost"
     SANDBOX_UNAVAILABLE = "sandbox_unavailable"
+    MCP_UNAVAILABLE = "mcp_unavailable"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,20 @@ class Price:
     output: int
     cache_write: int
     cache_read: int
+
+
+def dearest(models: Iterable[str], price: Callable[[str], Price | None]) -> Price | None:
+    """What these models cost at most: the tokens of a task are not told apart by model. None if one has no price."""
+    found = [price(model) for model in models]
+    known = [one for one in found if one is not None]
+    if not known or len(known) < len(found):
+        return None
+    return Price(
+        input=max(one.input for one in known),
+        output=max(one.output for one in known),
+        cache_write=max(one.cache_write for one in known),
+        cache_read=max(one.cache_read for one in known),
+    )
 
 
 def cost_micro_usd(usage: Usage, price: Price) -> int:

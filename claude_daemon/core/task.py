@@ -111,6 +111,12 @@ class TaskSpec:
     def model(self) -> str:
         return str(self.request["model"])
 
+    @property
+    def models(self) -> frozenset[str]:
+        """Its own, and those of its subagents."""
+        others = () if self.agent is None else self.agent.agents
+        return frozenset({self.model, *(agent.model for agent in others if agent.model is not None)})
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:

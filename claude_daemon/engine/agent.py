@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack, aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
 
 import orjson
 
-from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval, Subagent
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.core.price import Price, cost_micro_usd
+from claude_daemon.core.price import Price, cost_micro_usd, dearest
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.core.worker import Start
 from claude_daemon.engine.agent_spares import Identity, Spare, Wanted, identity
@@ -29,12 +30,27 @@ from claude_daemon.engine.agent_worker import AgentWorker
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Launch
+from claude_daemon.engine.mcp import Servers
+from claude_daemon.engine.mcp_stdio import StdioServer
 from claude_daemon.engine.plan import Shape, plan
+from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.engine.process import SpawnFailed
 from claude_daemon.engine.removal import remove_tree
 from claude_daemon.engine.sandbox import Limits, NotBeneath, Place, bwrap_argv, open_beneath, sandbox_missing
 from claude_daemon.engine.spawner import Command, Outfit
-from claude_daemon.ports import Ask, Ended, Gate, HealthReport, Limit
+from claude_daemon.ports import (
+    Ask,
+    ConnectMcp,
+    Ended,
+    Gate,
+    HealthReport,
+    Heard,
+    Limit,
+    Lost,
+    McpFailed,
+    McpServer,
+    McpTransport,
+)
 
 _UNBOUNDED_S: Final = 24 * 3600.0
 """A run that nobody gave a timeout must end some day."""
@@ -45,7 +61,8 @@ _TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
 class AgentSettings:
     """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
     each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without
-    symlinks. ``bwrap`` None: no sandbox is wanted.
+    symlinks; ``trusted``: those of them whose settings count where that is asked for. ``servers``: what MCP servers a
+    task may name. ``bwrap`` None: no sandbox is wanted.
 
     ``required``: without a sandbox no tool runs that could change anything.
     """
@@ -59,6 +76,8 @@ class AgentSettings:
     limits: Limits
     bwrap: Path | None
     required: bool
+    trusted: frozenset[Path] = frozenset()
+    servers: Mapping[str, McpServer] = field(default_factory=dict)
 
 
 class AgentLane:
@@ -76,11 +95,14 @@ class AgentLane:
         unsupported: Callable[[TaskSpec], Failure | None],
         price: Callable[[str], Price | None],
         exposed: Callable[[], bool],
+        remote: ConnectMcp,
     ) -> None:
         """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do.
 
-        ``exposed``: whether there is anybody but this user who may have tools run.
+        ``exposed``: whether there is anybody but this user who may have tools run. ``remote`` reaches MCP servers that
+        have a URL.
         """
+        self._remote = remote
         self.settings = settings
         self.price = price
         self.missing: str | None = "it has not been tried yet"
@@ -117,7 +139,8 @@ class AgentLane:
         self.price = price
         if settings.places > before.places:
             self._tell_room()
-        if (settings.limits, settings.roots) != (before.limits, before.roots):
+        told = [(one.limits, one.roots, one.trusted) for one in (settings, before)]
+        if told[0] != told[1]:
             self.renew_spares()
         self._fill()
 
@@ -138,12 +161,37 @@ class AgentLane:
         for name, path in (("cwd", agent.cwd), *(("add_dirs", path) for path in agent.add_dirs)):
             if path is not None and (why := self._outside(path)) is not None:
                 return Failure(code=Code.INVALID_REQUEST, message=f"`{name}`: {why}", param=name)
-        if agent.max_cost_micro_usd is not None and self.price(spec.model) is None:
-            why = f"`max_cost_usd` needs the price of {spec.model}: [prices] in the configuration has none."
+        if (failure := self._not_configured(agent)) is not None:
+            return failure
+        unpriced = sorted(model for model in spec.models if self.price(model) is None)
+        if agent.max_cost_micro_usd is not None and unpriced:
+            why = f"`max_cost_usd` needs the price of {unpriced[0]}: [prices] in the configuration has none."
             return Failure(code=Code.INVALID_REQUEST, message=why, param="max_cost_usd")
         if self.missing is not None and self.settings.required and not agent.read_only:
             why = f"without a sandbox only Read, Grep and Glob are allowed here: {self.missing}"
             return Failure(code=Code.SANDBOX_UNAVAILABLE, message=why, param="tools")
+        return None
+
+    def _not_configured(self, agent: AgentSpec) -> Failure | None:
+        for name in agent.mcp_servers:
+            if name not in self.settings.servers:
+                why = f"`mcp_servers`: the configuration has no [mcp.{name}]."
+                return Failure(code=Code.INVALID_REQUEST, message=why, param="mcp_servers")
+        if agent.agents and self._text.up and not self._text.pool.capabilities.hooks:
+            why = "`agents`: this Claude Code has no hooks, by which they are kept to what the task says of them."
+            return Failure(code=Code.LANE_UNAVAILABLE, message=why, param="agents")
+        if agent.project_settings and (strange := self._untrusted(agent)) is not None:
+            why = f"`project_settings`: {strange}"
+            return Failure(code=Code.FORBIDDEN, message=why, param="project_settings")
+        return None
+
+    def _untrusted(self, agent: AgentSpec) -> str | None:
+        """Why settings of these directories do not count; an added one would bring skills of its own."""
+        if agent.cwd is None:
+            return "there is no project without `cwd`."
+        for path in (agent.cwd, *agent.add_dirs):
+            if self._root_of(path) not in self.settings.trusted:
+                return f"{path} is under no root that the operator trusts."
         return None
 
     def _outside(self, path: str) -> str | None:
@@ -155,9 +203,10 @@ class AgentLane:
         return "it is not under one of the configured roots."
 
     def _root_of(self, path: str) -> Path | None:
-        """By its name alone; the directory itself is opened beneath the root when the task begins."""
+        """The innermost, by its name alone; the directory itself is opened beneath the root when the task begins."""
         normal = Path(os.path.normpath(path))
-        return next((root for root in self.settings.roots if normal.is_relative_to(root)), None)
+        around = [root for root in self.settings.roots if normal.is_relative_to(root)]
+        return max(around, key=lambda root: len(root.parts), default=None)
 
     def _is_private(self, path: Path, root: Path) -> bool:
         """Whether it has something of the daemon's own within, or is within such; unless the root is so itself, which
@@ -249,6 +298,15 @@ class AgentLane:
         status = Check.WARN if self._exposed() else Check.PASS
         return {"agents": HealthReport(status=status, reason=why, details=details)}
 
+    def kill_busy(self) -> list[str]:
+        """Ends the processes of all who have a turn, and those that wait for one; the ids of the former."""
+        busy = [lease.worker for lease in self._leases if lease.worker is not None]
+        for worker in busy:
+            if worker.process is not None:
+                worker.process.kill(signal.SIGKILL)
+        self.renew_spares()
+        return [worker.id for worker in busy]
+
     # spares
 
     def _fill(self) -> None:
@@ -301,6 +359,8 @@ class AgentLane:
 
     def open(self, agent: AgentSpec, scratch: str) -> tuple[Place, list[Place]]:
         """The directories of a task, as descriptors. Raises NotBeneath, OSError."""
+        if agent.project_settings and (strange := self._untrusted(agent)) is not None:
+            raise NotBeneath(f"the settings of the project cannot be read any more: {strange}")
         if agent.cwd is None:
             (self._scratch / scratch).mkdir(mode=0o700)
             cwd = open_beneath(self._scratch, scratch)
@@ -327,18 +387,42 @@ class AgentLane:
 
     def own(self, ending: Coroutine[Any, Any, None]) -> None:
         """The end of a process, which nobody waits for; the text lane's pool does not end before it."""
-        self._text.pool.own(ending)
+        self._text.pool.own(self._guarded(ending))
+
+    async def _guarded(self, ending: Coroutine[Any, Any, None]) -> None:
+        """The boundary of what is done for one process: a machine that has no thread left costs the others nothing."""
+        try:
+            await ending
+        except Exception as error:
+            self._text.pool.told(PoolEvent(name="agent.not_cleaned_up", level="error", fields={"error": repr(error)}))
 
     async def forget(self, worker: AgentWorker) -> None:
         """In a thread: what a task leaves in its directories may be large."""
         for place in worker.places:
             os.close(place.fd)
         worker.places = ()
-        await asyncio.to_thread(remove_tree, self._scratch / worker.id)
+        try:
+            await asyncio.to_thread(self._remove, worker)
+        finally:
+            self._spawner.forget(worker)
+            self._text.swept()
+
+    def _remove(self, worker: AgentWorker) -> None:
+        remove_tree(self._scratch / worker.id)
         if worker.home is not None:
-            await asyncio.to_thread(remove_tree, worker.home)
-        self._spawner.forget(worker)
-        self._text.swept()
+            remove_tree(worker.home)
+
+    def servers(self, agent: AgentSpec) -> Servers:
+        """Those of a task, not yet open. Raises McpFailed."""
+        return Servers(agent, self.settings.servers, self._connect)
+
+    def _connect(self, server: McpServer, heard: Heard, lost: Lost) -> McpTransport:
+        if server.url is not None:
+            return self._remote(server, heard, lost)
+        return StdioServer(server, heard, lost, spawner=self._spawner, told=self._server_wrote)
+
+    def _server_wrote(self, name: str, words: str) -> None:
+        self._text.pool.told(PoolEvent(name="mcp.stderr", level="info", fields={"server": name, "said": words}))
 
     def cli_model(self, model: str) -> str:
         return self._text.pool.cli_model(model)
@@ -399,7 +483,13 @@ class AgentLease:
         self._worker = spare
         self.start = (Start.COLD if spare is None else Start.SPARE).value
         lane.starts[self.start] += 1
+        self._servers: Servers | None = None
         self._ending = False
+
+    @property
+    def worker(self) -> AgentWorker | None:
+        """None until its process is about to be started."""
+        return self._worker
 
     @property
     def worker_id(self) -> str | None:
@@ -423,8 +513,13 @@ class AgentLease:
         left = True
         try:
             try:
+                self._servers = servers = self._lane.servers(agent)
+                await servers.open()
                 if shape is not None:
                     await self._lane.spawn(worker, shape, agent)
+            except McpFailed as error:
+                yield [_failed(Failure(code=Code.MCP_UNAVAILABLE, message=f"the MCP server {error}"))]
+                return
             except NotBeneath as error:
                 yield [_failed(Failure(code=Code.INVALID_REQUEST, message=str(error)))]
                 return
@@ -432,14 +527,16 @@ class AgentLease:
                 why = f"the agent could not be started: {error}"
                 yield [_failed(Failure(code=Code.ENGINE_CRASHED, message=why))]
                 return
-            async with aclosing(cast(Any, self._turn(worker, agent))) as batches:
+            async with aclosing(cast(Any, self._turn(worker, agent, servers))) as batches:
                 async for batch in batches:
                     left = not isinstance(batch[-1], Ended)
                     yield batch
         finally:
             self._end_soon(worker, left=left)
 
-    def _turn(self, worker: AgentWorker, agent: AgentSpec) -> AsyncIterator[Sequence[Emission | Ended]]:
+    def _turn(
+        self, worker: AgentWorker, agent: AgentSpec, servers: Servers
+    ) -> AsyncIterator[Sequence[Emission | Ended]]:
         spec, settings = self._spec, self._lane.settings
         turn_plan = plan(spec)
         reader = AgentReader(
@@ -452,6 +549,8 @@ class AgentLease:
             fields["systemPrompt"] = turn_plan.binding.system
         if agent.append_system is not None:
             fields["appendSystemPrompt"] = agent.append_system
+        if agent.agents:
+            fields["agents"] = {one.name: self._defined(one, agent) for one in agent.agents}
         if turn_plan.binding.schema is not None:
             fields["jsonSchema"] = orjson.loads(turn_plan.binding.schema)
         return worker.agent_turn(
@@ -460,6 +559,7 @@ class AgentLease:
             TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
             reader,
             agent=agent,
+            servers=servers,
             system=fields,
             gate=self.gate,
             ask=self.ask if agent.approval is Approval.ASK else None,
@@ -468,9 +568,22 @@ class AgentLease:
             request_id=spec.request_id,
         )
 
+    def _defined(self, one: Subagent, agent: AgentSpec) -> Mapping[str, Any]:
+        """A subagent as Claude Code is told of it. It starts none of its own, and has nothing that the task has not."""
+        told: dict[str, Any] = {"description": one.description, "prompt": one.prompt}
+        if one.tools is None:
+            told["disallowedTools"] = [STARTS_AGENTS]
+        else:
+            told["tools"] = [tool for tool in agent.tools if tool in one.tools]
+        if one.model is not None:
+            told["model"] = self._lane.cli_model(one.model)
+        if one.max_turns is not None:
+            told["maxTurns"] = one.max_turns
+        return told
+
     def _limit(self, worker: AgentWorker, reader: AgentReader, most: int | None) -> Limit | None:
         """No further model call once so much is spent: the turn ends there."""
-        price = self._lane.price(self._spec.model)
+        price = dearest(self._spec.models, self._lane.price)
         if most is None or price is None:
             return None
 
@@ -492,10 +605,14 @@ class AgentLease:
 
     async def _end(self, worker: AgentWorker, *, left: bool) -> None:
         """``left``: nobody waits for an end any more, so it is not given time for one."""
-        with contextlib.suppress(OSError):
-            await (worker.kill_now() if left else worker.stop())
-        await self._lane.forget(worker)
-        self._lane.give_back(self)
+        try:
+            with contextlib.suppress(OSError):
+                await (worker.kill_now() if left else worker.stop())
+            if self._servers is not None:
+                await self._servers.close()
+            await self._lane.forget(worker)
+        finally:
+            self._lane.give_back(self)
 
     def release(self) -> None:
         if self._worker is None:

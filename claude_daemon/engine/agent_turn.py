@@ -17,6 +17,8 @@ from claude_daemon.core.task import Outcome, State, Usage
 from claude_daemon.engine.turn import UNREADABLE, failure_of_result, retry_data
 
 _SHOWN: Final = {"text_delta": "text", "thinking_delta": "thinking"}
+STRUCTURED_OUTPUT: Final = "StructuredOutput"
+"""Claude Code's own tool, by which a model answers in the asked form: with that the turn ends by itself."""
 _SEPARATOR: Final = "\n\n"
 """Between what is said before a tool call and after it."""
 
@@ -125,8 +127,10 @@ class AgentReader:
     def _user(self, content: Any) -> None:
         """Tool results; after them the model is asked again."""
         results = [block for block in content if block["type"] == "tool_result"] if isinstance(content, list) else []
+        answered = False
         for block in results:
             name = self._tools.pop(block["tool_use_id"], None)
+            answered = answered or (name == STRUCTURED_OUTPUT and not block.get("is_error"))
             data = {"id": block["tool_use_id"], "name": name, "is_error": bool(block.get("is_error"))}
             self._emit(TOOL_RESULT, {**data, "content": told_content(block.get("content"))})
         if results and not self._tools:
@@ -134,7 +138,7 @@ class AgentReader:
             self._said += self._saying
             self._saying = []
             self.turns += 1
-            if self._max_turns is not None and self.turns >= self._max_turns:
+            if self._max_turns is not None and self.turns >= self._max_turns and not answered:
                 why = f"the task came to no end within its {self._max_turns} turns"
                 self.fail(Failure(code=Code.MAX_TURNS, message=why))
 

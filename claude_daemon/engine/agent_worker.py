@@ -7,17 +7,18 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Final
 
-from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import TOOL_RESULT, TOOL_USE, Emission
 from claude_daemon.engine.agent_changes import Changes
 from claude_daemon.engine.agent_facts import Facts
 from claude_daemon.engine.agent_turn import AgentReader
-from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
+from claude_daemon.engine.deadline import Deadline, TurnLimits, TurnTimeout, Watch, WorkerLost
+from claude_daemon.engine.mcp import Servers
 from claude_daemon.engine.plan import TurnPlan
 from claude_daemon.engine.sandbox import Place
-from claude_daemon.engine.stream import control_refusal, control_reply
-from claude_daemon.engine.worker import Worker
+from claude_daemon.engine.stream import control_answer, control_refusal, control_reply
+from claude_daemon.engine.worker import CONTROL_TIMEOUT_S, Worker
 from claude_daemon.ports import Answer, Ask, Ended, Gate, Limit, Question
 
 _HOOK: Final = "before-tool"
@@ -26,6 +27,10 @@ _ALLOW, _DENY, _ASK = "allow", "deny", "ask"
 """A hook's decisions. To ask is to deny where there is nobody to be asked."""
 _HOOK_TIMEOUT_S: Final = 600
 """The CLI's own patience with a hook; ours ends sooner, and with a reason."""
+_START_AGENTS: Final = frozenset({STARTS_AGENTS, "Task"})
+"""The tool that starts subagents, and the name it had before."""
+_AGENT_INPUT: Final = frozenset({"description", "prompt", "subagent_type"})
+"""What the model may say of one; not which model it is, where it works, or whether it is waited for."""
 
 
 class AgentWorker(Worker):
@@ -42,6 +47,7 @@ class AgentWorker(Worker):
         reader: AgentReader,
         *,
         agent: AgentSpec,
+        servers: Servers | None = None,
         system: Mapping[str, Any],
         gate: Gate | None,
         ask: Ask | None,
@@ -58,6 +64,7 @@ class AgentWorker(Worker):
         self._agent, self._gate, self._gated = agent, gate, set[str]()
         self._ask, self._where = ask, where
         self._asked: dict[str, Callable[[], None]] = {}  # by the CLI's request; what takes the question back
+        self._subagents, self._servers = frozenset(one.name for one in agent.agents), servers or Servers(agent)
         self._changes, self._facts = Changes(self.places), Facts()
         try:
             await self._set_up(system)
@@ -82,9 +89,25 @@ class AgentWorker(Worker):
             }
         elif (why := await self._may(_ANY_TOOL, {})) is not None:
             raise WorkerLost(why)
-        answer = await self.ask("initialize", **fields)
+        self._servers.unasked = not self._can.hooks
+        if self._servers.names:
+            fields["sdkMcpServers"] = self._servers.names
+        answer = await self._answering("initialize", **fields)
         if answer.get("subtype") != "success":
             raise WorkerLost(f"Claude Code refused to be initialized: {answer.get('error')}")
+
+    async def _answering(self, subtype: str, **fields: Any) -> Mapping[str, Any]:
+        """Like :meth:`ask`, and answers what the CLI itself asks meanwhile: it greets its servers before it answers."""
+        request_id, answered = self._control(subtype, **fields), None
+        async with Deadline(CONTROL_TIMEOUT_S, f"no answer to {subtype}"):
+            while answered is None:
+                for message in await self._messages():
+                    answer = control_answer(message)
+                    if message.get("type") == "control_request":
+                        await self._answer_request(message)
+                    elif answer is not None and answer[0] == request_id:
+                        answered = answer[1]
+        return answered
 
     async def _work(self, reader: AgentReader, watch: Watch) -> AsyncGenerator[Sequence[Emission | Ended]]:
         interrupted = False
@@ -109,6 +132,7 @@ class AgentWorker(Worker):
                         batch = []
                     batch += await self._answer_request(message)
                     continue
+                self._check(reader, message)
                 batch += await self._judged(reader, self._facts.add(message, reader.feed(message)))
                 if reader.outcome is not None:
                     self._turn_open = False
@@ -136,6 +160,21 @@ class AgentWorker(Worker):
                 reader.fail(Failure(code=Code.INTERNAL, message=why))
         return emissions
 
+    def _check(self, reader: AgentReader, message: Mapping[str, Any]) -> None:
+        """Of what the reader leaves out: whether the servers are there, and whether subagents have asked us too."""
+        if message.get("type") == "system" and message.get("subtype") == "init":
+            for server in message.get("mcp_servers") or ():
+                if server.get("name") in self._servers.names and server.get("status") != "connected":
+                    why = f"Claude Code does not reach the MCP server {server['name']}: {server.get('status')}"
+                    reader.fail(Failure(code=Code.MCP_UNAVAILABLE, message=why))
+        if message.get("type") == "user" and message.get("parent_tool_use_id") is not None:
+            content = message["message"].get("content")
+            for block in content if isinstance(content, list) else ():
+                ran = block.get("type") == "tool_result" and not block.get("is_error")
+                if ran and self._can.hooks and block.get("tool_use_id") not in self._gated:
+                    why = "Claude Code ran a subagent's tool without asking the daemon"
+                    reader.fail(Failure(code=Code.INTERNAL, message=why))
+
     async def _answer_request(self, message: Mapping[str, Any]) -> Sequence[Emission]:
         """What followers are told of it at once."""
         request_id, request = str(message.get("request_id")), message.get("request") or {}
@@ -147,6 +186,12 @@ class AgentWorker(Worker):
             self._write(control_reply(request_id, _decision(decision, why) if decision is not None else {}))
             if decision == _DENY:
                 return self._facts.denied(call, tool, why)
+        elif request.get("subtype") == "mcp_message":
+            self._servers.answer(
+                str(request.get("server_name")),
+                request.get("message") or {},
+                lambda response: self._write(control_reply(request_id, {"mcp_response": response})),
+            )
         elif request.get("subtype") == "can_use_tool":
             self._permit(request_id, request)
         else:
@@ -183,12 +228,25 @@ class AgentWorker(Worker):
 
     async def _decide(self, tool: str, given: Mapping[str, Any]) -> tuple[str | None, str]:
         """What the CLI is told, and why. None leaves it to the rules, which it has from its command line."""
-        if (why := await self._may(tool, given)) is not None:
+        why = self._no_agent(given) if tool in _START_AGENTS else None
+        if why is None:
+            why = await self._may(tool, given)
+        if why is not None:
             return _DENY, why
+        self._servers.grant(tool)
         await self._changes.before(tool, given)
         if self._agent.approval is Approval.AUTO:
             return _ALLOW, "the task's approval is auto"
         return (None, "") if self._agent.ruled(tool, given) else (_ASK, "no rule of the task allows it")
+
+    def _no_agent(self, given: Mapping[str, Any]) -> str | None:
+        """Why no such subagent is started: there are none but the task's own, and each is as the task says."""
+        if given.get("subagent_type") not in self._subagents:
+            known = ", ".join(sorted(self._subagents)) or "none"
+            return f"there is no such agent here; subagent_type must be one of: {known}"
+        if beyond := sorted(set(given) - _AGENT_INPUT):
+            return f"{beyond[0]} cannot be chosen here: leave it out"
+        return None
 
     def _bar(self) -> None:
         """What it has started may run on for a moment, and knows the way to the model: nobody would be charged."""

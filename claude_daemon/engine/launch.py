@@ -9,8 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
-from claude_daemon.core.agent import AgentSpec, Approval
+import orjson
+
+from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval
 from claude_daemon.engine import client_tools
 
 # What a worker may see of the daemon's own environment: the way to the network, where a login needs it.
@@ -34,6 +37,30 @@ QUIET: Mapping[str, str] = {
 }
 # Marks a worker, and whatever it leaves behind, as ours: see ledger and strays.
 NONCE_VARIABLE = "CLAUDE_DAEMON_WORKER"
+
+
+# Of a worker's environment, what a project's settings may change: where programs and files are.
+_FREE: Final = frozenset({"PATH", "LANG", "HOME", "TMPDIR"})
+# Other ways to a model than the broker, as a project's settings could choose them. Held empty, each is as if unset.
+_ELSEWHERE: Final = (
+    "ANTHROPIC_API_KEY",
+    "ANTHROPIC_AUTH_TOKEN",
+    "ANTHROPIC_BASE_URL",
+    "ANTHROPIC_CUSTOM_HEADERS",
+    "ANTHROPIC_UNIX_SOCKET",
+    "CLAUDE_CODE_API_BASE_URL",
+    "CLAUDE_CODE_OAUTH_TOKEN",
+    "CLAUDE_CODE_USE_ANTHROPIC_AWS",
+    "CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD",
+    "CLAUDE_CODE_USE_BEDROCK",
+    "CLAUDE_CODE_USE_FOUNDRY",
+    "CLAUDE_CODE_USE_GATEWAY",
+    "CLAUDE_CODE_USE_MANTLE",
+    "CLAUDE_CODE_USE_VERTEX",
+    "ALL_PROXY",
+    "all_proxy",
+    *_NETWORK_VARIABLES,
+)
 
 
 class Access(StrEnum):
@@ -73,14 +100,24 @@ class Launch:
     agent: AgentSpec | None = None
     add_dirs: tuple[Path, ...] = ()
 
+    @property
+    def settings_file(self) -> Path | None:
+        """Where that is told which no project's settings may change; None where none are read."""
+        reads = self.agent is not None and self.agent.project_settings
+        return self.config_dir / "held.json" if reads else None
+
 
 def argv(launch: Launch) -> list[str]:
     """The command line. An empty system prompt is set at spawn: ``initialize`` replaces it where one is asked for."""
     args = [str(launch.cli), "--print", "--verbose"]
     args += ["--input-format=stream-json", "--output-format=stream-json", "--include-partial-messages"]
-    args += ["--setting-sources=", "--strict-mcp-config", f"--model={launch.model}"]
+    args += ["--strict-mcp-config", f"--model={launch.model}"]
+    if launch.settings_file is None:
+        args.append("--setting-sources=")
+    else:
+        args += ["--setting-sources=user,project,local", f"--settings={launch.settings_file}"]
     args += _text(launch) if launch.agent is None else _agent(launch, launch.agent)
-    if launch.restricted:
+    if launch.restricted and launch.settings_file is None:  # it reads no settings of a project, whatever is asked
         args.append("--restricted")
     if launch.agent is not None and _asks(launch.agent, launch.hooks):
         args.append("--permission-prompt-tool=stdio")  # as the published SDK has its can_use_tool asked
@@ -107,9 +144,10 @@ def _text(launch: Launch) -> list[str]:
 
 def _agent(launch: Launch, agent: AgentSpec) -> list[str]:
     """Its system prompt is Claude Code's own, or set by ``initialize``."""
-    args = [f"--tools={','.join(agent.tools)}"]
-    if agent.allow:
-        args.append(f"--allowedTools={','.join(agent.allow)}")
+    started = (STARTS_AGENTS,) if agent.agents else ()
+    args = [f"--tools={','.join((*agent.tools, *started))}"]
+    if allow := (*agent.allow, *started):
+        args.append(f"--allowedTools={','.join(allow)}")
     if agent.deny:
         args.append(f"--disallowedTools={','.join(agent.deny)}")
     return args + [f"--add-dir={path}" for path in launch.add_dirs]
@@ -150,3 +188,13 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         else:
             del env["CLAUDE_CONFIG_DIR"]
     return env
+
+
+def held_settings(env: Mapping[str, str]) -> bytes:
+    """Settings that go before a project's own: the way to the model, and what this worker was started for.
+
+    Measured: without them a project's ``env`` sends the worker's token and every prompt to another address, by
+    ``ANTHROPIC_BASE_URL``, a proxy or another provider; and its ``disableAllHooks`` would take ours away.
+    """
+    held = {**dict.fromkeys(_ELSEWHERE, ""), **{name: value for name, value in env.items() if name not in _FREE}}
+    return orjson.dumps({"env": held, "disableAllHooks": False})

@@ -10,10 +10,10 @@ from typing import TypeVar
 
 from claude_daemon.core.agent import AgentSpec
 from claude_daemon.engine.capabilities import Capabilities
-from claude_daemon.engine.launch import Access, Launch, argv, environment
+from claude_daemon.engine.launch import NONCE_VARIABLE, Access, Launch, argv, environment, held_settings
 from claude_daemon.engine.ledger import Ledger
 from claude_daemon.engine.plan import Shape
-from claude_daemon.engine.process import Process
+from claude_daemon.engine.process import Process, Received
 from claude_daemon.engine.removal import remove_tree
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Gateway
@@ -82,6 +82,11 @@ class Spawner:
         return self._site != before
 
     @property
+    def environ(self) -> Mapping[str, str]:
+        """The daemon's own environment; nobody's to hand on as it is."""
+        return self._site.environ
+
+    @property
     def brokered(self) -> bool:
         """Whether workers reach the model through the gateway, and not with a login of their own."""
         return self._site.access is Access.BROKER
@@ -117,7 +122,10 @@ class Spawner:
         launch = self._launch(worker, shape)
         if outfit is not None:
             launch = replace(launch, agent=outfit.agent, add_dirs=outfit.add_dirs)
-        command = Command(argv=argv(launch), env=environment(launch, self._site.environ), cwd=launch.home)
+        env = environment(launch, self._site.environ)
+        if launch.settings_file is not None:
+            launch.settings_file.write_bytes(held_settings(env))
+        command = Command(argv=argv(launch), env=env, cwd=launch.home)
         if outfit is not None:
             command = outfit.enclose(command, launch)
         worker.nonce = launch.nonce
@@ -135,6 +143,37 @@ class Spawner:
         self._ledger.add(process.pid, launch.nonce)
         if shape.binding is not None:
             worker.binding = shape.binding
+
+    # programs that are no workers, and are ended with all that they leave as workers are
+
+    def new_nonce(self) -> str:
+        nonce = secrets.token_hex(16)
+        self._ledger.announce(nonce)
+        self.nonces.add(nonce)
+        return nonce
+
+    async def start_beside(
+        self, command: Command, nonce: str, received: Received, exited: Callable[[], None]
+    ) -> Process:
+        """Starts it, marked with the nonce. Raises :class:`~claude_daemon.engine.process.SpawnFailed`."""
+        started: list[Process] = []
+
+        def ended() -> None:
+            self.processes.difference_update(started)
+            exited()
+
+        env = {**command.env, NONCE_VARIABLE: nonce}
+        process = await Process.spawn(command.argv, env, command.cwd, received, ended)
+        started.append(process)
+        if not process.gone:
+            self.processes.add(process)
+        self._ledger.add(process.pid, nonce)
+        return process
+
+    def forget_beside(self, nonce: str) -> None:
+        """It is gone, or was never started."""
+        self._ledger.remove(nonce)
+        self.nonces.discard(nonce)
 
     def _launch(self, worker: Worker, shape: Shape) -> Launch:
         home = self._homes / worker.id

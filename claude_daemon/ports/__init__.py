@@ -18,6 +18,7 @@ from claude_daemon.ports.engine import (
     Question,
     Schemas,
 )
+from claude_daemon.ports.mcp import ConnectMcp, Heard, Lost, McpFailed, McpServer, McpTransport
 from claude_daemon.ports.store import (
     Administration,
     Audit,
@@ -59,6 +60,7 @@ __all__ = [
     "Batch",
     "BatchState",
     "Clock",
+    "ConnectMcp",
     "Ended",
     "Engine",
     "EventPage",
@@ -66,6 +68,7 @@ __all__ = [
     "GatedLease",
     "Gateway",
     "HealthReport",
+    "Heard",
     "Idempotency",
     "Ids",
     "KeyRecord",
@@ -75,6 +78,10 @@ __all__ = [
     "LedgerEntry",
     "Limit",
     "Loan",
+    "Lost",
+    "McpFailed",
+    "McpServer",
+    "McpTransport",
     "Question",
     "QueueLimits",
     "QueuedTask",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from claude_daemon.core.agent import AgentSpec
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.lifecycle import ADMITTING, DaemonState
 from claude_daemon.core.task import Lane, TaskSpec
@@ -98,9 +99,23 @@ class Admission:
         spec = self.check(spec)
         return Admitted(self._dispatcher.submit(spec), self._engines[spec.lane].approximated(spec))
 
+    def _named_models(self, agent: AgentSpec) -> AgentSpec:
+        """The same with the models of its subagents by their real names. Raises Refusal."""
+        agents = []
+        for one in agent.agents:
+            try:
+                agents.append(replace(one, model=None if one.model is None else self.model(one.model)))
+            except Refusal as refusal:
+                raise Refusal(replace(refusal.failure, param=f"agents.{one.name}.model")) from None
+        return replace(agent, agents=tuple(agents))
+
     def check(self, spec: TaskSpec) -> TaskSpec:
-        """The same with its model's real name. Raises Refusal for what its lane cannot do."""
-        spec = replace(spec, request={**spec.request, "model": self.model(spec.request.get("model"))})
+        """The same with its models' real names. Raises Refusal for what its lane cannot do."""
+        spec = replace(
+            spec,
+            request={**spec.request, "model": self.model(spec.request.get("model"))},
+            agent=None if spec.agent is None else self._named_models(spec.agent),
+        )
         failure = self._engines[spec.lane].unsupported(spec)
         if failure is not None:
             raise Refusal(failure)

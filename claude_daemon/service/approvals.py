@@ -12,6 +12,8 @@ from claude_daemon.core.event import APPROVAL_REQUESTED, APPROVAL_RESOLVED, Emis
 from claude_daemon.ports import Answer, Clock, Ids, Question
 
 NO_APPROVAL: Final = Failure(code=Code.NOT_FOUND, message="There is no such approval.")
+MAX_ANSWERED: Final = 32
+"""Of one attempt: so many are remembered for whoever sends the same answer again."""
 _ENDED: Final = "ended"
 _TIMEOUT: Final = "timeout"
 
@@ -125,8 +127,16 @@ class Approvals:
             self._settle(waiting, answer, _TIMEOUT)
             waiting.answer(answer)
 
+    def _forget_oldest(self, task_id: str) -> None:
+        """Of those that were answered; what they asked may be large, and an attempt may ask all day."""
+        attempt = self._of.get(task_id, {})
+        answered = [approval_id for approval_id, waiting in attempt.items() if waiting.resolved is not None]
+        for approval_id in answered[:-MAX_ANSWERED]:
+            del attempt[approval_id]
+
     def _settle(self, waiting: Waiting, answer: Answer, by: str) -> None:
         waiting.resolved = answer
         waiting.expiry.cancel()
+        self._forget_oldest(waiting.approval.task_id)
         told = {"approval": waiting.approval.id, "allow": answer.allow, "message": answer.message, "by": by}
         waiting.tell(Emission(APPROVAL_RESOLVED, told))

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from claude_daemon.core.agent import READ_ONLY
+from claude_daemon.core.agent import READ_ONLY, STARTS_AGENTS
 from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
-from claude_daemon.core.price import Price, cost_micro_usd
+from claude_daemon.core.price import Price, cost_micro_usd, dearest
 from claude_daemon.core.task import Effects, Outcome, State, Task, Usage
 from claude_daemon.ports import (
     AuditRecord,
@@ -31,7 +31,9 @@ from claude_daemon.service.run import CANCELLED, Run, ended_with, last_event
 LEASE_S: Final = 60.0
 """How long a claim holds without being renewed: a daemon that is silent for so long is taken for gone."""
 
-_TOLD_OF_CALLS: Final = ("command", "file_path", "notebook_path", "path", "pattern")
+_HARMLESS: Final = READ_ONLY | {STARTS_AGENTS}
+"""A subagent changes nothing by being started: its own calls are seen like all others."""
+_TOLD_OF_CALLS: Final = ("subagent_type", "command", "file_path", "notebook_path", "path", "pattern")
 _MAX_TOLD: Final = 2000
 """Characters of each: a longer command is a script, whose beginning says enough."""
 
@@ -104,7 +106,7 @@ class Book:
 
         Raises StoreUnavailable.
         """
-        if tool not in READ_ONLY and run.task.effects is Effects.NONE:
+        if tool not in _HARMLESS and run.task.effects is Effects.NONE:
             if not await self.store.set_effects(run.task.id, run.task.fence):
                 return "the task is held by somebody else now"
             run.task = replace(run.task, effects=Effects.POSSIBLE)
@@ -226,7 +228,7 @@ class Book:
         )
 
     def _priced(self, outcome: Outcome, task: Task) -> Outcome:
-        price = self.price(task.spec.model)
+        price = dearest(task.spec.models, self.price)
         return outcome if price is None else replace(outcome, cost_micro_usd=cost_micro_usd(outcome.usage, price))
 
     def _with_result(self, run: Run, outcome: Outcome) -> Outcome:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval
+from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval, contradiction
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
@@ -147,10 +147,15 @@ class TaskDesk:
     def _granted(self, asker: Asker, wish: Wish) -> AgentSpec | None:
         """What the agent may: of what was wished for, what the role permits. Raises Refusal, naming the rule."""
         role, agent = self._role_of(asker.key, asker.peer_uid), wish.agent
+        if agent is not None and (found := contradiction(agent)) is not None:
+            raise Refusal.because(Code.INVALID_REQUEST, found[1], param=found[0])
         why = refuses(
             role,
-            tools=agent.allow if agent is not None else (),
+            tools=_tools_wished(agent) if agent is not None else (),
             approval=agent.approval if agent is not None else Approval.NEVER,
+            mcp_servers=agent.mcp_servers if agent is not None else (),
+            agents=agent.agents if agent is not None else (),
+            project_settings="all" if agent is not None and agent.project_settings else "none",
             scopes=[WEBHOOKS] if wish.webhook is not None else (),
         )
         if why is not None:
@@ -298,6 +303,11 @@ class TaskDesk:
         assert event.seq == first_seq(queued.fence)
         self._dispatcher.enqueue(self._ticket(queued), timeout_s=queued.spec.timeout_seconds)
         return queued
+
+
+def _tools_wished(agent: AgentSpec) -> Sequence[str]:
+    """Every rule and tool that the task, or one of its subagents, would be allowed."""
+    return [*agent.allow, *(tool for one in agent.agents for tool in one.tools or ())]
 
 
 def unavailable(error: StoreUnavailable) -> Failure:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.core.agent import AgentSpec, Approval, Subagent
 from claude_daemon.core.errors import Code, Failure, Fault
 from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, TaskSpec, Usage
 from claude_daemon.ports import Idempotency, StoredEvent
@@ -17,6 +17,7 @@ from claude_daemon.ports import Idempotency, StoredEvent
 SELECT_TASK: Final = "SELECT t.*, s.spec FROM tasks t JOIN specs s ON s.n = t.n "
 
 _SPEC_FIELDS: Final = tuple(field.name for field in fields(TaskSpec))
+_AGENT_FIELDS: Final = tuple(field.name for field in fields(AgentSpec))
 _INSERT_TASK: Final = """
     INSERT INTO tasks (
         id, key_id, trust_domain, request_id, kind, lane, model, priority, state, attempt, fence, effects, last_seq,
@@ -129,8 +130,15 @@ def _spec_of(encoded: bytes) -> TaskSpec:
 
 
 def _agent_of(said: Mapping[str, Any]) -> AgentSpec:
-    lists = {name: tuple(said[name]) for name in ("allow", "deny", "add_dirs")}
-    return AgentSpec(**{**said, **lists, "approval": Approval(said["approval"])})
+    known = {name: said[name] for name in _AGENT_FIELDS if name in said}
+    lists = {name: tuple(said.get(name, ())) for name in ("allow", "deny", "add_dirs", "mcp_servers")}
+    agents = tuple(_subagent_of(one) for one in said.get("agents", ()))
+    return AgentSpec(**{**known, **lists, "agents": agents, "approval": Approval(said["approval"])})
+
+
+def _subagent_of(said: Mapping[str, Any]) -> Subagent:
+    tools = said["tools"]
+    return Subagent(**{**said, "tools": None if tools is None else tuple(tools)})
 
 
 def usage_of(encoded: bytes | None) -> Usage:

@@ -29,6 +29,9 @@ _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 _PATHS: Final = frozenset({"/v1/messages", "/v1/messages/count_tokens"})
 # After these the CLI would go on with calls of its own making, which nobody asked for.
 _LAST_STOP_REASONS: Final = frozenset({"max_tokens", "refusal", "model_context_window_exceeded"})
+_MAX_AT_ONCE: Final = 16
+"""Requests of one worker: Claude Code makes a few at once, for its subagents. What else an agent starts can find the
+worker's token; each request may hold a body of ours in memory, and each call could be the one that spends the rest."""
 _BARRED_STATUS: Final = 403  # the one status that the CLI never retries
 _SHUTDOWN_S: Final = 0.1  # no worker is left by then
 
@@ -50,6 +53,7 @@ class WorkerAccount:
         self.limit: Limit | None = None
         self.ends_with_tools = False
         self.calls = 0
+        self.at_once = 0
         self._broker = broker
         self._settled = Usage()
         self._under_way: dict[CallMeter, web.BaseRequest] = {}
@@ -90,6 +94,12 @@ class WorkerAccount:
     def close(self) -> None:
         self._broker.forget(self)
         self.bar("the worker is gone")
+
+    def refusal(self) -> str | None:
+        """Why no further call is made now."""
+        if self.barred is None and self.limit is not None:
+            self.barred = self.limit(self.usage)
+        return self.barred
 
     def call_begins(self, meter: CallMeter, request: web.BaseRequest) -> None:
         self.calls += 1
@@ -156,13 +166,22 @@ class Broker:
             return _refusal(401, "authentication_error", "no such worker")
         if request.method != "POST" or request.path not in _PATHS:
             return _refusal(404, "not_found_error", "the broker passes on /v1/messages alone")
-        if account.barred is None and account.limit is not None:
-            account.barred = account.limit(account.usage)
-        if account.barred is not None:
-            return _refusal(_BARRED_STATUS, "permission_error", account.barred)
+        if account.at_once >= _MAX_AT_ONCE:
+            return _refusal(429, "rate_limit_error", f"a worker makes {_MAX_AT_ONCE} calls at once")
+        account.at_once += 1
+        try:
+            return await self._asked(request, account)
+        finally:
+            account.at_once -= 1
+
+    async def _asked(self, request: web.BaseRequest, account: WorkerAccount) -> web.StreamResponse:
+        if (why := account.refusal()) is not None:
+            return _refusal(_BARRED_STATUS, "permission_error", why)
         body = await _read(request)
         if body is None:
             return _refusal(413, "request_too_large", f"more than {_MAX_BODY_BYTES} bytes")
+        if (why := account.refusal()) is not None:  # who begins early and sends late gains nothing by it
+            return _refusal(_BARRED_STATUS, "permission_error", why)
         if account.canned:
             return await canned.answer(request, body)
         if self._client is None:

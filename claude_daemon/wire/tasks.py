@@ -16,7 +16,18 @@ from pydantic import (
     model_validator,
 )
 
-from claude_daemon.core.agent import MAX_RULE, MAX_RULES, PATTERN, TOOLS, AgentSpec, Approval, wrong_rule
+from claude_daemon.core.agent import (
+    MAX_RULE,
+    MAX_RULES,
+    PATTERN,
+    SERVER,
+    SERVER_RULE,
+    TOOLS,
+    AgentSpec,
+    Approval,
+    Subagent,
+    wrong_rule,
+)
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Outcome, Task, Usage
 from claude_daemon.wire.anthropic import MAX_MESSAGES, InputMessage, System
@@ -43,12 +54,23 @@ MAX_PATH: Final = 4096
 MAX_TURNS: Final = 1000
 """Model calls of one task: an agent that has not come to its end by then goes in circles."""
 MAX_COST_USD: Final = 10_000.0
+MAX_SERVERS: Final = 16
+"""MCP servers of one task: each is a process or a connection of its own, and its tools stand in every model call."""
+MAX_AGENTS: Final = 16
+"""Subagents of one task: the description of each stands in every model call."""
+MAX_DESCRIPTION: Final = 2048
+"""Characters of a subagent's description: a paragraph by which the model chooses."""
+MAX_AGENT_PROMPT: Final = 100_000
+"""Characters of a subagent's system prompt: ten times what Claude Code's own is long."""
 
 _MICRO: Final = 1_000_000
-_SERVERS: Final = "Tasks have no MCP servers yet."
-_AGENTS: Final = "Tasks have no agents of their own yet."
-_PROJECT_SETTINGS: Final = "The settings of a project are not read yet."
 _SESSIONS: Final = "There are no sessions yet."
+
+
+def _few_agents(value: object) -> object:
+    if isinstance(value, dict) and len(value) > MAX_AGENTS:
+        raise wrong(f"At most {MAX_AGENTS} agents.")
+    return value
 
 
 def _few_entries(value: object) -> object:
@@ -93,6 +115,10 @@ _ONE_CONVERSATION: Final[dict[str, Any]] = {
 }
 
 
+_AGENT_NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}", re.ASCII)
+_FORK: Final = "fork"
+"""Claude Code's word for a subagent that is none of those that were defined."""
+_SERVER: Final = re.compile(SERVER, re.ASCII)
 _CONTROL: Final = re.compile(r"[\x00\n\r]")
 
 
@@ -100,6 +126,24 @@ def _is_rule(rule: str) -> str:
     if (why := wrong_rule(rule)) is not None:
         raise wrong(why)
     return rule
+
+
+def _is_agents_name(name: str) -> str:
+    if not _AGENT_NAME.fullmatch(name) or name == _FORK:
+        raise wrong("A name has at most 64 letters, digits, dashes and underscores, a letter first; and is not `fork`.")
+    return name
+
+
+def _is_server(name: str) -> str:
+    if not _SERVER.fullmatch(name):
+        raise wrong("This is not the name of a configured server.")
+    return name
+
+
+def _is_tool(name: str) -> str:
+    if name not in TOOLS:
+        raise wrong(f"There are the tools {', '.join(TOOLS)}.")
+    return name
 
 
 def _is_path(path: str) -> str:
@@ -112,7 +156,7 @@ _Rule = Annotated[
     str,
     Field(min_length=1, max_length=MAX_RULE),
     AfterValidator(_is_rule),
-    WithJsonSchema({"type": "string", "pattern": f"^({'|'.join(TOOLS)})({PATTERN})?$"}),
+    WithJsonSchema({"type": "string", "pattern": f"^(({'|'.join(TOOLS)})({PATTERN})?|{SERVER_RULE})$"}),
 ]
 _Rules = Annotated[list[_Rule], Field(max_length=MAX_RULES)]
 _Path = Annotated[
@@ -123,8 +167,45 @@ _Path = Annotated[
 ]
 
 
+_Server = Annotated[
+    str,
+    AfterValidator(_is_server),
+    WithJsonSchema({"type": "string", "pattern": f"^{SERVER}$"}),
+]
+
+
+_Tool = Annotated[str, AfterValidator(_is_tool), WithJsonSchema({"enum": list(TOOLS)})]
+
+
+class Agent(Strict):
+    """A subagent, which the task's own agent may start for a part of the work. It has nothing but what stands here."""
+
+    description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION), AfterValidator(_says_something)]
+    """When to start it: the model chooses by this."""
+    prompt: Annotated[str, Field(min_length=1, max_length=MAX_AGENT_PROMPT), AfterValidator(_says_something)]
+    """Its system prompt."""
+    tools: Annotated[list[_Tool], Field(max_length=len(TOOLS))] | None = None
+    """Some of the task's own; without this, all of them, those of its MCP servers included."""
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """That of the task, without this."""
+    max_turns: Annotated[int, Field(ge=1, le=MAX_TURNS)] | None = None
+
+
+_Agents = Annotated[
+    dict[Annotated[str, AfterValidator(_is_agents_name)], Agent],
+    BeforeValidator(_few_agents),
+    Field(
+        json_schema_extra={
+            "maxProperties": MAX_AGENTS,
+            "propertyNames": {"pattern": f"^(?!fork$){_AGENT_NAME.pattern}$"},
+        }
+    ),
+]
+
+
 class Tools(Strict):
-    """What the agent may use. A rule is a tool's name, or a name with a pattern: ``Bash(git *)``.
+    """What the agent may use. A rule is a tool's name, or a name with a pattern: ``Bash(git *)``. Of an MCP server that
+    the task names, ``mcp__NAME`` is every tool and ``mcp__NAME__TOOL`` is one.
 
     Patterns keep an agent tidy; they confine nothing: what ``Bash(git *)`` starts may start anything. Only the sandbox
     confines.
@@ -167,9 +248,12 @@ class TaskRequest(Strict):
     max_cost_usd: Annotated[float, Field(gt=0, le=MAX_COST_USD, allow_inf_nan=False)] | None = None
     """No further model call is made once so much is spent."""
 
-    mcp_servers: Annotated[Any, Only(([],), _SERVERS)] = None
-    agents: Annotated[Any, Only(([], {}), _AGENTS)] = None
-    project_settings: Annotated[Any, Only(("none",), _PROJECT_SETTINGS)] = None
+    mcp_servers: Annotated[list[_Server], Field(max_length=MAX_SERVERS)] | None = None
+    """Names of servers that the operator has configured; what of them may be used, ``tools`` says."""
+    agents: _Agents | None = None
+    """Subagents by name."""
+    project_settings: Literal["none", "all"] | None = None
+    """All: the settings, hooks and CLAUDE.md of ``cwd`` count, under a root that the operator trusts."""
     session: Annotated[Any, Only((), _SESSIONS)] = None
 
     @model_validator(mode="after")
@@ -205,6 +289,19 @@ class TaskRequest(Strict):
             max_turns=self.max_turns,
             max_cost_micro_usd=None if self.max_cost_usd is None else max(1, round(self.max_cost_usd * _MICRO)),
             append_system=None if self.system else self.append_system or None,
+            mcp_servers=tuple(dict.fromkeys(self.mcp_servers or ())),
+            agents=tuple(
+                Subagent(
+                    name=name,
+                    description=one.description,
+                    prompt=one.prompt,
+                    tools=None if one.tools is None else tuple(one.tools),
+                    model=one.model,
+                    max_turns=one.max_turns,
+                )
+                for name, one in (self.agents or {}).items()
+            ),
+            project_settings=self.project_settings == "all",
         )
 
     @property
@@ -212,7 +309,8 @@ class TaskRequest(Strict):
         """Whether it is an agent's."""
         tools = self.tools or Tools()
         acts = tools.allow or tools.approval != "never"
-        return bool(acts or self.cwd is not None or self.add_dirs or self.max_cost_usd is not None)
+        more = self.mcp_servers or self.agents or self.project_settings == "all"
+        return bool(acts or more or self.cwd is not None or self.add_dirs or self.max_cost_usd is not None)
 
     def _system(self) -> str | list[dict[str, Any]]:
         given = self.system or ""

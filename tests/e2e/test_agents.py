@@ -36,7 +36,9 @@ async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) ->
     async def start(settings: dict[str, Any] | None = None, toml: str = "", **fields: Any) -> DaemonProcess:
         home = tmp_path / "home"
         (home / ".claude-daemon").mkdir(mode=0o700, exist_ok=True)
-        (home / ".claude-daemon" / "config.toml").write_text(f'[[roots]]\npath = "{repository.parent}"\n{toml}')
+        configuration = home / ".claude-daemon" / "config.toml"
+        configuration.write_text(f'[[roots]]\npath = "{repository.parent}"\n{toml}')
+        configuration.chmod(0o600)
         values = {"engine.workers": 2, "engine.stall_timeout_s": 10, **(settings or {})}
         started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent), **fields))
         return started[-1]
@@ -163,3 +165,22 @@ async def test_without_hooks_a_task_counts_as_done_before_it_begins(agents: Agen
         audit = "SELECT details FROM audit WHERE act = 'tool.called' AND task_id = ? ORDER BY n"
         called = [orjson.loads(row[0])["tool"] for row in store.execute(audit, (task["id"],))]
     assert (effects, called) == ("possible", ["*", "Bash"])
+
+
+async def test_an_answer_in_the_asked_form_is_no_turn_too_many(agents: Agents, repository: Path) -> None:
+    """Claude Code's own tool for it is a call like any other, and the last."""
+    daemon = await agents()
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+    task, events = await run(daemon, "A number.", tools={"allow": ["Read"]}, schema=schema, max_turns=1)
+    assert task["state"] == "succeeded", (task, events)
+    assert isinstance(task["result"]["structured"]["n"], int)
+    assert task["usage"]["model_calls"] == 1
+
+
+async def test_what_is_appended_stands_beside_claude_codes_own_prompt(agents: Agents, repository: Path) -> None:
+    daemon = await agents()
+    asked = {"tools": {"allow": ["Read"]}, "append_system": "APPENDED"}
+    own, _ = await run(daemon, "[[system]] [[reply=echo]]", tools={"allow": ["Read"]})
+    task, _ = await run(daemon, "[[system]] [[reply=echo]]", **asked)
+    assert "APPENDED" in task["result"]["text"]
+    assert len(task["result"]["text"]) > len(own["result"]["text"]) > 100

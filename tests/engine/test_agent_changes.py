@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,3 +91,61 @@ async def test_a_diff_is_bounded(work: Path, place: Place) -> None:
     assert "cut here" in told
     assert len(told.encode()) < MAX_DIFF_BYTES + 100
     assert told.count("+++") < MAX_FILES
+
+
+async def test_a_directory_in_a_files_place_is_no_file_and_keeps_no_descriptor(work: Path, place: Place) -> None:
+    (work / "inner").mkdir()
+    changes = Changes([place])
+    before = set(Path("/dev/fd").iterdir())
+    for path in (work, work / "inner"):
+        await changes.before("Write", {"file_path": str(path)})
+    assert await changes.diff() is None
+    assert set(Path("/dev/fd").iterdir()) == before
+
+
+@pytest.mark.parametrize("how", ["few-lines-many-times", "every-other-line", "nothing-in-common"])
+async def test_a_comparison_takes_no_longer_than_its_files(work: Path, place: Place, how: str) -> None:
+    """By itself it takes hours, in a thread that nobody can end."""
+    lines = MAX_FILE_BYTES // 8
+    before = after = [f"{number:06}\n" for number in range(lines)]
+    if how == "few-lines-many-times":
+        before, after = ([f"{(n * step) % 101}\n" for n in range(2 * lines)] for step in (7, 11))
+    elif how == "every-other-line":
+        after = [line if number % 2 else f"{number}!\n" for number, line in enumerate(before)]
+    else:
+        after = [f"{number}?\n" for number in range(lines)]
+    changes = Changes([place])
+    files = [work / f"{number}.txt" for number in range(4)]
+    for file in files:
+        file.write_text("".join(before))
+        await changes.before("Edit", {"file_path": str(file)})
+        file.write_text("".join(after))
+    async with asyncio.timeout(20):
+        assert await changes.diff() is not None
+
+
+async def test_a_line_changed_in_a_long_file_is_told_as_that_line(work: Path, place: Place) -> None:
+    file = work / "long.py"
+    lines = [f"line {number}\n" for number in range(MAX_FILE_BYTES // 16)]
+    file.write_text("".join(lines))
+    changes = Changes([place])
+    await changes.before("Edit", {"file_path": str(file)})
+    lines[30_000] = "changed\n"
+    file.write_text("".join(lines))
+    told = await changes.diff()
+    assert told is not None
+    around = [*lines[29_997:30_000], None, *lines[30_001:30_004]]
+    hunk = "".join("-line 30000\n+changed\n" if line is None else f" {line}" for line in around)
+    assert told == f"--- a/long.py\n+++ b/long.py\n@@ -29998,7 +29998,7 @@\n{hunk}"
+
+
+async def test_files_that_differ_throughout_are_told_as_all_the_old_and_all_the_new(work: Path, place: Place) -> None:
+    file = work / "a.txt"
+    file.write_text("".join(f"{number}\n" for number in range(5000)))
+    changes = Changes([place])
+    await changes.before("Edit", {"file_path": str(file)})
+    file.write_text("".join(f"{number}!\n" for number in range(5000)))
+    told = await changes.diff()
+    assert told is not None
+    assert told.startswith("--- a/a.txt\n+++ b/a.txt\n@@ -1,5000 +1,5000 @@\n-0\n-1\n")
+    assert told.endswith("+4999!\n")

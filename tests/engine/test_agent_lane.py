@@ -20,7 +20,8 @@ from claude_daemon.core.agent import AgentSpec
 from claude_daemon.core.errors import Code
 from claude_daemon.core.price import Price
 from claude_daemon.core.task import Kind, Lane, Outcome, State, TaskSpec
-from claude_daemon.engine import agent_worker, worker
+from claude_daemon.engine import agent as agent_module
+from claude_daemon.engine import worker
 from claude_daemon.engine.agent import AgentLane, AgentLease, AgentSettings
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.lane import TextLane
@@ -28,13 +29,16 @@ from claude_daemon.engine.launch import Access
 from claude_daemon.engine.pool import Pool, PoolSettings
 from claude_daemon.engine.sandbox import Limits
 from claude_daemon.engine.spawner import EngineSite, Spawner
+from claude_daemon.engine.strays import children
 from claude_daemon.ports import Ended
 from claude_daemon.upstream.broker import Broker
+from claude_daemon.upstream.mcp import HttpServer
 from tests.engine.test_processes import ANSWER, FAKE, OK, REFUSED, RESULT
 from tests.support import alive
 
 PATIENCE_S = 10.0
 FREE = Price(input=0, output=0, cache_write=0, cache_read=0)
+PRICES: dict[str, Price] = {"sonnet": FREE}
 USE = {"type": "tool_use", "id": "t1", "name": "Bash", "input": {}}
 CALLS = {"type": "assistant", "message": {"id": "m", "role": "assistant", "content": [USE]}}
 BASH = AgentSpec(allow=("Bash",))
@@ -145,6 +149,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         unsupported=lambda spec: None,
         price={"sonnet": FREE}.get,
         exposed=lambda: True,
+        remote=HttpServer,
     )
     await lane.probe()
     running = asyncio.ensure_future(pool.run())
@@ -241,6 +246,39 @@ async def test_an_attempt_that_is_cut_while_its_process_starts_gives_its_place_b
     await stage.until(lambda: stage.lane.running == 0)
 
 
+async def test_whenever_an_attempt_is_cut_nothing_of_it_stays(stage: Stage) -> None:
+    agent = replace(BASH, cwd=str(stage.root / "a"))
+    stage.lane.settings = replace(stage.lane.settings, spares=0)
+    before, found = len(list(Path("/dev/fd").iterdir())), children()
+    for passes in range(12):
+        lease = stage.lease(agent)
+        attempt = asyncio.ensure_future(anext(lease.run()))
+        for _ in range(passes):
+            await asyncio.sleep(0)
+        attempt.cancel()
+        with suppress(asyncio.CancelledError):
+            await attempt
+        lease.release()
+        await stage.until(lambda: stage.lane.running == 0)
+    await stage.until(lambda: children() == found)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+async def test_an_end_that_cannot_be_cleaned_up_costs_no_place(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    stage.text.pool.told = lambda event: told.append(event.name)
+    with monkeypatch.context() as patched:
+        patched.setattr(agent_module, "remove_tree", _no_thread_left)
+        await stage.run()
+    assert "agent.not_cleaned_up" in told
+    assert (await stage.run()).state is State.SUCCEEDED
+    await stage.lane.probe()  # as the next start does
+
+
+def _no_thread_left(directory: Path) -> bool:
+    raise RuntimeError("can't start new thread")
+
+
 async def test_a_lease_that_was_not_used_is_given_back(stage: Stage) -> None:
     stage.lease().release()
     assert stage.lane.running == 0
@@ -267,7 +305,6 @@ async def test_a_spare_that_died_is_not_counted_and_another_takes_its_place(stag
 
 async def test_a_spare_that_is_old_ends_though_no_task_comes(stage: Stage) -> None:
     await stage.spare()
-    assert stage.processes
     stage.lane.settings = replace(stage.lane.settings, max_spare_age_s=0.0, spares=0)
     for told in stage.text.pool._on_end:
         told()
@@ -292,10 +329,23 @@ async def test_a_reload_that_changes_the_limits_leaves_no_spare_of_the_old_ones(
     await stage.spare()
     (pid,) = stage.processes
     limits = replace(stage.lane.settings.limits, max_memory_mb=512)
-    stage.lane.apply(replace(stage.lane.settings, limits=limits), {"sonnet": FREE}.get)
+    stage.lane.apply(replace(stage.lane.settings, limits=limits), PRICES.get)
     assert stage.lane.counts()["spares"] == 0
     await stage.until(lambda: stage.lane.counts()["spares"] == 1)
     await stage.until(lambda: not alive(pid))
+
+
+async def test_a_panic_ends_those_who_work_and_those_who_wait(stage: Stage) -> None:
+    await stage.spare()
+    stage.behave(user=["hang"])
+    lease = stage.lease(AgentSpec(allow=("Read",)))
+    attempt = asyncio.ensure_future(stage.outcome(lease))
+    await stage.until(lambda: lease.worker is not None and lease.worker.process is not None)
+    before = set(stage.processes)
+    assert stage.lane.kill_busy() == [lease.worker_id]
+    outcome = await attempt
+    assert outcome.failure is not None and outcome.failure.code is Code.ENGINE_CRASHED
+    await stage.until(lambda: not before & stage.processes)
 
 
 # a turn
@@ -332,7 +382,3 @@ async def test_no_model_call_is_made_once_the_turn_has_ended(stage: Stage) -> No
             barred.append(lease._worker.account.barred)  # type: ignore[attr-defined]
     lease.release()
     assert barred == ["the turn is over"]
-
-
-def test_the_hook_is_waited_for_longer_than_the_daemon_takes() -> None:
-    assert agent_worker._HOOK_TIMEOUT_S > 60

@@ -41,12 +41,14 @@ def streamed(reader: AgentReader, *messages: dict[str, Any]) -> str:
 def test_a_call_that_was_cut_with_its_stream_is_waited_for_no_longer() -> None:
     """The model call is made again, with calls of other names; those of the first never get a result."""
     reader = AgentReader(max_turns=1)
-    streamed(reader, start("m1"), uses("m1", "cut"), start("m2"), uses("m2", "made"))
-    assert reader.tool_runs
-    streamed(reader, result("made"))
-    assert (reader.tool_runs, reader.turns, reader.interrupt) == (False, 1, True)
-    failure = reader.give_up(Failure(code=Code.DEADLINE, message="")).failure
-    assert failure is not None and failure.code is Code.MAX_TURNS
+    runs = []
+    for message in (start("m1"), uses("m1", "cut"), start("m2"), uses("m2", "made"), result("made")):
+        reader.feed(message)
+        runs.append(reader.tool_runs)
+    assert runs == [False, True, False, True, False]
+    assert (reader.turns, reader.interrupt) == (1, True)
+    outcome = reader.give_up(Failure(code=Code.INTERNAL, message="another reason"))
+    assert outcome.failure is not None and outcome.failure.code is Code.MAX_TURNS
 
 
 def test_what_was_said_before_a_call_that_was_cut_is_taken_back() -> None:

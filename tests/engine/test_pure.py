@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from claude_daemon.core.agent import AgentSpec, Subagent
 from claude_daemon.core.task import Kind, Lane, TaskSpec
 from claude_daemon.core.worker import WorkerState
 from claude_daemon.engine.capabilities import ROWS, Capabilities
 from claude_daemon.engine.failures import Failures
 from claude_daemon.engine.fill import Sizes, fill, next_worn, spares_now, surplus
-from claude_daemon.engine.launch import Access, Launch, argv, environment
+from claude_daemon.engine.launch import Access, Launch, argv, environment, held_settings
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan, without_commands
 from claude_daemon.engine.worker import Worker
 
@@ -59,6 +61,27 @@ def test_every_worker_has_the_launch_profile() -> None:
     assert {"--no-session-persistence", "--bare", "--tools=", "--print", "--system-prompt="} <= set(args)
     assert "cdw_token" not in " ".join(args)
     assert "cdw_token" not in repr(launch())
+
+
+def test_what_starts_subagents_is_there_where_some_are_defined() -> None:
+    agent = AgentSpec(allow=("Read",), deny=("Bash",))
+    assert {"--tools=Read", "--allowedTools=Read"} <= set(argv(launch(agent=agent)))
+    helper = Subagent(name="helper", description="d", prompt="of the helper")
+    args = argv(launch(agent=replace(agent, agents=(helper,))))
+    assert {"--tools=Read,Agent", "--allowedTools=Read,Agent"} <= set(args)
+    assert "of the helper" not in " ".join(args)
+
+
+def test_settings_of_a_project_are_read_beneath_our_own() -> None:
+    agent = launch(agent=AgentSpec(project_settings=True))
+    args = argv(agent)
+    assert {"--setting-sources=user,project,local", "--settings=/engine/config/held.json"} <= set(args)
+    assert not {"--restricted", "--setting-sources="} & set(args)
+    held = orjson.loads(held_settings(environment(agent, {})))
+    assert held["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:1"
+    assert held["env"]["HTTPS_PROXY"] == held["env"]["CLAUDE_CODE_USE_BEDROCK"] == ""
+    assert not {"PATH", "HOME", "TMPDIR"} & set(held["env"])
+    assert launch(agent=AgentSpec()).settings_file is None
 
 
 @pytest.mark.parametrize("access", [Access.OAUTH, Access.LOGIN])

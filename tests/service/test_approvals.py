@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.event import Emission
 from claude_daemon.ports import Answer, Question
-from claude_daemon.service.approvals import Approvals
+from claude_daemon.service.approvals import MAX_ANSWERED, Approvals
 
 CALL = Question(tool="Bash", tool_use_id="toolu_1", given={"command": "make"}, cwd="/srv/a")
 YES, NO = Answer(allow=True), Answer(allow=False, message="not today")
@@ -24,7 +25,7 @@ class Asker:
         self.told: list[Emission] = []
         self.answers: list[Answer] = []
         self.answered = asyncio.Event()
-        numbers = iter(range(9))
+        numbers = count()
         self.approvals = Approvals(timeout_s=timeout_s, now=lambda: 1000.0, ids=lambda kind: f"{kind}_{next(numbers)}")
 
     def ask(self, task_id: str = "task_1") -> Callable[[], None]:
@@ -130,3 +131,15 @@ async def test_a_question_that_was_taken_back_is_answered_no_more() -> None:
     take_back()
     assert [told["by"] for told in asker.resolved()] == ["ended"]
     assert asker.answers == []
+
+
+async def test_an_attempt_that_asks_all_day_is_remembered_by_its_last_answers() -> None:
+    asker = Asker()
+    asker.ask()
+    for number in range(1, MAX_ANSWERED + 3):
+        asker.ask()
+        asker.approvals.resolve("task_1", f"appr_{number}", YES, "key_1")
+    with pytest.raises(Refusal):
+        asker.approvals.resolve("task_1", "appr_1", YES, "key_1")
+    assert asker.approvals.resolve("task_1", f"appr_{MAX_ANSWERED}", YES, "key_1").id == f"appr_{MAX_ANSWERED}"
+    assert [asked.id for asked in asker.approvals.of("task_1")] == ["appr_0"]

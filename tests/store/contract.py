@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from claude_daemon.core.agent import AgentSpec, Approval, Subagent
 from claude_daemon.core.errors import Code, Failure, IllegalMove
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, Usage
@@ -57,6 +58,22 @@ EVERYTHING: dict[str, Any] = {
     "priority": -3,
     "webhook": "https://example.org/hook?token=1",
     "metadata": {"a": "b"},
+    "agent": AgentSpec(
+        allow=("Read", "mcp__tickets"),
+        deny=("Bash(git push)",),
+        approval=Approval.AUTO,
+        cwd="/srv/a",
+        add_dirs=("/srv/b",),
+        max_turns=3,
+        max_cost_micro_usd=5,
+        mcp_servers=("tickets",),
+        agents=(
+            Subagent(name="a", description="d", prompt="p"),
+            Subagent(name="b", description="d", prompt="p", tools=("Read",), model="m", max_turns=2),
+        ),
+        project_settings=True,
+        append_system="s",
+    ),
 }
 
 

@@ -260,3 +260,50 @@ async def test_probes_are_answered_here_and_see_what_would_be_sent(site: Site, s
         assert (sent["system"], sent["messages"]) == (["S"], [["user", "what?"]])
     assert "what?" in text
     assert len(site.model.requests) == before
+
+
+async def test_a_call_that_was_begun_before_the_end_and_sent_after_it_is_refused(site: Site) -> None:
+    before, headers = len(site.model.requests), {"x-api-key": site.account.token}
+    held, half = asyncio.Event(), asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b'{"model": "claude-sonnet-5-5", "max_tokens": 9, '
+        half.set()
+        await held.wait()
+        yield b'"messages": [{"role": "user", "content": "[[tokens=1]]"}]}'
+
+    async def post() -> int:
+        async with site.session.post(f"{site.broker.base_url}/v1/messages", data=body(), headers=headers) as response:
+            return response.status
+
+    early = asyncio.ensure_future(post())
+    async with asyncio.timeout(5):
+        await half.wait()
+        while not site.account.at_once:
+            await asyncio.sleep(0.005)
+    site.account.bar("the turn is over")
+    held.set()
+    assert await early == 403
+    assert len(site.model.requests) == before
+
+
+async def test_a_worker_makes_only_so_many_calls_at_once(site: Site) -> None:
+    async def status(prompt: str) -> int:
+        async with site.post(prompt) as response:
+            return int(response.status)
+
+    waiting = [asyncio.ensure_future(status("[[hang]]")) for _ in range(16)]
+    async with asyncio.timeout(5):
+        while site.account.at_once < len(waiting):
+            await asyncio.sleep(0.005)
+    assert await status("[[tokens=1]]") == 429
+    other = site.broker.open("wrk_2")
+    other.begin()
+    async with site.post("[[tokens=1]]", token=other.token) as response:
+        assert response.status == 200
+    for task in waiting:
+        task.cancel()
+    async with asyncio.timeout(5):
+        while site.account.at_once:
+            await asyncio.sleep(0.005)
+    assert await status("[[tokens=1]]") == 200

@@ -201,6 +201,9 @@ ACCEPTED: list[dict[str, Any]] = [
     {"prompt": "x", "tools": {"allow": ["Read", "Bash(git *)"], "deny": ["Edit"], "approval": "auto"}},
     {"prompt": "x", "cwd": "/srv", "add_dirs": ["/srv/a..b"], "max_cost_usd": 1, "max_turns": 7},
     {"prompt": "x", "cwd": None, "session": None, "max_cost_usd": None},
+    {"prompt": "x", "tools": {"allow": ["mcp__tickets", "mcp__tickets__find"]}, "mcp_servers": ["tickets"]},
+    {"prompt": "x", "agents": {"critic": {"description": "d", "prompt": "p", "tools": ["Read"], "model": "haiku"}}},
+    {"prompt": "x", "project_settings": "all", "append_system": "y"},
 ]
 REFUSED: list[dict[str, Any]] = [
     {},
@@ -222,6 +225,10 @@ REFUSED: list[dict[str, Any]] = [
     {"prompt": "x", "cwd": "/srv/.."},
     {"prompt": "x", "add_dirs": ["/srv"] * 17},
     {"prompt": "x", "session": {}},
+    {"prompt": "x", "mcp_servers": ["A"]},
+    {"prompt": "x", "agents": {"fork": {"description": "d", "prompt": "p"}}},
+    {"prompt": "x", "agents": {"a": {"description": "d", "prompt": "p", "hooks": {}}}},
+    {"prompt": "x", "project_settings": "some"},
     {"prompt": "x", "max_cost_usd": 0},
     {"prompt": "x", "unknown": 1},
 ]

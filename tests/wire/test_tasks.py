@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_daemon.core.agent import AgentSpec, Approval
+from claude_daemon.core.agent import AgentSpec, Approval, Subagent
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, TaskSpec, Usage
 from claude_daemon.wire.anthropic import MessagesRequest
@@ -38,6 +38,7 @@ from claude_daemon.wire.tasks import (
 from tests.wire.streams import TEXTS
 
 USER = {"role": "user", "content": "hi"}
+CRITIC = {"description": "d", "prompt": "p"}
 
 
 def task(**fields: Any) -> TaskRequest:
@@ -150,9 +151,6 @@ def test_a_conversation_is_either_a_prompt_or_messages(fields: dict[str, Any]) -
 @pytest.mark.parametrize(
     ("field", "value", "why"),
     [
-        ("mcp_servers", ["tickets"], "no MCP servers yet"),
-        ("agents", {"critic": {"prompt": "x"}}, "no agents of their own yet"),
-        ("project_settings", "all", "not read yet"),
         ("session", {}, "no sessions yet"),
         ("session", {"id": "session_1"}, "no sessions yet"),
     ],
@@ -169,7 +167,6 @@ def test_what_tasks_cannot_do_yet_is_refused_by_name(field: str, value: object, 
         {"tools": {}},
         {"mcp_servers": []},
         {"agents": {}},
-        {"agents": []},
         {"add_dirs": []},
         {"project_settings": "none"},
         dict.fromkeys(
@@ -213,6 +210,16 @@ def test_an_unknown_field_is_refused_by_name(field: str, near: str) -> None:
         ("add_dirs", ["/srv", "x"], "add_dirs.1", "absolute path"),
         ("add_dirs", ["/srv"] * 17, "add_dirs", "16"),
         ("max_cost_usd", 0, "max_cost_usd", "greater than 0"),
+        ("mcp_servers", ["Tickets!"], "mcp_servers.0", "configured server"),
+        ("mcp_servers", ["a"] * 17, "mcp_servers", "16"),
+        ("agents", [], "agents", "must be an object"),
+        ("agents", {"a": {"description": "d"}}, "agents.a.prompt", "required"),
+        ("agents", {"a": CRITIC | {"tools": ["Agent"]}}, "agents.a.tools.0", "the tools Read, "),
+        ("agents", {"a": CRITIC | {"hooks": {}}}, "agents.a.hooks", "not known here"),
+        ("agents", {"a": CRITIC | {"mcpServers": {}}}, "agents.a.mcpServers", "not known here"),
+        ("agents", {"a": CRITIC | {"max_turns": 0}}, "agents.a.max_turns", "greater than or equal to 1"),
+        ("agents", {f"a{n}": CRITIC for n in range(17)}, "agents", "16"),
+        ("project_settings", "some", "project_settings", "'none'"),
         ("max_turns", 1001, "max_turns", "1000"),
     ],
 )
@@ -220,6 +227,39 @@ def test_what_an_agent_cannot_be_told_is_refused_with_its_place(field: str, valu
     failure = refused(**{field: value})
     assert [fault.path for fault in failure.faults] == [path]
     assert why in failure.message
+
+
+@pytest.mark.parametrize("name", ["", "a b", "1st", "fork", "a" * 65, "ä", "a\n"])
+def test_a_subagent_has_a_name_that_claude_code_takes(name: str) -> None:
+    assert refused(agents={name: CRITIC}).code is Code.INVALID_REQUEST
+
+
+def test_servers_subagents_and_project_settings_are_an_agents() -> None:
+    asked = task(
+        tools={"allow": ["Read", "mcp__tickets__find"]},
+        mcp_servers=["tickets", "tickets"],
+        agents={"critic": {**CRITIC, "tools": ["Read"], "model": "haiku", "max_turns": 2}, "other": CRITIC},
+        project_settings="all",
+        append_system="Be brief.",
+    )
+    agent = asked.agent()
+    assert agent is not None
+    assert (agent.mcp_servers, agent.project_settings) == (("tickets",), True)
+    critic = Subagent(name="critic", description="d", prompt="p", tools=("Read",), model="haiku", max_turns=2)
+    assert agent.agents == (critic, Subagent(name="other", description="d", prompt="p"))
+    assert (agent.append_system, asked.inner().get("system")) == ("Be brief.", None)
+
+
+@pytest.mark.parametrize("fields", [{"mcp_servers": ["x"]}, {"agents": {"a": CRITIC}}, {"project_settings": "all"}])
+def test_each_of_them_alone_makes_an_agent(fields: dict[str, Any]) -> None:
+    assert task(**fields).agent() is not None
+
+
+def test_with_a_system_prompt_of_its_own_what_is_appended_follows_that() -> None:
+    asked = task(tools={"allow": ["Read"]}, system="a", append_system="b")
+    agent = asked.agent()
+    assert agent is not None
+    assert (agent.append_system, asked.inner()["system"]) == (None, "a\n\nb")
 
 
 def test_an_agent_is_told_what_it_may() -> None:
