@@ -142,6 +142,7 @@ def agent_settings(loaded: Loaded) -> AgentSettings:
             max_processes=agent.max_processes, max_memory_mb=agent.max_memory_mb, max_file_mb=agent.max_file_mb
         ),
         bwrap=None if engine.sandbox == "none" else find_bwrap(),
+        wanted=engine.sandbox != "none",
         required=engine.sandbox == "bwrap" or (engine.sandbox == "auto" and profile != "dev"),
     )
 

@@ -62,7 +62,7 @@ class AgentSettings:
     """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
     each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without
     symlinks; ``trusted``: those of them whose settings count where that is asked for. ``servers``: what MCP servers a
-    task may name. ``bwrap`` None: no sandbox is wanted.
+    task may name. ``wanted``: a sandbox is, where there is one; ``bwrap`` None: there is none.
 
     ``required``: without a sandbox no tool runs that could change anything.
     """
@@ -75,6 +75,7 @@ class AgentSettings:
     private: tuple[Path, ...]
     limits: Limits
     bwrap: Path | None
+    wanted: bool
     required: bool
     trusted: frozenset[Path] = frozenset()
     servers: Mapping[str, McpServer] = field(default_factory=dict)
@@ -128,14 +129,14 @@ class AgentLane:
         await asyncio.to_thread(remove_tree, self._scratch)
         self._scratch.mkdir(parents=True, mode=0o700, exist_ok=True)  # what cannot be removed keeps nobody from work
         if self.settings.bwrap is None:
-            self.missing = 'engine.sandbox is "none"' if not self.settings.required else "bubblewrap is not installed"
+            self.missing = "bubblewrap is not installed" if self.settings.wanted else 'engine.sandbox is "none"'
         else:
             self.missing = await sandbox_missing(self.settings.bwrap)
 
     def apply(self, settings: AgentSettings, price: Callable[[str], Price | None]) -> None:
         """What counts from the next task on. The sandbox stays: which one there is was tried at the start."""
         before = self.settings
-        self.settings = replace(settings, bwrap=before.bwrap, required=before.required)
+        self.settings = replace(settings, bwrap=before.bwrap, wanted=before.wanted, required=before.required)
         self.price = price
         if settings.places > before.places:
             self._tell_room()

@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -561,12 +561,16 @@ async def test_strays_without_a_sandbox_are_told(
 async def test_what_one_agent_leaves_in_its_home_is_gone_for_the_next(agents: Agents, repository: Path) -> None:  # noqa: F811
     daemon = await agents({"engine.sandbox": "bwrap"})
     ran = repository / "ran"
-    leave = f"echo 'touch {ran}' | tee ~/.bashrc ~/.profile ~/.bash_profile; git config --global alias.x '!touch {ran}'"
-    find = "ls -A ~ /tmp > found; bash -ic true; bash -lc true; git x; cat ~/.gitconfig ~/.bashrc >> found; true"
-    for command in (f"{leave}; touch /tmp/left; ls -A ~ /tmp > left", find):
+    # in scripts: Claude Code itself has a rule against commands that name some of these files
+    leave = f"for name in .bashrc .profile .bash_profile; do echo 'touch {ran}' > ~/$name; done\ntouch /tmp/left"
+    git = f"git config --global alias.x '!touch {ran}'"
+    find = "bash -ic true; bash -lc true; git x; cat ~/.gitconfig ~/.bashrc > found; ls -A ~ /tmp >> found; true"
+    (repository / "leave.sh").write_text(f"{leave}\n{git}\nls -A ~ /tmp > left\n")
+    (repository / "find.sh").write_text(f"{find}\n")
+    give(repository)
+    for command in ("sh leave.sh", "sh find.sh"):
         prompt = f"{call('Bash', command=command)} [[tokens=1]]"
-        # without asking: Claude Code itself has a rule against some of these files
-        task, events = await run(daemon, prompt, tools={"approval": "auto"}, cwd=str(repository))
+        task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, cwd=str(repository))
         (result,) = told(events, "tool.result")
         assert (task["state"], result["is_error"]) == ("succeeded", False), result["content"]
     left, found = ((repository / name).read_text().split() for name in ("left", "found"))
@@ -662,7 +666,7 @@ async def test_nothing_of_a_malicious_repository_runs_unasked(
 
 # directories
 
-OUTSIDE: Mapping[str, Callable[[Path], str]] = {
+OUTSIDE: dict[str, Callable[[Path], str]] = {
     "not under a root": lambda root: str(root.parent / "home"),
     "with dots": lambda root: f"{root}/repository/../../home",
     "a symlink out of the root": lambda root: str(root / "way-out"),
@@ -748,7 +752,8 @@ async def test_without_bubblewrap_prod_runs_no_tool_but_those_that_read(
     (result,) = told(events, "tool.result")
     assert (task["state"], result["is_error"]) == ("succeeded", False), (task, events)
     assert await daemon.logged("agents.no_sandbox")
-    assert (await daemon.control("health"))["checks"]["agents"]["status"] == "warn"
+    check = (await daemon.control("health"))["checks"]["agents"]
+    assert (check["sandboxed"], "bubblewrap is not installed" in check["reason"]) == (False, True)
 
 
 async def test_without_bubblewrap_dev_warns_and_runs_them(
@@ -761,8 +766,11 @@ async def test_without_bubblewrap_dev_warns_and_runs_them(
     assert task["state"] == "succeeded", (task, events)
     assert (repository / "made").exists()
     assert "bubblewrap" in (await daemon.logged("agents.unconfined"))["reason"]
-    check = (await daemon.control("health"))["checks"]["agents"]
-    assert (check["status"], check["details"]["sandbox"]) == ("warn", False)
+    await daemon.control("keys", "POST", {"name": "somebody", "role": "standard"})
+    async with asyncio.timeout(PATIENCE_S):
+        while (check := (await daemon.control("health"))["checks"]["agents"])["status"] != "warn":
+            await asyncio.sleep(_POLL_S)  # health is some time old
+    assert check["sandboxed"] is False
 
 
 # who may what

@@ -140,6 +140,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         private=(tmp_path / "engine",),
         limits=Limits(max_processes=64, max_memory_mb=1024, max_file_mb=64),
         bwrap=None,
+        wanted=False,
         required=False,
     )
     lane = AgentLane(
