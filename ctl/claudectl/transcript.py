@@ -71,6 +71,10 @@ class Transcript:
             case event_types.TOOL_RESULT if data.get("is_error"):
                 first = str(data.get("content", "")).strip().partition("\n")[0]
                 self._aside(f"{plain(data.get('name'))} failed: {plain(first[: tasktext.MAX_CALL])}")
+            case event_types.TOOL_DENIED:
+                self._aside(f"{plain(data.get('name'))} denied: {plain(data.get('message'))}")
+            case event_types.FILE_CHANGED:
+                self._aside(f"changed {plain(data.get('path'))}")
             case event_types.APPROVAL_REQUESTED:
                 self._phase = "waiting for an approval"
                 self._aside(_asked(event, data))

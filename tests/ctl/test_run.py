@@ -282,3 +282,60 @@ def test_a_schema_that_is_none_is_usage(
     result = invoke("run", "--schema", str(file), "hi")
     assert (result.exit_code, said in result.stderr) == (2, True)
     assert daemon.requests == []
+
+
+def test_what_an_agent_may_is_sent_as_a_submission_has_it(
+    daemon: Daemon, invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.tells("POST", "tasks", SUCCEEDED)
+    monkeypatch.chdir(tmp_path)
+    options = ["--allow-tools", "Read, Bash(git *),", "--deny-tools", "Bash(git push)", "--approval", "never"]
+    options += ["--cwd", ".", "--add-dir", "/srv/other", "--max-turns", "5", "--max-cost-usd", "0.5"]
+    invoke("run", "hi", *options)
+    assert daemon.last.body == {
+        "prompt": "hi",
+        "tools": {"allow": ["Read", "Bash(git *)"], "deny": ["Bash(git push)"], "approval": "never"},
+        "cwd": str(tmp_path.resolve()),
+        "add_dirs": ["/srv/other"],
+        "max_turns": 5,
+        "max_cost_usd": 0.5,
+    }
+
+
+def test_what_an_agent_does_is_told_beside_the_answer(daemon: Daemon, invoke: Invoke) -> None:
+    call = {"id": "toolu_1", "name": "Bash"}
+    daemon.tells(
+        "POST",
+        "tasks",
+        event("tool.use", **call, input={"command": "make\x1b[2J test"}),
+        event("tool.result", **call, is_error=False, content="ok"),
+        event("tool.use", id="toolu_2", name="Edit", input={"file_path": "/srv/a.py", "old_string": "x"}),
+        event("tool.result", id="toolu_2", name="Edit", is_error=True, content="no such file\nmore"),
+        event("tool.denied", **call, message="no rule allows it"),
+        event("file.changed", id="toolu_2", name="Edit", path="/srv/a.py"),
+        text("Done."),
+        SUCCEEDED,
+    )
+    result = invoke("run", "hi")
+    assert (result.exit_code, result.stdout) == (0, "Done.\n")
+    told = [line.removeprefix("note: ") for line in result.stderr.splitlines()]
+    assert told == [
+        "Bash: make test",
+        "Edit: /srv/a.py",
+        "Edit failed: no such file",
+        "Bash denied: no rule allows it",
+        "changed /srv/a.py",
+    ]
+
+
+def test_what_is_asked_is_told_with_how_to_answer_it_where_there_is_no_terminal(daemon: Daemon, invoke: Invoke) -> None:
+    asked = event("approval.requested", approval="appr_1", tool="Edit", cwd="/srv", input={"file_path": "/srv/a.py"})
+    asked["data"]["input"] |= {"old_string": "one", "new_string": "two\nthree"}
+    answered = event("approval.resolved", approval="appr_1", allow=False, by="timeout", message="")
+    daemon.tells("POST", "tasks", asked, answered, SUCCEEDED)
+    result = invoke("run", "hi", "--approval", "ask")
+    assert result.exit_code == 0
+    for line in ("may it run Edit: /srv/a.py", "  in /srv", "  - one", "  + two", "  + three", "denied by timeout"):
+        assert line in result.stderr
+    assert "claudectl tasks approve task_1 appr_1 [--deny]" in result.stderr
+    assert len(daemon.requests) == 1  # nobody was asked, and nothing answered

@@ -287,3 +287,32 @@ def test_purge_takes_a_date(daemon: Daemon, invoke: Invoke) -> None:
 
 def test_states_that_have_ended_are_those_of_the_core() -> None:
     assert {state for state in State if state.terminal} == ENDED
+
+
+@pytest.mark.parametrize(
+    ("options", "body", "said"),
+    [
+        ([], {"allow": True, "message": ""}, "appr_1 allowed\n"),
+        (["--deny", "--message", "no"], {"allow": False, "message": "no"}, "appr_1 denied\n"),
+    ],
+)
+def test_a_call_that_waits_is_answered(
+    daemon: Daemon, invoke: Invoke, options: list[str], body: dict[str, Any], said: str
+) -> None:
+    daemon.says("POST", "tasks/task_1/approvals/appr_1", {"object": "approval", "allow": body["allow"]})
+    result = invoke("tasks", "approve", "task_1", "appr_1", *options)
+    assert (result.exit_code, result.stdout) == (0, said)
+    assert daemon.last.body == body
+
+
+def test_a_call_that_was_answered_otherwise_is_a_conflict(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.refuses("POST", "tasks/task_1/approvals/appr_1", 409, "conflict", "The call was denied already.")
+    assert invoke("tasks", "approve", "task_1", "appr_1").exit_code == 7
+
+
+def test_the_calls_that_wait_are_listed(daemon: Daemon, invoke: Invoke) -> None:
+    call = {"task": "task_1", "approval": "appr_1", "tool": "Bash", "input": {"command": "make"}}
+    daemon.says("GET", "approvals", page(call))
+    assert invoke("tasks", "approvals").stdout == "task_1 appr_1  Bash: make\n"
+    daemon.says("GET", "approvals", page())
+    assert invoke("tasks", "approvals").stdout == "nothing waits\n"
