@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, cast
@@ -168,8 +168,12 @@ class AgentLane:
         if agent.max_cost_micro_usd is not None and unpriced:
             why = f"`max_cost_usd` needs the price of {unpriced[0]}: [prices] in the configuration has none."
             return Failure(code=Code.INVALID_REQUEST, message=why, param="max_cost_usd")
-        if self.missing is not None and self.settings.required and not agent.read_only:
+        if self.missing is not None and self.settings.required and agent.tools:
             why = f"without a sandbox only Read, Grep and Glob are allowed here: {self.missing}"
+            if not self._text.pool.capabilities.restricted:
+                why = f"without a sandbox, and with a Claude Code without --restricted, no tool runs: {self.missing}"
+            elif agent.read_only:
+                return None
             return Failure(code=Code.SANDBOX_UNAVAILABLE, message=why, param="tools")
         return None
 
@@ -606,14 +610,13 @@ class AgentLease:
 
     async def _end(self, worker: AgentWorker, *, left: bool) -> None:
         """``left``: nobody waits for an end any more, so it is not given time for one."""
-        try:
+        async with AsyncExitStack() as all_of_it:  # whichever part fails; the last one pushed is the first one done
+            all_of_it.callback(self._lane.give_back, self)
+            all_of_it.push_async_callback(self._lane.forget, worker)
+            if self._servers is not None:
+                all_of_it.push_async_callback(self._servers.close)
             with contextlib.suppress(OSError):
                 await (worker.kill_now() if left else worker.stop())
-            if self._servers is not None:
-                await self._servers.close()
-            await self._lane.forget(worker)
-        finally:
-            self._lane.give_back(self)
 
     def release(self) -> None:
         if self._worker is None:

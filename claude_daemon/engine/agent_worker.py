@@ -13,12 +13,13 @@ from claude_daemon.core.event import TOOL_RESULT, TOOL_USE, Emission
 from claude_daemon.engine.agent_changes import Changes
 from claude_daemon.engine.agent_facts import Facts
 from claude_daemon.engine.agent_turn import AgentReader
-from claude_daemon.engine.deadline import Deadline, TurnLimits, TurnTimeout, Watch, WorkerLost
+from claude_daemon.engine.client_tools import is_server_request
+from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
 from claude_daemon.engine.mcp import Servers
 from claude_daemon.engine.plan import TurnPlan
 from claude_daemon.engine.sandbox import Place
-from claude_daemon.engine.stream import control_answer, control_refusal, control_reply
-from claude_daemon.engine.worker import CONTROL_TIMEOUT_S, Worker
+from claude_daemon.engine.stream import control_refusal, control_reply
+from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Answer, Ask, Ended, Gate, Limit, Question
 
 _HOOK: Final = "before-tool"
@@ -38,6 +39,7 @@ class AgentWorker(Worker):
     from the spawn until it is forgotten; the first one is where it works."""
 
     places: tuple[Place, ...] = ()
+    _servers: Servers | None = None
 
     async def agent_turn(
         self,
@@ -89,25 +91,27 @@ class AgentWorker(Worker):
             }
         elif (why := await self._may(_ANY_TOOL, {})) is not None:
             raise WorkerLost(why)
+        assert self._servers is not None
         self._servers.unasked = not self._can.hooks
         if self._servers.names:
             fields["sdkMcpServers"] = self._servers.names
-        answer = await self._answering("initialize", **fields)
+        answer = await self.ask("initialize", **fields)
         if answer.get("subtype") != "success":
             raise WorkerLost(f"Claude Code refused to be initialized: {answer.get('error')}")
 
-    async def _answering(self, subtype: str, **fields: Any) -> Mapping[str, Any]:
-        """Like :meth:`ask`, and answers what the CLI itself asks meanwhile: it greets its servers before it answers."""
-        request_id, answered = self._control(subtype, **fields), None
-        async with Deadline(CONTROL_TIMEOUT_S, f"no answer to {subtype}"):
-            while answered is None:
-                for message in await self._messages():
-                    answer = control_answer(message)
-                    if message.get("type") == "control_request":
-                        await self._answer_request(message)
-                    elif answer is not None and answer[0] == request_id:
-                        answered = answer[1]
-        return answered
+    def _serve(self, message: Mapping[str, Any]) -> None:
+        """What the CLI says to one of the task's servers; its answer may come later."""
+        request_id, request = str(message.get("request_id")), message["request"]
+
+        def reply(response: Mapping[str, Any]) -> None:
+            if self.process is not None and not self.process.gone:
+                self._write(control_reply(request_id, {"mcp_response": response}))
+
+        said = request.get("message")
+        if self._servers is None or not isinstance(said, dict):
+            self._write(control_refusal(request_id, "no such MCP server"))
+            return
+        self._servers.answer(str(request.get("server_name")), said, reply)
 
     async def _work(self, reader: AgentReader, watch: Watch) -> AsyncGenerator[Sequence[Emission | Ended]]:
         interrupted = False
@@ -163,8 +167,9 @@ class AgentWorker(Worker):
     def _check(self, reader: AgentReader, message: Mapping[str, Any]) -> None:
         """Of what the reader leaves out: whether the servers are there, and whether subagents have asked us too."""
         if message.get("type") == "system" and message.get("subtype") == "init":
+            names = self._servers.names if self._servers is not None else ()
             for server in message.get("mcp_servers") or ():
-                if server.get("name") in self._servers.names and server.get("status") != "connected":
+                if server.get("name") in names and server.get("status") != "connected":
                     why = f"Claude Code does not reach the MCP server {server['name']}: {server.get('status')}"
                     reader.fail(Failure(code=Code.MCP_UNAVAILABLE, message=why))
         if message.get("type") == "user" and message.get("parent_tool_use_id") is not None:
@@ -178,6 +183,8 @@ class AgentWorker(Worker):
     async def _answer_request(self, message: Mapping[str, Any]) -> Sequence[Emission]:
         """What followers are told of it at once."""
         request_id, request = str(message.get("request_id")), message.get("request") or {}
+        if is_server_request(message):
+            return ()  # answered as it came
         if request.get("subtype") == "hook_callback" and request.get("callback_id") == _HOOK:
             asked = request.get("input") or {}
             call, tool = str(request.get("tool_use_id") or asked.get("tool_use_id")), str(asked.get("tool_name"))
@@ -186,12 +193,6 @@ class AgentWorker(Worker):
             self._write(control_reply(request_id, _decision(decision, why) if decision is not None else {}))
             if decision == _DENY:
                 return self._facts.denied(call, tool, why)
-        elif request.get("subtype") == "mcp_message":
-            self._servers.answer(
-                str(request.get("server_name")),
-                request.get("message") or {},
-                lambda response: self._write(control_reply(request_id, {"mcp_response": response})),
-            )
         elif request.get("subtype") == "can_use_tool":
             self._permit(request_id, request)
         else:
@@ -233,7 +234,8 @@ class AgentWorker(Worker):
             why = await self._may(tool, given)
         if why is not None:
             return _DENY, why
-        self._servers.grant(tool)
+        if self._servers is not None:
+            self._servers.grant(tool)
         await self._changes.before(tool, given)
         if self._agent.approval is Approval.AUTO:
             return _ALLOW, "the task's approval is auto"

@@ -26,6 +26,7 @@ from claude_daemon.engine.agent import AgentLane, AgentLease, AgentSettings
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Access
+from claude_daemon.engine.mcp import Servers
 from claude_daemon.engine.pool import Pool, PoolSettings
 from claude_daemon.engine.sandbox import Limits
 from claude_daemon.engine.spawner import EngineSite, Spawner
@@ -148,7 +149,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         text,
         tmp_path / "engine",
         unsupported=lambda spec: None,
-        price={"sonnet": FREE}.get,
+        price=PRICES.get,
         exposed=lambda: True,
         remote=HttpServer,
     )
@@ -175,6 +176,14 @@ async def test_a_tool_that_needs_a_sandbox_is_refused_when_there_is_none_any_mor
     assert outcome.failure is not None and outcome.failure.code is Code.SANDBOX_UNAVAILABLE
     assert stage.lane.starts["cold"] == 1
     assert (await stage.run(AgentSpec(allow=("Read",)))).state is State.SUCCEEDED
+
+
+async def test_nothing_reads_the_whole_machine_where_neither_sandbox_nor_claude_code_confines(stage: Stage) -> None:
+    stage.lane.settings = replace(stage.lane.settings, required=True)
+    stage.text.pool.capabilities = Capabilities(restricted=False)
+    outcome = await stage.run(AgentSpec(allow=("Read",)))
+    assert outcome.failure is not None and outcome.failure.code is Code.SANDBOX_UNAVAILABLE
+    assert (await stage.run(AgentSpec())).state is State.SUCCEEDED
 
 
 async def test_a_limit_that_cannot_be_kept_any_more_is_no_limit_that_is_passed_over(stage: Stage) -> None:
@@ -274,6 +283,17 @@ async def test_an_end_that_cannot_be_cleaned_up_costs_no_place(stage: Stage, mon
     assert "agent.not_cleaned_up" in told
     assert (await stage.run()).state is State.SUCCEEDED
     await stage.lane.probe()  # as the next start does
+
+
+async def test_a_server_that_cannot_be_closed_keeps_nothing_else(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(self: Servers) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(Servers, "close", fails)
+    before = len(list(Path("/dev/fd").iterdir()))
+    await stage.run(replace(BASH, cwd=str(stage.root / "a")))
+    await stage.until(lambda: len(list(Path("/dev/fd").iterdir())) == before)
+    assert list((stage.lane._scratch.parent / "homes").iterdir()) == []
 
 
 def _no_thread_left(directory: Path) -> bool:
