@@ -29,6 +29,7 @@ from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
 from claude_daemon.engine.sandbox import Limits as AgentLimits
 from claude_daemon.engine.sandbox import find_bwrap
+from claude_daemon.engine.session import SessionLane, SessionSettings
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.layers import Layer
 from claude_daemon.ports import Gateway, McpServer
@@ -122,6 +123,16 @@ def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -
         remote=HttpServer,
         exposed=exposed,
     )
+
+
+def session_lane(loaded: Loaded, text: TextLane, agents: AgentLane) -> SessionLane:
+    """The session lane, in the agent lane's sandbox."""
+    return SessionLane(session_settings(loaded.settings), text, agents, loaded.paths.engine_dir / "sessions")
+
+
+def session_settings(settings: Settings) -> SessionSettings:
+    engine = settings.engine
+    return SessionSettings(places=engine.workers, idle_s=engine.idle_session_s, turn_timeout_s=engine.turn_timeout_s)
 
 
 def agent_settings(loaded: Loaded) -> AgentSettings:

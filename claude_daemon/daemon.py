@@ -24,6 +24,7 @@ from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
+from claude_daemon.api.sessions import ControlSessionRoutes
 from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
 from claude_daemon.config.loading import check_reload
@@ -39,6 +40,7 @@ from claude_daemon.engine.launch import Access
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.sandbox import not_dumpable
 from claude_daemon.engine.schema import SchemaChecker
+from claude_daemon.engine.session import SessionLane
 from claude_daemon.front import Front
 from claude_daemon.home import local_secret
 from claude_daemon.operations import Operations
@@ -77,6 +79,7 @@ class Daemon:
     text: TextLane
     direct: DirectEngine | None
     agents: AgentLane
+    sessions: SessionLane
     keys: KeyDesk
     durable: Durable
     dispatcher: Dispatcher
@@ -280,6 +283,7 @@ class Daemon:
                     wait.cancel()
 
     async def _end_workers(self, text: asyncio.Task[None]) -> None:
+        self.sessions.close()
         self.agents.close()
         self.text.close()
         if not self.text.up:
@@ -480,7 +484,9 @@ class Daemon:
             sizes = replace(sizes, workers=pool.settings.workers, spares=pool.settings.spares)
         pool.apply(sizes)
         self.agents.apply(assembly.agent_settings(new), assembly.prices(new.settings).get)
+        self.sessions.apply(assembly.session_settings(new.settings))
         if told_otherwise:
+            self.sessions.recycle()
             pool.recycle_rolling("the configuration has changed")
             self.agents.renew_spares()
 
@@ -526,10 +532,11 @@ class Daemon:
         await self.agents.probe()
         if self.agents.missing is not None:
             journal.no_sandbox(self.agents.missing, required=self.agents.settings.required)
-        engines: list[Engine] = [self.text, self.agents]
+        self.sessions = assembly.session_lane(self.started, self.text, self.agents)
+        engines: list[Engine] = [self.text, self.agents, self.sessions]
         if self.direct is not None:
             engines.insert(0, self.direct)
-        self.durable = Durable(settings, self._store, engines, self.schemas)
+        self.durable = Durable(settings, self._store, engines, self.sessions, self.schemas)
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
         self.admission = Admission(
@@ -549,6 +556,7 @@ class Daemon:
             text=self.text,
             direct=self.direct,
             agents=self.agents,
+            sessions=self.sessions,
             dispatcher=self.dispatcher,
             health=self.health,
             paused=lambda: self.durable.upkeep.paused,
@@ -618,6 +626,7 @@ class Daemon:
         operations = Operations(
             self.text.pool,
             self.agents,
+            self.sessions,
             front,
             self.drain,
             durable.upkeep,
@@ -644,6 +653,7 @@ class Daemon:
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
             ControlKeyRoutes(self.keys, front.chats),
+            ControlSessionRoutes(front.sessions),
             ControlTaskRoutes(
                 durable.desk,
                 front.tasks,

@@ -6,6 +6,7 @@ import asyncio
 import random
 import secrets
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.role import Role
 from claude_daemon.core.task import Task
+from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import (
     AuditRecord,
     Engine,
@@ -35,6 +37,7 @@ from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.health import Health
 from claude_daemon.service.recover import Recovery
+from claude_daemon.service.sessions import SessionDesk
 from claude_daemon.service.tasks import TaskDesk
 from claude_daemon.service.upkeep import Upkeep
 from claude_daemon.service.webhooks import WebhookLoop
@@ -57,8 +60,11 @@ class Webhooks:
 class Durable:
     """Everything between the store and the routes. ``webhooks`` None: no secret is configured."""
 
-    def __init__(self, settings: Settings, store: Store, engines: Sequence[Engine], schemas: Schemas) -> None:
-        """Raises BadSetting."""
+    def __init__(
+        self, settings: Settings, store: Store, engines: Sequence[Engine], homes: SessionLane, schemas: Schemas
+    ) -> None:
+        """``homes``: the one of the engines that knows where sessions live. Raises BadSetting."""
+        self._homes = homes
         self.store = store
         self.settings = settings
         self._group: asyncio.TaskGroup | None = None
@@ -84,6 +90,7 @@ class Durable:
             ids=assembly.ids,
             book=self.book,
             parts=wire_events.parts,
+            said=homes.said,
             settled=self._settled,
             broken=journal.task_broken,
         )
@@ -100,10 +107,20 @@ class Durable:
     ) -> None:
         """What needs the rest of the daemon."""
         queue = self.settings.queue
+        self.sessions = SessionDesk(
+            self.store,
+            self.dispatcher,
+            self._homes,
+            now=time.time,
+            ids=assembly.ids,
+            uuids=lambda: str(uuid.uuid4()),
+            role_of=role_of,
+        )
         self.desk = TaskDesk(
             admission,
             self.dispatcher,
             self.book,
+            self.sessions,
             limits=_queue_limits(self.settings),
             monotonic=time.monotonic,
             ids=assembly.ids,
@@ -124,6 +141,7 @@ class Durable:
             retention_days=queue.retention_days,
             draining=draining,
             changed=health.note,
+            sweep_sessions=self.sessions.sweep,
             told=journal.told,
         )
 
@@ -149,6 +167,9 @@ class Durable:
 
     async def _recover(self) -> bool:
         try:
+            known = await self.store.session_ids()
+            if strange := await asyncio.to_thread(self._homes.keep_only, known):  # of sessions deleted in between
+                journal.told("sessions.swept", {"sessions": len(strange)})
             await self.recovery.start()
             self.upkeep.begin(paused=await self.store.paused())
         except StoreUnavailable:  # its status says so, and with it readiness

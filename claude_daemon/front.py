@@ -16,6 +16,7 @@ from claude_daemon.api.middleware import Gate
 from claude_daemon.api.openai import OpenAIRoutes
 from claude_daemon.api.probes import ProbeRoutes
 from claude_daemon.api.server import HttpServer
+from claude_daemon.api.sessions import SessionRoutes
 from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
@@ -58,7 +59,7 @@ class Front:
         self._dispatcher = durable.dispatcher
         self._upkeep = durable.upkeep
         self._certificate: Certificate | None = None
-        self.chats = Chats(admission, self._dispatcher, assembly.body_limits(settings))
+        self.chats = Chats(admission, self._dispatcher, durable.sessions, assembly.body_limits(settings))
         self.gate = Gate(
             identify=identify,
             allowed_hosts=settings.http.accepted_hosts,
@@ -69,6 +70,7 @@ class Front:
         max_bytes = settings.http.max_body_bytes
         self.streams = StreamRoutes(durable.desk, self.fanout, schemas, max_message_bytes=max_bytes)
         self.tasks = TaskRoutes(durable.desk, self.chats, self.fanout, schemas)
+        self.sessions = SessionRoutes(durable.sessions)
         counter = assembly.counter(client) if client is not None else None
         public = application(
             self.gate.middleware(),
@@ -76,6 +78,7 @@ class Front:
             OpenAIRoutes(self.chats, schemas),
             AnthropicRoutes(self.chats, schemas, counter),
             self.tasks,
+            self.sessions,
             self.streams,
         )
         self.public = self._server(public, journal.access)

@@ -11,6 +11,7 @@ from claude_daemon.config import Level, Settings
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.pool import Pool
+from claude_daemon.engine.session import SessionLane
 from claude_daemon.engine.worker import Worker
 from claude_daemon.front import Front
 from claude_daemon.ports import StoreUnavailable
@@ -33,6 +34,7 @@ class Operations:
         self,
         pool: Pool,
         agents: AgentLane,
+        sessions: SessionLane,
         front: Front,
         drain: Drain,
         upkeep: Upkeep,
@@ -45,6 +47,7 @@ class Operations:
     ) -> None:
         self._pool = pool
         self._agents = agents
+        self._sessions = sessions
         self._front = front
         self._drain = drain
         self._upkeep = upkeep
@@ -81,7 +84,7 @@ class Operations:
         return killed
 
     def _kill(self) -> list[str]:
-        return [*self._pool.kill_busy(), *self._agents.kill_busy()]
+        return [*self._pool.kill_busy(), *self._agents.kill_busy(), *self._sessions.kill_busy()]
 
     # workers
 

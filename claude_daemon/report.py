@@ -13,6 +13,7 @@ from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.worker import Start
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.lane import TextLane
+from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import HealthReport
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.health import Health
@@ -29,6 +30,7 @@ class Report:
     text: TextLane
     direct: DirectEngine | None
     agents: AgentLane
+    sessions: SessionLane
     dispatcher: Dispatcher
     health: Health
     paused: Callable[[], bool]
@@ -37,7 +39,7 @@ class Report:
 
     def engine_checks(self) -> Mapping[str, HealthReport]:
         """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
-        checks = {**self.text.health(), **self.agents.health()}
+        checks = {**self.text.health(), **self.agents.health(), **self.sessions.health()}
         engine = checks["engine"]
         if engine.status is Check.FAIL and self.direct is not None:
             reason = f"{engine.reason}; the direct lane works"
@@ -80,6 +82,7 @@ class Report:
             "lanes": self._lanes(),
             "workers": pool.counts(),
             "agents": self.agents.counts(),
+            "sessions": self.sessions.counts(),
             "queue": {
                 "waiting": self.dispatcher.waiting,
                 "running": self.dispatcher.running,
@@ -91,8 +94,8 @@ class Report:
         }
 
     def _lanes(self) -> list[str]:
-        """Those that serve anybody: the direct lane and agents need a key that is the daemon's to use."""
-        agents = ["agent"] if self.text.spawner.brokered else []
+        """Those that serve anybody: the direct lane, agents and sessions need a key that is the daemon's to use."""
+        agents = ["agent", "session"] if self.text.spawner.brokered else []
         return [*(["direct"] if self.direct is not None else []), "text", *agents]
 
     def workers(self) -> list[dict[str, Any]]:

@@ -13,11 +13,12 @@ from claude_daemon import durable
 from claude_daemon.config import load
 from claude_daemon.core.role import BUILT_IN
 from claude_daemon.durable import Durable
+from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import Engine, Store, StoreUnavailable
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
 from claude_daemon.store import SqliteStore
-from tests.service.doubles import PATIENCE_S, FakeEngine, FakeSchemas
+from tests.service.doubles import PATIENCE_S, FakeEngine, FakeHomes, FakeSchemas
 
 
 class Full:
@@ -52,7 +53,7 @@ async def test_nothing_is_begun_until_the_store_has_said_what_there_is(
     full = Full(store)
     settings = load({}, {"HOME": str(tmp_path)}).settings
     engines = cast(Sequence[Engine], [FakeEngine()])
-    half = Durable(settings, cast(Store, full), engines, FakeSchemas())
+    half = Durable(settings, cast(Store, full), engines, cast(SessionLane, FakeHomes()), FakeSchemas())
     health = Health(version="0", monotonic=lambda: 0.0, born=0.0)
     half.serve(cast(Admission, None), health, draining=lambda: False, role_of=lambda key, uid: BUILT_IN["full"])
     await half.start()

@@ -36,17 +36,6 @@ def test_a_protecting_setting_is_refused_with_where_it_stands(
     assert "not in force" in fault.message
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "key"),
-    [
-        ("CLAUDE_DAEMON_ENGINE__IDLE_SESSION_S", "60", "engine.idle_session_s"),
-    ],
-)
-def test_another_setting_is_told(tmp_path: Path, variable: str, value: str, key: str) -> None:
-    assert idle(loaded(tmp_path, **{variable: value})) == [key]
-    assert refused(loaded(tmp_path, **{variable: value})) == []
-
-
 def test_what_durable_tasks_brought_into_force_is_neither_refused_nor_told(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(
         """

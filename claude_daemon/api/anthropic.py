@@ -53,7 +53,8 @@ class AnthropicRoutes:
             schema = asked["output_config"]["format"].get("schema")
             await chat.check_schema(self._schemas, schema, _SCHEMA_PATH)
         streamed = bool(asked.get("stream"))
-        admitted = self._chats.begin(request, lane, asked, stream=streamed, output_schema=schema)
+        session = await self._chats.session(request)
+        admitted = self._chats.begin(request, lane, asked, stream=streamed, output_schema=schema, session=session)
         return await self._chats.answer(request, admitted, _Message(request[REQUEST_ID]))
 
     async def count_tokens(self, request: web.Request) -> web.Response:

@@ -17,14 +17,16 @@ from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
 from claude_daemon.core.message import MessageBuilder
 from claude_daemon.core.task import Kind, Lane, TaskSpec
-from claude_daemon.ports import Schemas
+from claude_daemon.ports import Schemas, SessionRecord
 from claude_daemon.service.admit import Admission, Admitted
 from claude_daemon.service.dispatch import Dispatcher, Run
+from claude_daemon.service.sessions import SessionDesk
 from claude_daemon.wire.parse import refusal
 
 LANE_HEADER: Final = "Claude-Daemon-Lane"
 APPROXIMATED_HEADER: Final = "Claude-Daemon-Approximated"
 TASK_HEADER: Final = "X-Task-ID"
+SESSION_HEADER: Final = "X-Session-ID"
 SSE_HEADERS: Final[Mapping[str, str]] = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-store, no-transform",
@@ -64,8 +66,9 @@ class Form(Protocol):
 class Chats:
     """Begins chats, tells them, and ends those whose client has left."""
 
-    def __init__(self, admission: Admission, dispatcher: Dispatcher, limits: BodyLimits) -> None:
+    def __init__(self, admission: Admission, dispatcher: Dispatcher, sessions: SessionDesk, limits: BodyLimits) -> None:
         self.admission = admission
+        self._sessions = sessions
         self._dispatcher = dispatcher
         self.limits = limits
 
@@ -76,7 +79,18 @@ class Chats:
     def lane(self, request: web.Request) -> Lane:
         """Raises Refusal while nothing is admitted, so that a drain is told before faults in the body."""
         self.admission.check_open()
-        return self.admission.lane(request.headers.get(LANE_HEADER))
+        asked = request.headers.get(LANE_HEADER)
+        if SESSION_HEADER not in request.headers:
+            return self.admission.lane(asked)
+        if asked not in (None, "", "auto"):
+            why = f"A chat with {SESSION_HEADER} has a lane of its own; {LANE_HEADER} is auto then."
+            raise Refusal.because(Code.INVALID_REQUEST, why, param=LANE_HEADER)
+        return Lane.SESSION
+
+    async def session(self, request: web.Request) -> SessionRecord | None:
+        """The session that the chat continues, None if it continues none. Raises Refusal."""
+        named = request.headers.get(SESSION_HEADER)
+        return None if named is None else await self._sessions.join_chat(caller(request), named)
 
     def begin(
         self,
@@ -86,14 +100,18 @@ class Chats:
         *,
         stream: bool,
         output_schema: Mapping[str, Any] | None = None,
+        session: SessionRecord | None = None,
     ) -> Admitted:
         """Raises Refusal. What it returns must be followed with no await in between: until then a client that
         leaves would leave its run behind."""
+        joined = None if session is None else self._sessions.chat(session, body)
         return self.admission.chat(
             TaskSpec(
                 kind=Kind.CHAT,
                 lane=lane,
-                request=body,
+                request=body if joined is None else joined.request,
+                agent=None if joined is None else joined.agent,
+                session=None if joined is None else joined.turn,
                 key_id=caller(request).id,
                 trust_domain=caller(request).trust_domain,
                 request_id=request[REQUEST_ID],
@@ -182,6 +200,8 @@ def headers_of(admitted: Admitted) -> dict[str, str]:
     """What every answer of a chat tells: its lane, its task, and what was only approximated."""
     task = admitted.run.task
     headers = {LANE_HEADER: task.spec.lane.value, TASK_HEADER: task.id}
+    if task.spec.session is not None:
+        headers[SESSION_HEADER] = task.spec.session.id
     if admitted.approximated:
         headers[APPROXIMATED_HEADER] = ", ".join(admitted.approximated)
     return headers

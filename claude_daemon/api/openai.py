@@ -39,10 +39,13 @@ class OpenAIRoutes:
         if wanted.output_schema is not None:
             await chat.check_schema(self._schemas, wanted.output_schema, _SCHEMA_PATH)
         body = wanted.request
-        if lane is Lane.TEXT and asked.max_tokens is None and asked.max_completion_tokens is None:
-            del body["max_tokens"]  # the client set no limit, and the text lane needs none
+        if lane is not Lane.DIRECT and asked.max_tokens is None and asked.max_completion_tokens is None:
+            del body["max_tokens"]  # the client set no limit, and Claude Code needs none
+        session = await self._chats.session(request)
         try:
-            admitted = self._chats.begin(request, lane, body, stream=wanted.stream, output_schema=wanted.output_schema)
+            admitted = self._chats.begin(
+                request, lane, body, stream=wanted.stream, output_schema=wanted.output_schema, session=session
+            )
         except Refusal as refusal:
             raise Refusal(openai.in_client_words(refusal.failure)) from None
         form = _Completion(admitted.run.task, include_usage=wanted.include_usage)

@@ -14,6 +14,7 @@ from claude_daemon.api.middleware import REQUEST_ID
 from claude_daemon.api.server import PEER
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.ports import Idempotency, Schemas
+from claude_daemon.service.sessions import SessionWish
 from claude_daemon.service.tasks import Asker, Wish
 from claude_daemon.wire import tasks as wire
 
@@ -36,6 +37,7 @@ async def wish_of(document: Mapping[str, Any], schemas: Schemas) -> Wish:
     return Wish(
         request=asked.inner(),
         agent=asked.agent(),
+        session=None if asked.session is None else SessionWish(id=asked.session.id, fork=asked.session.fork),
         output_schema=asked.output_schema,
         timeout_seconds=asked.timeout_s,
         priority=asked.priority,

@@ -25,11 +25,7 @@ PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
 )
 """Refused: without them somebody would be less protected than the file says."""
 
-OTHERS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "engine.idle_session_s": "sessions",
-    }
-)
+OTHERS: Final[Mapping[str, str]] = MappingProxyType({})
 """Told in the log: they do nothing yet."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from claude_daemon.core.agent import AgentSpec
 from claude_daemon.core.errors import Failure, IllegalMove
+from claude_daemon.core.session import SessionTurn
 
 
 class Kind(StrEnum):
@@ -26,6 +27,7 @@ class Lane(StrEnum):
     DIRECT = "direct"
     TEXT = "text"
     AGENT = "agent"
+    SESSION = "session"
 
 
 class State(StrEnum):
@@ -88,7 +90,8 @@ class TaskSpec:
     already resolved from aliases. ``headers`` are the client's ``anthropic-*`` headers, passed on by the direct
     lane. ``stream`` tells whether the caller wants events as they come or one ``message``. ``output_schema`` is the
     JSON schema that the answer's text must satisfy, or None. ``timeout_seconds`` counts from the submission.
-    ``agent``: tools, directories and limits, for the agent lane. ``webhook`` is the URL that is told the end.
+    ``agent``: tools, directories and limits, for the agent lane and sessions. ``session``: the conversation that it
+    continues. ``webhook`` is the URL that is told the end.
     ``metadata`` is the client's own, kept and given back as it is.
     """
 
@@ -106,6 +109,7 @@ class TaskSpec:
     webhook: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     agent: AgentSpec | None = None
+    session: SessionTurn | None = None
 
     @property
     def model(self) -> str:
@@ -116,6 +120,11 @@ class TaskSpec:
         """Its own, and those of its subagents."""
         others = () if self.agent is None else self.agent.agents
         return frozenset({self.model, *(agent.model for agent in others if agent.model is not None)})
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """Those that it has to itself when it begins."""
+        return () if self.session is None else self.session.sessions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,7 +32,7 @@ from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Launch
 from claude_daemon.engine.mcp import Servers
 from claude_daemon.engine.mcp_stdio import StdioServer
-from claude_daemon.engine.plan import Shape, plan
+from claude_daemon.engine.plan import Shape, TurnPlan, plan
 from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.engine.process import SpawnFailed
 from claude_daemon.engine.removal import remove_tree
@@ -236,7 +236,9 @@ class AgentLane:
     def lease(self, spec: TaskSpec) -> AgentLease | None:
         if not self._text.up or len(self._leases) >= self.settings.places:
             return None
-        lease = AgentLease(self, spec, self._claim(spec))
+        spare = self._claim(spec)
+        lease = AgentLease(self, spec, spare, Start.COLD if spare is None else Start.SPARE)
+        self.starts[lease.start] += 1
         self._leases.add(lease)
         return lease
 
@@ -251,7 +253,7 @@ class AgentLane:
         if not any(spare.outline == outline for spare in self._spares):
             return None
         try:
-            places = self._identity(outline)
+            places = self.identity_of(outline)
         except (NotBeneath, OSError):
             return None
         for spare in [spare for spare in self._spares if spare.outline == outline]:
@@ -261,12 +263,13 @@ class AgentLane:
             self._drop(spare)  # it will never fit any more, and would keep another from being started
         return None
 
-    def _identity(self, outline: AgentSpec) -> Identity:
+    def identity_of(self, outline: AgentSpec) -> Identity:
+        """The directories that bear its names now. Raises NotBeneath, OSError."""
         with ExitStack() as opened:
             paths = [path for path in (outline.cwd, *outline.add_dirs) if path is not None]
             places = []
             for path in paths:
-                places.append(self._opened(path))
+                places.append(self.opened(path))
                 opened.callback(os.close, places[-1].fd)
             return identity(places)
 
@@ -362,25 +365,27 @@ class AgentLane:
 
     # for its leases
 
-    def open(self, agent: AgentSpec, scratch: str) -> tuple[Place, list[Place]]:
-        """The directories of a task, as descriptors. Raises NotBeneath, OSError."""
+    def open(self, agent: AgentSpec, scratch: Path) -> tuple[Place, list[Place]]:
+        """The directories of a task, as descriptors; ``scratch`` is where it works if it has named none. Raises
+        NotBeneath, OSError."""
         if agent.project_settings and (strange := self._untrusted(agent)) is not None:
             raise NotBeneath(f"the settings of the project cannot be read any more: {strange}")
         if agent.cwd is None:
-            (self._scratch / scratch).mkdir(mode=0o700)
-            cwd = open_beneath(self._scratch, scratch)
+            scratch.mkdir(mode=0o700, exist_ok=True)
+            cwd = open_beneath(scratch.parent, scratch.name)
         else:
-            cwd = self._opened(agent.cwd)
+            cwd = self.opened(agent.cwd)
         with ExitStack() as opened:
             opened.callback(os.close, cwd.fd)
             more = []
             for path in agent.add_dirs:
-                more.append(self._opened(path))
+                more.append(self.opened(path))
                 opened.callback(os.close, more[-1].fd)
             opened.pop_all()
         return cwd, more
 
-    def _opened(self, path: str) -> Place:
+    def opened(self, path: str) -> Place:
+        """Raises NotBeneath, OSError."""
         root = self._root_of(path)
         if root is None:
             raise NotBeneath(f"{path} is not under a configured root any more")
@@ -438,10 +443,10 @@ class AgentLane:
 
     async def spawn(self, worker: AgentWorker, shape: Shape, agent: AgentSpec) -> Identity:
         """The directories that it was given by name. Raises SpawnFailed, WorkerLost, NotBeneath, OSError."""
-        cwd, more = self.open(agent, worker.id)
+        cwd, more = self.open(agent, self._scratch / worker.id)
         try:
             given = identity([*([cwd] if agent.cwd is not None else []), *more])
-            enclose = self._enclosed(cwd, more)
+            enclose = self.enclosed(cwd, more)
             outfit = Outfit(agent=agent, add_dirs=tuple(place.path for place in more), enclose=enclose)
             await self._spawner.spawn(worker, shape, worker.wake, outfit)
         except BaseException:
@@ -452,7 +457,7 @@ class AgentLane:
         await worker.ready()
         return given
 
-    def _enclosed(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
+    def enclosed(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
         bwrap = self.settings.bwrap
         if bwrap is None or self.missing is not None:
             # where it was opened, whatever bears its name by now
@@ -479,15 +484,14 @@ class AgentLane:
 class AgentLease:
     """See :class:`~claude_daemon.ports.GatedLease`."""
 
-    def __init__(self, lane: AgentLane, spec: TaskSpec, spare: AgentWorker | None) -> None:
+    def __init__(self, lane: AgentLane, spec: TaskSpec, spare: AgentWorker | None, start: Start) -> None:
         """``spare``: its process, if there was one."""
         self.gate: Gate | None = None
         self.ask: Ask | None = None
         self._lane = lane
         self._spec = spec
         self._worker = spare
-        self.start = (Start.COLD if spare is None else Start.SPARE).value
-        lane.starts[self.start] += 1
+        self.start = start.value
         self._servers: Servers | None = None
         self._ending = False
 
@@ -510,7 +514,7 @@ class AgentLease:
         assert agent is not None
         if (refused := self._lane.unsupported(self._spec)) is not None:
             # since it was queued the sandbox, a root or a price may have gone, with a reload or another daemon
-            yield [_failed(refused)]
+            yield [failed(refused)]
             return
         spare = self._worker
         worker, shape = (spare, None) if spare is not None else self._lane.worker(self._spec.model)
@@ -523,14 +527,14 @@ class AgentLease:
                 if shape is not None:
                     await self._lane.spawn(worker, shape, agent)
             except McpFailed as error:
-                yield [_failed(Failure(code=Code.MCP_UNAVAILABLE, message=f"the MCP server {error}"))]
+                yield [failed(Failure(code=Code.MCP_UNAVAILABLE, message=f"the MCP server {error}"))]
                 return
             except NotBeneath as error:
-                yield [_failed(Failure(code=Code.INVALID_REQUEST, message=str(error)))]
+                yield [failed(Failure(code=Code.INVALID_REQUEST, message=str(error)))]
                 return
             except (SpawnFailed, WorkerLost, OSError) as error:
                 why = f"the agent could not be started: {error}"
-                yield [_failed(Failure(code=Code.ENGINE_CRASHED, message=why))]
+                yield [failed(Failure(code=Code.ENGINE_CRASHED, message=why))]
                 return
             async with aclosing(cast(Any, self._turn(worker, agent, servers))) as batches:
                 async for batch in batches:
@@ -549,6 +553,23 @@ class AgentLease:
             structured=turn_plan.binding.schema is not None,
             max_turns=agent.max_turns,
         )
+        return worker.agent_turn(
+            turn_plan,
+            self._lane.cli_model(self._spec.model),
+            TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
+            reader,
+            agent=agent,
+            servers=servers,
+            system=self._told(turn_plan, agent),
+            gate=self.gate,
+            ask=self.ask if agent.approval is Approval.ASK else None,
+            where=agent.cwd,
+            limit=self._limit(worker, reader, agent.max_cost_micro_usd),
+            request_id=spec.request_id,
+        )
+
+    def _told(self, turn_plan: TurnPlan, agent: AgentSpec) -> Mapping[str, Any]:
+        """The fields of ``initialize``."""
         fields: dict[str, Any] = {}
         if turn_plan.binding.system:
             fields["systemPrompt"] = turn_plan.binding.system
@@ -558,20 +579,7 @@ class AgentLease:
             fields["agents"] = {one.name: self._defined(one, agent) for one in agent.agents}
         if turn_plan.binding.schema is not None:
             fields["jsonSchema"] = orjson.loads(turn_plan.binding.schema)
-        return worker.agent_turn(
-            turn_plan,
-            self._lane.cli_model(self._spec.model),
-            TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
-            reader,
-            agent=agent,
-            servers=servers,
-            system=fields,
-            gate=self.gate,
-            ask=self.ask if agent.approval is Approval.ASK else None,
-            where=agent.cwd,
-            limit=self._limit(worker, reader, agent.max_cost_micro_usd),
-            request_id=spec.request_id,
-        )
+        return fields
 
     def _defined(self, one: Subagent, agent: AgentSpec) -> Mapping[str, Any]:
         """A subagent as Claude Code is told of it. It starts none of its own, and has nothing that the task has not."""
@@ -625,5 +633,5 @@ class AgentLease:
             self._end_soon(self._worker, left=True)
 
 
-def _failed(failure: Failure) -> Ended:
+def failed(failure: Failure) -> Ended:
     return Ended(outcome=Outcome(state=State.FAILED, failure=failure))

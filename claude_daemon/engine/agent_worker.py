@@ -69,7 +69,7 @@ class AgentWorker(Worker):
         self._subagents, self._servers = frozenset(one.name for one in agent.agents), servers or Servers(agent)
         self._changes, self._facts = Changes(self.places), Facts()
         try:
-            await self._set_up(system)
+            await self.set_up(system)
             self._prepare(plan, cli_model)
             self._write(self._user_line(plan.told_at_once()))
             async with aclosing(self._work(reader, watch)) as batches:
@@ -81,7 +81,7 @@ class AgentWorker(Worker):
             self._turn_open = False
             yield [self._over(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))]
 
-    async def _set_up(self, system: Mapping[str, Any]) -> None:
+    async def set_up(self, system: Mapping[str, Any]) -> None:
         """The hook is there before anything is asked: a CLI that refuses it gets no task. One that has none is asked
         nothing before all of the task counts as having been done."""
         fields = dict(system)

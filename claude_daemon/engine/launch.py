@@ -76,7 +76,8 @@ class Launch:
     """Everything that is fixed when a worker is spawned. ``agent`` None: a text worker.
 
     ``system_prompt_file`` and ``schema`` are only for CLIs that cannot be bound later by ``initialize``. ``token`` is
-    the worker's own for the broker, or the OAuth token.
+    the worker's own for the broker, or the OAuth token. ``session_id`` names the conversation that begins, ``resume``
+    the one that is gone on with; both, with ``fork``: the one begins as a copy of the other.
     """
 
     cli: Path
@@ -96,7 +97,9 @@ class Launch:
     token: str | None = field(default=None, repr=False)
     system_prompt_file: Path | None = None
     schema: str | None = None
+    session_id: str | None = None
     resume: str | None = None
+    fork: bool = False
     agent: AgentSpec | None = None
     add_dirs: tuple[Path, ...] = ()
 
@@ -131,6 +134,10 @@ def argv(launch: Launch) -> list[str]:
         args.append(f"--json-schema={launch.schema}")
     if launch.resume is not None:
         args.append(f"--resume={launch.resume}")
+    if launch.fork:
+        args.append("--fork-session")
+    if launch.session_id is not None:
+        args.append(f"--session-id={launch.session_id}")
     return args
 
 

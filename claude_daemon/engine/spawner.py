@@ -50,12 +50,27 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a session's process goes on with, see :class:`~claude_daemon.engine.launch.Launch`. ``config_dir``: where
+    its transcript is; it outlives the process."""
+
+    config_dir: Path
+    session_id: str | None = None
+    resume: str | None = None
+    fork: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outfit:
-    """What an agent's process has beyond a text worker's. ``enclose`` puts its command into the sandbox."""
+    """What an agent's process has beyond a text worker's. ``enclose`` puts its command into the sandbox.
+
+    ``conversation`` None: it keeps none.
+    """
 
     agent: AgentSpec
     add_dirs: tuple[Path, ...]
     enclose: Callable[[Command, Launch], Command]
+    conversation: Conversation | None = None
 
 
 class Spawner:
@@ -122,6 +137,15 @@ class Spawner:
         launch = self._launch(worker, shape)
         if outfit is not None:
             launch = replace(launch, agent=outfit.agent, add_dirs=outfit.add_dirs)
+            if (kept := outfit.conversation) is not None:
+                launch = replace(
+                    launch,
+                    config_dir=kept.config_dir,
+                    session_persistence=True,
+                    session_id=kept.session_id,
+                    resume=kept.resume,
+                    fork=kept.fork,
+                )
         env = environment(launch, self._site.environ)
         if launch.settings_file is not None:
             launch.settings_file.write_bytes(held_settings(env))

@@ -56,8 +56,10 @@ def decode(line: bytes) -> dict[str, Any] | None:
     return message if isinstance(message, dict) else None
 
 
-def user_line(content: str | Sequence[Mapping[str, Any]], *, query: bool = True, composed: bool = True) -> bytes:
-    """A user message. ``query=False`` only adds it to the conversation.
+def user_line(
+    content: str | Sequence[Mapping[str, Any]], *, query: bool = True, composed: bool = True, uuid: str | None = None
+) -> bytes:
+    """A user message. ``query=False`` only adds it to the conversation. ``uuid`` is its id in the transcript.
 
     ``composed`` marks text as written by a client, so that ``/clear`` or ``@file`` in it mean nothing.
     """
@@ -66,6 +68,8 @@ def user_line(content: str | Sequence[Mapping[str, Any]], *, query: bool = True,
         line["client_composed"] = True
     if not query:
         line["shouldQuery"] = False
+    if uuid is not None:
+        line["uuid"] = uuid
     return orjson.dumps(line) + b"\n"
 
 

@@ -68,6 +68,7 @@ class Worker:
         self.nonce: str | None = None
         self.request_id = ""  # of the turn under way, or the last one
         self.thinking: int | None = None
+        self.message: str | None = None  # the id that the next user message has in the transcript
         self._inbox: list[dict[str, Any]] = []
         self._inbox_bytes = 0
         self._arrived: asyncio.Future[None] | None = None
@@ -341,8 +342,8 @@ class Worker:
 
     def _user_line(self, content: Content, *, query: bool = True) -> bytes:
         if self._can.composed:
-            return user_line(content, query=query)
-        return user_line(without_commands(content), query=query, composed=False)
+            return user_line(content, query=query, uuid=self.message)
+        return user_line(without_commands(content), query=query, composed=False, uuid=self.message)
 
     async def _replay(self, plan: TurnPlan, reader: TurnReader, watch: Watch) -> None:
         """Earlier exchanges, one by one: without waiting for each the order upstream would be wrong."""

@@ -104,6 +104,14 @@ class GatedLease(Lease, Protocol):
     ask: Ask | None
 
 
+@runtime_checkable
+class CopyingLease(Lease, Protocol):
+    """A lease that may begin with a copy of another session. ``copied`` is called with that session's id once it may
+    go on."""
+
+    copied: Callable[[str], None]
+
+
 class Engine(Protocol):
     """One lane."""
 

@@ -80,13 +80,45 @@ class Idempotency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionRecord:
+    """A session as it is kept: whose it is, and what stays as its first turn has asked for it.
+
+    ``transcript``: Claude Code's own name for the conversation. ``begun``: a turn of it went well. ``used_at``: when
+    a turn of it was last asked for, or ended.
+    """
+
+    id: str
+    key_id: str
+    trust_domain: str
+    transcript: str
+    created_at: float
+    used_at: float
+    begun: bool = False
+    cwd: str | None = None
+    add_dirs: tuple[str, ...] = ()
+    system: str = field(default="", repr=False)
+    append_system: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionPage:
+    """Newest first. ``next`` is the cursor of the following page, None at the end."""
+
+    sessions: Sequence[SessionRecord]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """A task to be queued (state ``queued``, fence 0) and its first event, which becomes its ``last_seq``."""
+    """A task to be queued (state ``queued``, fence 0) and its first event, which becomes its ``last_seq``.
+
+    ``session``: the one that it begins, made with it."""
 
     task: Task
     event: StoredEvent
     idempotency: Idempotency | None = None
     audit: AuditRecord | None = None
+    session: SessionRecord | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +193,8 @@ class QueuedTask:
     deadline_at: float | None = None
     cancelled: bool = False
     """Somebody wishes its end, and nobody has brought that about yet."""
+    sessions: tuple[str, ...] = ()
+    """Those that it has to itself when it begins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,8 +276,9 @@ class Tasks(Protocol):
         self, submissions: Sequence[Submission], limits: QueueLimits, batch: Batch | None = None
     ) -> Sequence[Task | Failure]:
         """Each as it was queued; the first task where its idempotency key was used before with the same digest; or
-        the failure: ``idempotency_conflict``, ``queue_full`` (the key's) or ``overloaded`` (all). With a batch, it is
-        kept with those accepted and those refused. All or nothing is durable; raises StoreUnavailable.
+        the failure: ``idempotency_conflict``, ``queue_full`` (the key's), ``overloaded`` (all) or ``not_found`` (its
+        session is not there, or not its key's). With a batch, it is kept with those accepted and those refused. All or
+        nothing is durable; raises StoreUnavailable.
         """
 
     async def claim(self, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
@@ -354,6 +389,25 @@ class Keys(Protocol):
         """Every key, oldest first. Raises StoreUnavailable."""
 
 
+class Sessions(Protocol):
+    """Sessions: made and used by :meth:`Tasks.enqueue`, used by :meth:`Tasks.settle` and :meth:`Ledger.record_chat`."""
+
+    async def session(self, session_id: str) -> SessionRecord | None: ...
+
+    async def sessions(self, key_id: str | None, limit: int, cursor: str | None = None) -> SessionPage:
+        """Of one key, or of all. Raises ValueError for a cursor that is none."""
+
+    async def delete_session(self, session_id: str, audit: AuditRecord | None = None) -> bool | None:
+        """Whether it is gone: not while a task of it, or one that forks it, is queued or running. None if there is no
+        such session. Raises StoreUnavailable."""
+
+    async def unused_sessions(self, before: float, limit: int) -> Sequence[str]:
+        """Those that nobody has used since then, the longest unused first."""
+
+    async def session_ids(self) -> frozenset[str]:
+        """Every one."""
+
+
 class Administration(Protocol):
     """The store itself."""
 
@@ -375,5 +429,5 @@ class Administration(Protocol):
         """From RAM, at once."""
 
 
-class Store(Tasks, Ledger, Audit, Webhooks, Keys, Administration, Protocol):
+class Store(Tasks, Ledger, Audit, Webhooks, Keys, Sessions, Administration, Protocol):
     """All of it."""

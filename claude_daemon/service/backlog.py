@@ -8,16 +8,18 @@ from typing import Final
 from claude_daemon.core.task import Lane, Task
 from claude_daemon.service.queue import ReadyQueue
 from claude_daemon.service.run import Run, Ticket
+from claude_daemon.service.turns import Turns
 
 # What waits is read ahead of its turn, so that no place is empty meanwhile; a task may be 16 MiB.
 READ_AHEAD: Final = 4
 
 
 class Backlog:
-    """Keeps the tickets, and puts them into their lane's queue unless they are held back."""
+    """Keeps the tickets, and puts them into their lane's queue unless they are held back, all or by their session."""
 
-    def __init__(self, queues: Mapping[Lane, ReadyQueue[Run | Ticket]]) -> None:
+    def __init__(self, queues: Mapping[Lane, ReadyQueue[Run | Ticket]], turns: Turns) -> None:
         self._queues = queues
+        self._turns = turns
         self._tickets: dict[str, Ticket] = {}
         self._read: set[Ticket] = set()
         self._waiting: dict[Lane, int] = dict.fromkeys(queues, 0)
@@ -33,9 +35,17 @@ class Backlog:
             self._read.add(ticket)
         else:
             ticket.task = None
+        self._turns.enter(ticket.id, ticket.sessions)
         if not self.held:
             self._put(ticket, first=first)
         return True
+
+    def step(self, task_id: str) -> bool:
+        """It is the task's turn in its session; False for one that does not wait here."""
+        ticket = self._tickets.get(task_id)
+        if ticket is not None and not self.held:
+            self._put(ticket)
+        return ticket is not None
 
     def has_read(self, ticket: Ticket, task: Task) -> None:
         """Keeps what the ticket asks, whose turn it is; where enough are read, another one is read again later."""
@@ -71,8 +81,9 @@ class Backlog:
         return self._waiting[lane]
 
     def _put(self, ticket: Ticket, *, first: bool = False) -> None:
-        self._queues[ticket.lane].add(ticket, first=first)
-        self._waiting[ticket.lane] += 1
+        if self._turns.may_begin(ticket.id):
+            self._queues[ticket.lane].add(ticket, first=first)
+            self._waiting[ticket.lane] += 1
 
     def _pull(self, ticket: Ticket) -> None:
         queue = self._queues[ticket.lane]

@@ -2,8 +2,8 @@
 
 Next is: the highest priority (a waiting task gains one a minute), then the key with the least running, then the one
 that has waited longest. A lane that has no place for the next one of its queue serves nobody behind it: no one
-overtakes. Chats wait in RAM, and only for a while. Durable tasks wait as tickets, and what they ask is read when their
-turn comes near.
+overtakes. A task whose session is at another's turn does not stand in the queue yet, and holds up nobody. Chats wait in
+RAM, and only for a while. Durable tasks wait as tickets, and what they ask is read when their turn comes near.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Emission
 from claude_daemon.core.task import Effects, Lane, Outcome, State, Task, TaskSpec, advance
-from claude_daemon.ports import Clock, Ended, Engine, Ids, Lease, Schemas, StoreUnavailable
+from claude_daemon.ports import Clock, CopyingLease, Ended, Engine, Ids, Lease, Schemas, StoreUnavailable
 from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.attempt import Attempts
 from claude_daemon.service.backlog import Backlog
@@ -31,12 +32,14 @@ from claude_daemon.service.run import (
     INTERNAL,
     INTERRUPTED,
     LATE,
+    SAID,
     Run,
     Ticket,
     cut_short,
     ended_with,
     last_event,
 )
+from claude_daemon.service.turns import Turns
 
 T = TypeVar("T")
 
@@ -44,6 +47,14 @@ __all__ = ["DispatchSettings", "Dispatcher", "Run"]
 
 # A store that cannot be read or written now is asked again after so long; its own health says how it is.
 _STORE_RETRY_S: Final = 1.0
+
+
+Said = Callable[[TaskSpec], Awaitable[bool]]
+"""Whether a task's session holds its user message already, so that it must not be said again."""
+
+
+async def _never_said(spec: TaskSpec) -> bool:
+    return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +76,7 @@ class Dispatcher:
     """Queues, leases and runs tasks. :meth:`run` owns the attempts; nothing runs without it.
 
     ``settled`` is told every end; ``broken`` what an engine raised, which none may: the task fails, the rest goes on.
+    ``said``: see :data:`Said`.
     """
 
     def __init__(
@@ -78,6 +90,7 @@ class Dispatcher:
         ids: Ids,
         book: Book | None = None,
         parts: Callable[[Emission], Sequence[Emission]] = lambda emission: [emission],
+        said: Said = _never_said,
         settled: Callable[[Run], None] = lambda run: None,
         broken: Callable[[Task | None, Exception], None] = lambda task, error: None,
     ) -> None:
@@ -87,6 +100,7 @@ class Dispatcher:
         self._now = now
         self._monotonic = monotonic
         self._ids = ids
+        self.said = said
         self._settled = settled
         self._broken = broken
         self.approvals = Approvals(timeout_s=settings.approval_timeout_s, now=now, ids=ids)
@@ -99,7 +113,9 @@ class Dispatcher:
         self._queues: dict[Lane, ReadyQueue[Run | Ticket]] = {
             lane: ReadyQueue(self._running_per_key.__getitem__) for lane in self._engines
         }
-        self._backlog = Backlog(self._queues)
+        self.turns = Turns()
+        self._backlog = Backlog(self._queues, self.turns)
+        self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
         self._deadlines = Deadlines(self._too_late)
         self._runs: dict[str, Run] = {}
         self._pumps: set[Lane] = set()
@@ -132,7 +148,11 @@ class Dispatcher:
             )
         task = Task(id=self._ids("task"), spec=spec, created_at=self._now())
         run = self._runs[task.id] = Run(task, self._monotonic())
-        self._queues[spec.lane].add(run)
+        self.turns.enter(task.id, spec.sessions)
+        if self.turns.may_begin(task.id):
+            self._queues[spec.lane].add(run)
+        else:
+            self._in_line[task.id] = run
         self._pump(spec.lane)
         if run.attempt is None and not run.task.state.terminal:
             self._expire_later(run)
@@ -169,6 +189,7 @@ class Dispatcher:
         if self._backlog.take(task_id) is None:
             return False
         self._deadlines.discard(task_id)
+        self._step(task_id)
         return True
 
     def waits(self, task_id: str) -> bool:
@@ -252,7 +273,18 @@ class Dispatcher:
     # who is next
 
     def _chats(self, lane: Lane) -> int:
-        return len(self._queues[lane]) - self._backlog.in_queue(lane)
+        in_line = len(self._in_line) if lane is Lane.SESSION else 0
+        return len(self._queues[lane]) - self._backlog.in_queue(lane) + in_line
+
+    def _step(self, task_id: str, session: str | None = None) -> None:
+        """The task leaves its session, or one of its two: whoever stands behind it may begin."""
+        for other in self.turns.leave(task_id, session):
+            run = self._in_line.pop(other, None)
+            if run is not None:
+                self._queues[run.lane].add(run)
+            else:
+                self._backlog.step(other)
+            self._pump_soon(Lane.SESSION)
 
     def _expire_later(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
@@ -423,6 +455,8 @@ class Dispatcher:
                 started_at=run.task.started_at or self._now(),
             )
         run.start, run.worker_id = lease.start, lease.worker_id
+        if isinstance(lease, CopyingLease):
+            lease.copied = partial(self._step, run.task.id)
         self._running.add(run)
         self._running_per_key[run.key_id] += 1
         attempt = run.attempt = self._group.create_task(self._attempt(run, lease), context=run.context)
@@ -461,7 +495,7 @@ class Dispatcher:
             self._broken(run.task, error)
         if run.durable:
             self._end_durable(run, ended)
-        elif self._may_rerun(run, ended) and run.first_delta_at is None:
+        elif self._may_rerun(run, ended) and run.first_delta_at is None and run.task.spec.session is None:
             run.task = advance(run.task, State.QUEUED)
             self._queues[run.lane].add(run, first=True)
             self._expire_later(run)
@@ -492,7 +526,8 @@ class Dispatcher:
 
     def _comes_back(self, run: Run, *, first: bool = False) -> None:
         """To the queue, as old as it was. Its deadline has stayed, unless it passed meanwhile: then it ends now."""
-        ticket = Ticket(run.task.id, run.lane, run.key_id, run.priority, run.queued_at)
+        spec = run.task.spec
+        ticket = Ticket(run.task.id, run.lane, run.key_id, run.priority, run.queued_at, spec.sessions)
         self.enqueue(ticket, timeout_s=None if run.task.spec.timeout_seconds is None else 0.0, first=first)
 
     async def _save(self, run: Run, ended: Ended) -> None:
@@ -502,9 +537,12 @@ class Dispatcher:
         try:
             if run.tail.lost:
                 return  # somebody else's word counts
-            if self._goes_back(run, ended):
-                again = await self._book.requeue(run, ended.outcome)
-            elif await self._book.settle(run, ended.outcome):
+            goes_back, outcome = self._goes_back(run, ended), ended.outcome
+            if goes_back and await self.said(run.task.spec):
+                goes_back, outcome = False, replace(ended_with(SAID), usage=outcome.usage)
+            if goes_back:
+                again = await self._book.requeue(run, outcome)
+            elif await self._book.settle(run, outcome):
                 self._settled(run)
         except (StoreUnavailable, asyncio.CancelledError):
             self.unsaved += 1
@@ -540,6 +578,8 @@ class Dispatcher:
             self._book.tails.release(run.task.id, run.tail)
             if not comes_back:
                 self._deadlines.discard(run.task.id)
+        if not comes_back:
+            self._step(run.task.id)
         if run.expiry is not None:
             run.expiry.cancel()
 
@@ -547,6 +587,7 @@ class Dispatcher:
 
     def _unqueue(self, run: Run) -> None:
         self._queues[run.lane].discard(run)
+        self._in_line.pop(run.task.id, None)
         if run.expiry is not None:
             run.expiry.cancel()
             run.expiry = None

@@ -13,7 +13,7 @@ from claude_daemon.core.task import Effects, Outcome, Task
 from claude_daemon.ports import Clock, RunningTask, StoreUnavailable
 from claude_daemon.service.book import LEASE_S, Book
 from claude_daemon.service.dispatch import Dispatcher
-from claude_daemon.service.run import CANCELLED, LOST, Ticket, ended_with
+from claude_daemon.service.run import CANCELLED, LOST, SAID, Ticket, ended_with
 
 _RENEW_S: Final = LEASE_S / 3
 """Two renewals may fail before a lease ends."""
@@ -25,17 +25,19 @@ _AT_ONCE: Final = 200
 _CRASHED: Final = Failure(code=Code.INTERRUPTED, message="the daemon ended while the task ran")
 
 
-def after_crash(task: Task, max_attempts: int) -> tuple[bool, Outcome]:
+def after_crash(task: Task, max_attempts: int, *, said: bool = False) -> tuple[bool, Outcome]:
     """Whether a task whose attempt is gone runs again, and how that attempt, or the task, has ended. Pure.
 
-    One that may have changed something outside is never run twice, and one that has taken the daemon down with it
-    often enough is not run again.
+    One that may have changed something outside is never run twice, nor one whose session has its message (``said``),
+    and one that has taken the daemon down with it often enough is not run again.
     """
     if task.cancel_requested_at is not None:
         return False, ended_with(CANCELLED)
     if task.effects is not Effects.NONE:
         why = "the daemon ended while the task ran, and it may have changed something: it is not run a second time"
         return False, ended_with(replace(_CRASHED, message=why))
+    if said:
+        return False, ended_with(SAID)
     if task.attempt >= max_attempts:
         why = f"the daemon ended while the task ran, for the last of {task.attempt} attempts"
         return False, ended_with(replace(_CRASHED, message=why))
@@ -106,7 +108,8 @@ class Recovery:
 
     async def _recover(self, found: RunningTask) -> None:
         task = found.task
-        again, outcome = after_crash(task, self.max_attempts)
+        said = await self._dispatcher.said(task.spec)
+        again, outcome = after_crash(task, self.max_attempts, said=said)
         outcome = replace(outcome, usage=found.usage)
         self._told("task.recovered", {"task_id": task.id, "node": found.node, "attempt": task.attempt, "again": again})
         if again:
@@ -125,6 +128,6 @@ class Recovery:
                 await self._book.end_unwanted(found.id)
                 continue
             age = max(0.0, now - found.queued_at)
-            ticket = Ticket(found.id, found.lane, found.key_id, found.priority, monotonic - age)
+            ticket = Ticket(found.id, found.lane, found.key_id, found.priority, monotonic - age, found.sessions)
             timeout = None if found.deadline_at is None else found.deadline_at - now
             self._dispatcher.enqueue(ticket, timeout_s=timeout)

@@ -30,6 +30,10 @@ INTERRUPTED: Final = Failure(
 )
 LATE: Final = Failure(code=Code.DEADLINE, message="the task did not end within its timeout_s")
 STALLED: Final = Failure(code=Code.STORE_UNAVAILABLE, message="the task's events could not be made durable")
+SAID: Final = Failure(
+    code=Code.INTERRUPTED,
+    message="the turn was cut short, and its session holds its message already: it is not said a second time",
+)
 LOST: Final = Failure(code=Code.INTERRUPTED, message="the task is held by somebody else now")
 
 CHAT_PRIORITY: Final = 10
@@ -46,17 +50,27 @@ _TERMINAL_EVENT: Final[Mapping[State, str]] = {
 class Ticket:
     """A durable task that waits: as little as decides who is next, for there may be ten thousand of them.
 
-    ``queued_at`` is monotonic seconds; ``task`` is there while it is among the next.
+    ``queued_at`` is monotonic seconds; ``task`` is there while it is among the next. ``sessions``: those that it has to
+    itself when it begins.
     """
 
-    __slots__ = ("id", "key_id", "lane", "priority", "queued_at", "reading", "task")
+    __slots__ = ("id", "key_id", "lane", "priority", "queued_at", "reading", "sessions", "task")
 
-    def __init__(self, task_id: str, lane: Lane, key_id: str, priority: int, queued_at: float) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        lane: Lane,
+        key_id: str,
+        priority: int,
+        queued_at: float,
+        sessions: tuple[str, ...] = (),
+    ) -> None:
         self.id = task_id
         self.lane = lane
         self.key_id = key_id
         self.priority = priority
         self.queued_at = queued_at
+        self.sessions = sessions
         self.task: Task | None = None
         self.reading = False
 

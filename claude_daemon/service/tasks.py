@@ -20,6 +20,7 @@ from claude_daemon.ports import (
     Idempotency,
     Ids,
     QueueLimits,
+    SessionRecord,
     StoreUnavailable,
     Submission,
     TaskFilter,
@@ -31,6 +32,7 @@ from claude_daemon.service.book import Book
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.follow import NO_TASK
 from claude_daemon.service.run import CANCELLED, Ticket, ended_with
+from claude_daemon.service.sessions import Joined, SessionDesk, SessionWish
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,7 @@ class Wish:
 
     request: Mapping[str, Any]
     agent: AgentSpec | None = None
+    session: SessionWish | None = None
     output_schema: Mapping[str, Any] | None = None
     timeout_seconds: float | None = None
     priority: int = 0
@@ -69,6 +72,7 @@ class TaskDesk:
         admission: Admission,
         dispatcher: Dispatcher,
         book: Book,
+        sessions: SessionDesk,
         *,
         limits: QueueLimits,
         monotonic: Clock,
@@ -79,6 +83,7 @@ class TaskDesk:
         self._admission = admission
         self._dispatcher = dispatcher
         self._book = book
+        self._sessions = sessions
         self.limits = limits
         self._monotonic = monotonic
         self._ids = ids
@@ -89,8 +94,8 @@ class TaskDesk:
 
     async def submit(self, asker: Asker, wish: Wish, idempotency: Idempotency | None = None) -> tuple[Task, bool]:
         """The task, durable, and whether it is new. Raises Refusal."""
-        task = self._task(asker, wish)
-        submission = self._submission(asker, task, idempotency)
+        task, made = await self._task(asker, wish)
+        submission = self._submission(asker, task, made, idempotency)
         (answer,) = await self._dispatcher.finish(self._enqueue([submission], None))
         if isinstance(answer, Failure):
             raise Refusal(answer)
@@ -104,16 +109,18 @@ class TaskDesk:
         self._admission.check_open()
         batch_id = self._ids("batch")
         tasks: dict[int, Task] = {}
+        made: dict[int, SessionRecord | None] = {}
         refused: dict[int, Failure] = {}
         for position, wish in enumerate(wishes):
             try:
                 if isinstance(wish, Failure):
                     raise Refusal(wish)
-                tasks[position] = replace(self._task(asker, wish), batch_id=batch_id)
+                task, made[position] = await self._task(asker, wish)
+                tasks[position] = replace(task, batch_id=batch_id)
             except Refusal as refusal:
                 refused[position] = refusal.failure
         batch = Batch(id=batch_id, key_id=asker.key.id, created_at=self._book.now(), size=len(wishes), refused=refused)
-        submissions = [self._submission(asker, task) for task in tasks.values()]
+        submissions = [self._submission(asker, task, made[position]) for position, task in tasks.items()]
         answers = await self._dispatcher.finish(self._enqueue(submissions, batch))
         became = dict(zip(tasks, answers, strict=True))
         turned_away = {position: answer for position, answer in became.items() if isinstance(answer, Failure)}
@@ -122,17 +129,22 @@ class TaskDesk:
             tasks={position: answer for position, answer in became.items() if isinstance(answer, Task)},
         )
 
-    def _task(self, asker: Asker, wish: Wish) -> Task:
-        """Raises Refusal, naming the parameter at fault."""
+    async def _task(self, asker: Asker, wish: Wish) -> tuple[Task, SessionRecord | None]:
+        """The task, and the session that it begins. Raises Refusal, naming the parameter at fault."""
         self._admission.check_open()
+        joined = await self._joined(asker, wish)
+        if joined is not None:
+            wish = replace(wish, agent=joined.agent, request=joined.request)
         agent = self._granted(asker, wish)
+        lane = Lane.SESSION if joined is not None else Lane.TEXT if agent is None else Lane.AGENT
         if wish.webhook is not None and (wrong := self._check_webhook(wish.webhook)) is not None:
             raise Refusal.because(Code.INVALID_REQUEST, f"`webhook`: {wrong}", param="webhook")
         spec = TaskSpec(
             kind=Kind.TASK,
-            lane=Lane.TEXT if agent is None else Lane.AGENT,
+            lane=lane,
             request=wish.request,
             agent=agent,
+            session=None if joined is None else joined.turn,
             key_id=asker.key.id,
             trust_domain=asker.key.trust_domain,
             request_id=asker.request_id,
@@ -142,7 +154,13 @@ class TaskDesk:
             webhook=wish.webhook,
             metadata=wish.metadata or {},
         )
-        return Task(id=self._ids("task"), spec=self._admission.check(spec), created_at=self._book.now())
+        task = Task(id=self._ids("task"), spec=self._admission.check(spec), created_at=self._book.now())
+        return task, None if joined is None else joined.made
+
+    async def _joined(self, asker: Asker, wish: Wish) -> Joined | None:
+        if wish.session is None:
+            return None
+        return await self._sessions.join(asker.key, wish.session, wish.agent, wish.request, asker.peer_uid)
 
     def _granted(self, asker: Asker, wish: Wish) -> AgentSpec | None:
         """What the agent may: of what was wished for, what the role permits. Raises Refusal, naming the rule."""
@@ -168,13 +186,16 @@ class TaskDesk:
         beyond = sorted(set(agent.tools) - set(permitted(role, agent.tools)))
         return replace(agent, deny=(*agent.deny, *beyond))
 
-    def _submission(self, asker: Asker, task: Task, idempotency: Idempotency | None = None) -> Submission:
+    def _submission(
+        self, asker: Asker, task: Task, made: SessionRecord | None, idempotency: Idempotency | None = None
+    ) -> Submission:
         event = self._book.queued_event(task.id)
         return Submission(
             task=replace(task, last_seq=event.seq),
             event=event,
             idempotency=idempotency,
             audit=self._book.audit("task.accepted", task, asker.peer_uid),
+            session=made,
         )
 
     async def _enqueue(self, submissions: Sequence[Submission], batch: Batch | None) -> Sequence[Task | Failure]:
@@ -190,7 +211,8 @@ class TaskDesk:
         return answers
 
     def _ticket(self, task: Task) -> Ticket:
-        ticket = Ticket(task.id, task.spec.lane, task.spec.key_id, task.spec.priority, self._monotonic())
+        spec = task.spec
+        ticket = Ticket(task.id, spec.lane, spec.key_id, spec.priority, self._monotonic(), spec.sessions)
         ticket.task = task
         return ticket
 
@@ -287,6 +309,9 @@ class TaskDesk:
         task = await self.get(asker, task_id)
         if task.spec.kind is Kind.CHAT or task.state not in (State.FAILED, State.CANCELLED):
             raise Refusal.because(Code.CONFLICT, f"a {task.spec.kind} that is {task.state} cannot be tried again")
+        if await self._dispatcher.said(task.spec):
+            why = "The session of this task holds its message already: go on there with a new one."
+            raise Refusal.because(Code.CONFLICT, why)
         try:
             return await self._dispatcher.finish(self._retry(asker, task))
         except StoreUnavailable as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,8 @@ _DAY_S: Final = 24 * 3600.0
 
 
 class Upkeep:
-    """``changed`` is told when the store fails or works again; ``told`` what is worth a log line."""
+    """``changed`` is told when the store fails or works again; ``told`` what is worth a log line. ``sweep_sessions``
+    deletes sessions that nobody has used since then, and says how many."""
 
     def __init__(
         self,
@@ -32,6 +33,7 @@ class Upkeep:
         retention_days: int,
         draining: Callable[[], bool],
         changed: Callable[[], None],
+        sweep_sessions: Callable[[float], Awaitable[int]],
         told: Callable[[str, dict[str, Any]], None] = lambda name, fields: None,
     ) -> None:
         self._store = store
@@ -40,6 +42,7 @@ class Upkeep:
         self.retention_days = retention_days
         self._draining = draining
         self._changed = changed
+        self._sweep_sessions = sweep_sessions
         self._told = told
         self.paused = False
 
@@ -58,9 +61,10 @@ class Upkeep:
         """Deletes what is older than it is kept, now and every hour; never ends."""
         while True:
             with contextlib.suppress(StoreUnavailable):  # the next sweep finds it still
-                purged = await self.purge(self._now() - self.retention_days * _DAY_S)
-                if purged:
-                    self._told("store.swept", {"tasks": purged})
+                before = self._now() - self.retention_days * _DAY_S
+                purged, sessions = await self.purge(before), await self._sweep_sessions(before)
+                if purged or sessions:
+                    self._told("store.swept", {"tasks": purged, "sessions": sessions})
             await asyncio.sleep(SWEEP_S)
 
     async def watch(self) -> None:

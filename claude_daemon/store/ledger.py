@@ -8,7 +8,7 @@ from sqlite3 import Connection, Row
 from claude_daemon.core.task import Kind, Lane, Task, Usage
 from claude_daemon.ports import AuditRecord, LedgerEntry
 from claude_daemon.store import audit as audits
-from claude_daemon.store import rows
+from claude_daemon.store import rows, sessions
 from claude_daemon.store.verbs import exempt
 
 
@@ -46,6 +46,8 @@ def record_chat(db: Connection, task: Task, entry: LedgerEntry | None, audit: Au
     rows.insert_task(db, task, spec=rows.dump(task.spec), outcome=rows.dump(task.outcome))
     insert(db, entry)
     audits.insert(db, audit)
+    if task.spec.session is not None and task.finished_at is not None:
+        sessions.end_turn(db, task.spec.session.id, task.finished_at, task.outcome.state)
 
 
 def read(db: Connection, task_id: str) -> Sequence[LedgerEntry]:

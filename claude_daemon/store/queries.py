@@ -90,7 +90,8 @@ def events(db: Connection, task_id: str, after: int, max_events: int, max_bytes:
 def queued(db: Connection) -> Sequence[QueuedTask]:
     found = db.execute(
         "SELECT id, lane, key_id, priority, coalesce(queued_at, created_at) AS queued_at, deadline_at, "
-        "cancel_requested_at FROM tasks WHERE kind = 'task' AND state = 'queued' ORDER BY created_at, n"
+        "cancel_requested_at, session_id, fork_of FROM tasks "
+        "WHERE kind = 'task' AND state = 'queued' ORDER BY created_at, n"
     )
     return [
         QueuedTask(
@@ -101,6 +102,7 @@ def queued(db: Connection) -> Sequence[QueuedTask]:
             queued_at=row["queued_at"],
             deadline_at=row["deadline_at"],
             cancelled=row["cancel_requested_at"] is not None,
+            sessions=tuple(row[name] for name in ("session_id", "fork_of") if row[name] is not None),
         )
         for row in found
     ]

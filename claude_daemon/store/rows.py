@@ -11,6 +11,7 @@ import orjson
 
 from claude_daemon.core.agent import AgentSpec, Approval, Subagent
 from claude_daemon.core.errors import Code, Failure, Fault
+from claude_daemon.core.session import SessionTurn
 from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, TaskSpec, Usage
 from claude_daemon.ports import Idempotency, StoredEvent
 
@@ -22,11 +23,11 @@ _INSERT_TASK: Final = """
     INSERT INTO tasks (
         id, key_id, trust_domain, request_id, kind, lane, model, priority, state, attempt, fence, effects, last_seq,
         created_at, deadline_at, started_at, finished_at, cancel_requested_at, batch_id, webhook,
-        idempotency_key, idempotency_digest, outcome
+        idempotency_key, idempotency_digest, outcome, session_id, fork_of
     ) VALUES (
         :id, :key_id, :trust_domain, :request_id, :kind, :lane, :model, :priority, :state, :attempt, :fence, :effects,
         :last_seq, :created_at, :deadline_at, :started_at, :finished_at, :cancel_requested_at, :batch_id, :webhook,
-        :idempotency_key, :idempotency_digest, :outcome
+        :idempotency_key, :idempotency_digest, :outcome, :session_id, :fork_of
     )
 """
 
@@ -75,6 +76,8 @@ def insert_task(
             "idempotency_key": None if idempotency is None else idempotency.key,
             "idempotency_digest": None if idempotency is None else idempotency.digest,
             "outcome": outcome,
+            "session_id": None if asked.session is None else asked.session.id,
+            "fork_of": None if asked.session is None else asked.session.source,
         },
     )
     db.execute("INSERT INTO specs VALUES (?, ?)", (cursor.lastrowid, spec))
@@ -118,13 +121,14 @@ def task_of(row: Row) -> Task:
 def _spec_of(encoded: bytes) -> TaskSpec:
     said: dict[str, Any] = orjson.loads(encoded)
     known = {name: said[name] for name in _SPEC_FIELDS if name in said}
-    agent = known.get("agent")
+    agent, session = known.get("agent"), known.get("session")
     return TaskSpec(
         **{
             **known,
             "kind": Kind(said["kind"]),
             "lane": Lane(said["lane"]),
             "agent": None if agent is None else _agent_of(agent),
+            "session": None if session is None else SessionTurn(**session),
         }
     )
 

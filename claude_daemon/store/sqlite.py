@@ -24,6 +24,8 @@ from claude_daemon.ports import (
     QueueLimits,
     Requeue,
     RunningTask,
+    SessionPage,
+    SessionRecord,
     Settlement,
     StoredEvent,
     StoreStatus,
@@ -34,7 +36,7 @@ from claude_daemon.ports import (
     WebhookDelivery,
 )
 from claude_daemon.store import audit as audits
-from claude_daemon.store import copies, keys, meta, queries, retention, rows, tasks, webhooks
+from claude_daemon.store import copies, keys, meta, queries, retention, rows, sessions, tasks, webhooks
 from claude_daemon.store import ledger as ledgers
 from claude_daemon.store.connection import connect_reader, opening
 from claude_daemon.store.readers import Readers
@@ -42,7 +44,7 @@ from claude_daemon.store.schema import known_migrations, open_current
 from claude_daemon.store.verbs import Verb
 from claude_daemon.store.writer import Observer, Writer
 
-_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, audits, webhooks, keys, meta, retention)
+_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, audits, webhooks, keys, sessions, meta, retention)
 VERBS: Final = tuple(
     sorted({found.name for noun in _NOUNS for found in vars(noun).values() if isinstance(found, Verb)})
 )
@@ -189,6 +191,23 @@ class SqliteStore:
 
     async def keys(self) -> Sequence[KeyRecord]:
         return await self._readers.read(keys.read)
+
+    # sessions
+
+    async def session(self, session_id: str) -> SessionRecord | None:
+        return await self._readers.read(sessions.find, session_id)
+
+    async def sessions(self, key_id: str | None, limit: int, cursor: str | None = None) -> SessionPage:
+        return await self._readers.read(sessions.page, key_id, limit, sessions.cursor_of(cursor))
+
+    async def delete_session(self, session_id: str, audit: AuditRecord | None = None) -> bool | None:
+        return await self._writer.do(sessions.delete_session.bind(session_id, audit))
+
+    async def unused_sessions(self, before: float, limit: int) -> Sequence[str]:
+        return await self._readers.read(sessions.unused, before, limit)
+
+    async def session_ids(self) -> frozenset[str]:
+        return await self._readers.read(sessions.ids)
 
     # administration
 

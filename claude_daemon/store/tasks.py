@@ -20,7 +20,7 @@ from claude_daemon.ports import (
     Submission,
 )
 from claude_daemon.store import audit as audits
-from claude_daemon.store import ledger, rows, webhooks
+from claude_daemon.store import ledger, rows, sessions, webhooks
 from claude_daemon.store.verbs import exempt, verb, write_behind
 
 _CONFLICT: Final = Failure(
@@ -72,6 +72,9 @@ def _enqueue_one(db: Connection, one: Prepared, limits: QueueLimits) -> Task | F
     full = _full(db, task.spec.key_id, limits)
     if full is not None:
         return full
+    gone = sessions.begin_turn(db, task, submission.session)
+    if gone is not None:
+        return gone
     rows.insert_task(db, task, spec=one.spec, idempotency=submission.idempotency)
     rows.insert_events(db, task.id, [submission.event])
     audits.insert(db, submission.audit)
@@ -242,6 +245,7 @@ def settle(db: Connection, end: Settlement, outcome: bytes) -> bool:
     rows.insert_events(db, end.task_id, [end.event])
     ledger.insert(db, end.ledger)
     audits.insert(db, end.audit)
+    sessions.end_turn(db, row["session_id"], end.finished_at, end.outcome.state)
     if end.webhook_id is not None and row["webhook"] is not None:
         webhooks.insert(db, end.webhook_id, end.task_id, row["webhook"], end.finished_at, end.webhook_body)
     return True
@@ -264,7 +268,7 @@ def request_cancel(db: Connection, task_id: str, at: float, audit: AuditRecord |
 def _small_row(db: Connection, task_id: str) -> Row | None:
     """What decides whether a verb may change a task, without what was asked."""
     row: Row | None = db.execute(
-        "SELECT state, fence, webhook, cancel_requested_at FROM tasks WHERE id = ?", (task_id,)
+        "SELECT state, fence, webhook, cancel_requested_at, session_id FROM tasks WHERE id = ?", (task_id,)
     ).fetchone()
     return row
 

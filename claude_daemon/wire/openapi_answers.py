@@ -134,6 +134,18 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         priority={"type": "integer"},
         metadata={"type": "object", "additionalProperties": _TEXT},
     ),
+    "Session": _object(
+        id=_TEXT,
+        object={"const": "session"},
+        state={"enum": ["running", "warm", "idle"]},
+        key_id=_TEXT,
+        created_at=_TIME,
+        used_at=_TIME,
+        cwd=_MAYBE_TEXT,
+        add_dirs=_list(_TEXT),
+    ),
+    "SessionList": _object(object={"const": "list"}, data=_list(_ref("Session")), next=_MAYBE_TEXT),
+    "SessionDeleted": _object(id=_TEXT, object={"const": "session"}, deleted={"const": True}),
     "TaskResult": _object(
         text=_TEXT,
         structured={"description": "What the text says as JSON, where a schema was given; else null."},

@@ -38,7 +38,12 @@ def parameters() -> Json:
     lanes = {"type": "string", "enum": ["auto", "direct", "text"], "default": "auto"}
     return {
         "Lane": {"name": "Claude-Daemon-Lane", "in": "header", "schema": lanes},
-        "Session": {"name": "X-Session-ID", "in": "header", "schema": {"type": "string"}},
+        "Session": {
+            "name": "X-Session-ID",
+            "in": "header",
+            "description": "The session that the chat continues: what was said last is its next turn.",
+            "schema": {"type": "string"},
+        },
     }
 
 
@@ -67,7 +72,7 @@ def _answered(model: str, event: str) -> Json:
     return {
         "200": {
             "description": "The answer, whole or as server-sent events.",
-            "headers": headers("X-Request-ID", "X-Task-ID", "Claude-Daemon-Lane"),
+            "headers": headers("X-Request-ID", "X-Task-ID", "X-Session-ID", "Claude-Daemon-Lane"),
             "content": {"application/json": {"schema": ref(model)}, **events(f"`data:` is a {event}.")},
         }
     }

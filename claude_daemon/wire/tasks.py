@@ -31,7 +31,7 @@ from claude_daemon.core.agent import (
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Outcome, Task, Usage
 from claude_daemon.wire.anthropic import MAX_MESSAGES, InputMessage, System
-from claude_daemon.wire.openai_messages import Only, Strict
+from claude_daemon.wire.openai_messages import Strict
 from claude_daemon.wire.parse import ONE_OF_MANY, load, validate, wrong
 
 MAX_TIMEOUT_S: Final = 7 * 24 * 3600.0
@@ -64,7 +64,8 @@ MAX_AGENT_PROMPT: Final = 100_000
 """Characters of a subagent's system prompt: ten times what Claude Code's own is long."""
 
 _MICRO: Final = 1_000_000
-_SESSIONS: Final = "There are no sessions yet."
+MAX_SESSION_ID: Final = 64
+"""Characters; ours have 31."""
 
 
 def _few_agents(value: object) -> object:
@@ -218,6 +219,33 @@ class Tools(Strict):
     """What becomes of a call that no rule allows: denied, asked for, or allowed."""
 
 
+_FORK_OF_ONE: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"properties": {"fork": {"const": False}}},
+        {"required": ["id"], "properties": {"id": {"type": "string"}}},
+    ]
+}
+
+
+class TaskSession(Strict):
+    """The conversation that the task is a turn of: a new one for ``{}``, else the one of this id, or a copy of it.
+
+    One turn of it goes on at a time, in the order of submission. Its ``cwd``, ``add_dirs`` and ``system`` are those of
+    its first turn; model and tools may be others each time.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_FORK_OF_ONE)
+
+    id: Annotated[str, Field(min_length=1, max_length=MAX_SESSION_ID)] | None = None
+    fork: bool = False
+
+    @model_validator(mode="after")
+    def _fork_of_one(self) -> TaskSession:
+        if self.fork and self.id is None:
+            raise wrong("A fork needs the `id` of the session that it begins as.")
+        return self
+
+
 class TaskRequest(Strict):
     """``POST /v1/tasks``: work that goes on whether anybody waits for it or not."""
 
@@ -254,7 +282,8 @@ class TaskRequest(Strict):
     """Subagents by name."""
     project_settings: Literal["none", "all"] | None = None
     """All: the settings, hooks and CLAUDE.md of ``cwd`` count, under a root that the operator trusts."""
-    session: Annotated[Any, Only((), _SESSIONS)] = None
+    session: TaskSession | None = None
+    """With one, the task is a turn of a conversation, and its one message what is said next."""
 
     @model_validator(mode="after")
     def _one_conversation(self) -> TaskRequest:
@@ -309,7 +338,7 @@ class TaskRequest(Strict):
         """Whether it is an agent's."""
         tools = self.tools or Tools()
         acts = tools.allow or tools.approval != "never"
-        more = self.mcp_servers or self.agents or self.project_settings == "all"
+        more = self.mcp_servers or self.agents or self.project_settings == "all" or self.session is not None
         return bool(acts or more or self.cwd is not None or self.add_dirs or self.max_cost_usd is not None)
 
     def _system(self) -> str | list[dict[str, Any]]:
@@ -375,7 +404,7 @@ def task_document(task: Task) -> dict[str, Any]:
         "cancel_requested_at": task.cancel_requested_at,
         "model": task.spec.model,
         "lane": task.spec.lane.value,
-        "session_id": None,
+        "session_id": task.spec.session.id if task.spec.session is not None else None,
         "attempt": task.attempt,
         "result": _result(outcome),
         "usage": usage_document(outcome.usage) if outcome is not None else None,

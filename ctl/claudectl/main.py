@@ -21,6 +21,7 @@ COMMANDS = (
     "status",
     "run",
     "tasks",
+    "sessions",
     "keys",
     "queue",
     "workers",

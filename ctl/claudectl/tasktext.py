@@ -75,7 +75,12 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
         yield name, _moment(document.get(key))
     cancel_requested = _moment(document.get("cancel_requested_at"))
     yield "cancel", cancel_requested and f"asked for {cancel_requested}"
-    for key, name in (("attempt", "attempt"), ("priority", "priority"), ("batch_id", "batch")):
+    for key, name in (
+        ("attempt", "attempt"),
+        ("priority", "priority"),
+        ("batch_id", "batch"),
+        ("session_id", "session"),
+    ):
         yield name, known(document.get(key))
     yield "tokens", _tokens(mapping(document.get("usage")))
     cost = document.get("cost_usd")

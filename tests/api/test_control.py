@@ -137,7 +137,7 @@ async def test_status_tells_what_people_ask_for_and_no_secret(daemon: DaemonProc
     status = await daemon.control("status")
     assert daemon.process is not None
     assert (status["pid"], status["url"]) == (daemon.process.pid, daemon.url)
-    assert status["lanes"] == ["direct", "text", "agent"]
+    assert status["lanes"] == ["direct", "text", "agent", "session"]
     assert status["credential"] == {"kind": "api_key", "origin": "environment ANTHROPIC_API_KEY"}
     said = orjson.dumps(status).decode()
     assert daemon.model.api_key not in said

@@ -38,12 +38,14 @@ from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.role import BUILT_IN
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.durable import Durable
+from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import EventPage, Schemas, Store, StoredEvent, StoreStatus, Submission
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
 from claude_daemon.service.tail import Tail
 from claude_daemon.telemetry.logging import configure
 from tests.bench.child import answer, more_files
+from tests.service.doubles import FakeHomes
 
 JOINED = 10
 """Events that are there at once whenever the producer is let go on: what a fast model says within a coalescing pass."""
@@ -220,7 +222,7 @@ class Edge:
         self.secret = new_secret(secrets.token_bytes)
         settings = Settings.model_validate({"queue": {"max_queued": 10**7, "max_queued_per_key": 10**7}})
         store, schemas = cast(Store, _Nothing()), cast(Schemas, None)  # no submission here has a schema
-        self.durable = Durable(settings, store, [_NoRoom()], schemas)
+        self.durable = Durable(settings, store, [_NoRoom()], cast(SessionLane, FakeHomes()), schemas)
         admission = Admission(
             self.durable.dispatcher,
             [_NoRoom()],
@@ -244,7 +246,7 @@ class Edge:
             allowed_origins=settings.http.allowed_origins,
         )
         body = chat.BodyLimits(max_bytes=settings.http.max_body_bytes, timeout_s=settings.http.body_timeout_s)
-        chats = chat.Chats(admission, self.durable.dispatcher, body)
+        chats = chat.Chats(admission, self.durable.dispatcher, self.durable.sessions, body)
         desk = self.durable.desk
         self.fanout = Fanout(self.durable.follow, lambda task_id: task_id in self._sources)
         streams = StreamRoutes(desk, self.fanout, schemas, max_message_bytes=settings.http.max_body_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -152,6 +152,26 @@ class FakeEngine:
     def served(self) -> list[str]:
         """The request ids of all that have had a place, in order."""
         return [lease.spec.request_id for lease in self.leases]
+
+
+class FakeHomes:
+    """``messages``: those that the sessions' transcripts hold."""
+
+    def __init__(self) -> None:
+        self.removed: list[str] = []
+        self.messages: set[str] = set()
+
+    def warm(self, session_id: str) -> bool:
+        return False
+
+    async def remove(self, session_id: str) -> None:
+        self.removed.append(session_id)
+
+    def keep_only(self, sessions: Set[str]) -> Sequence[str]:
+        return []
+
+    async def said(self, spec: TaskSpec) -> bool:
+        return spec.session is not None and spec.session.message in self.messages
 
 
 class FakeSchemas:

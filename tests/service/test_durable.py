@@ -26,6 +26,7 @@ from claude_daemon.service.dispatch import Dispatcher, DispatchSettings
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.recover import Recovery, after_crash
 from claude_daemon.service.run import Ticket
+from claude_daemon.service.sessions import SessionDesk
 from claude_daemon.service.tasks import Asker, TaskDesk, Wish
 from claude_daemon.store import SqliteStore
 from claude_daemon.wire import events as wire_events
@@ -35,6 +36,7 @@ from tests.service.doubles import (
     SUCCEEDED,
     Clock,
     FakeEngine,
+    FakeHomes,
     FakeLease,
     FakeSchemas,
     failed,
@@ -56,12 +58,17 @@ class Office:
         self.store = store
         self.clock = clock
         self.engine = FakeEngine(places)
+        self.sessions_engine = FakeEngine(places, Lane.SESSION)
+        self.homes = FakeHomes()
         self.ended: list[Task] = []
         self.told: list[str] = []
         self.state = DaemonState.READY
         tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, clock))
         numbers = iter(range(1, 10_000))
-        ids = lambda prefix: f"{prefix}_{node}_{next(numbers)}"  # noqa: E731
+
+        def ids(prefix: str) -> str:
+            return f"{prefix}_{node}_{next(numbers)}"
+
         self.book = Book(
             store,
             tails,
@@ -74,7 +81,7 @@ class Office:
         )
         defaults: dict[str, Any] = {"max_waiting": 10, "wait_timeout_s": 60.0, "max_attempts": 3, "stall_s": 5.0}
         self.dispatcher = Dispatcher(
-            [self.engine],
+            [self.engine, self.sessions_engine],
             DispatchSettings(**{**defaults, **settings}),
             schemas=FakeSchemas(),
             now=clock,
@@ -82,19 +89,30 @@ class Office:
             ids=ids,
             book=self.book,
             parts=wire_events.parts,
+            said=self.homes.said,
         )
         admission = Admission(
             self.dispatcher,
-            [self.engine],
+            [self.engine, self.sessions_engine],
             state=lambda: self.state,
             store_error=lambda: store.status().error,
             models={"sonnet": MODEL},
             default_model="sonnet",
         )
+        self.sessions = SessionDesk(
+            store,
+            self.dispatcher,
+            self.homes,
+            now=clock,
+            ids=ids,
+            uuids=lambda: ids("uuid"),
+            role_of=lambda key, uid: BUILT_IN["full"],
+        )
         self.desk = TaskDesk(
             admission,
             self.dispatcher,
             self.book,
+            self.sessions,
             limits=LIMITS,
             monotonic=clock,
             ids=ids,
@@ -123,12 +141,13 @@ class Office:
     async def submit(self, **changes: Any) -> Task:
         return (await self.desk.submit(ME, replace(WISH, **changes)))[0]
 
-    async def lease(self, number: int) -> FakeLease:
+    async def lease(self, number: int, engine: FakeEngine | None = None) -> FakeLease:
+        engine = engine or self.engine
         async with asyncio.timeout(PATIENCE_S):
-            while len(self.engine.leases) <= number:
+            while len(engine.leases) <= number:
                 await asyncio.sleep(0.001)
-            await self.engine.leases[number].began.wait()
-        return self.engine.leases[number]
+            await engine.leases[number].began.wait()
+        return engine.leases[number]
 
     async def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
         told: list[dict[str, Any]] = []

@@ -46,6 +46,10 @@ async def fails(*args: object) -> Any:
     raise StoreUnavailable("the disk is full")
 
 
+async def no_sessions(before: float) -> int:
+    return 0
+
+
 async def until(holds: Any) -> None:
     async with asyncio.timeout(PATIENCE_S):
         while not await holds():
@@ -263,7 +267,13 @@ async def _count(store: SqliteStore, number: int) -> bool:
 async def test_who_leaves_while_pausing_has_paused(store: SqliteStore) -> None:
     async with Office(store, Clock()) as office:
         keep = Upkeep(
-            store, office.dispatcher, now=Clock(), retention_days=1, draining=lambda: False, changed=lambda: None
+            store,
+            office.dispatcher,
+            now=Clock(),
+            retention_days=1,
+            draining=lambda: False,
+            changed=lambda: None,
+            sweep_sessions=no_sessions,
         )
         pausing = asyncio.ensure_future(keep.pause())
         await asyncio.sleep(0)
@@ -357,6 +367,7 @@ async def test_a_store_is_said_to_have_recovered_only_when_it_was_said_to_have_f
         retention_days=1,
         draining=lambda: False,
         changed=lambda: said.append("changed"),
+        sweep_sessions=no_sessions,
         told=lambda name, fields: said.append(name),
     )
     watching = asyncio.ensure_future(keep.watch())

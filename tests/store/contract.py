@@ -15,6 +15,7 @@ import pytest
 from claude_daemon.core.agent import AgentSpec, Approval, Subagent
 from claude_daemon.core.errors import Code, Failure, IllegalMove
 from claude_daemon.core.event import first_seq
+from claude_daemon.core.session import SessionTurn
 from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, Usage
 from claude_daemon.ports import (
     Batch,
@@ -23,6 +24,7 @@ from claude_daemon.ports import (
     QueuedTask,
     QueueLimits,
     RunningTask,
+    SessionRecord,
     Store,
     StoredEvent,
     TaskFilter,
@@ -764,6 +766,93 @@ class ApiKeys:
         assert "hide-me" not in repr(await store.keys())
 
 
+class Sessions:
+    """Conversations that tasks continue."""
+
+    async def test_a_session_is_made_with_its_first_task_and_used_by_each(self, store: Store) -> None:
+        first = await turn(store, "task_1", made=SESSION)
+        assert await store.session("sess_1") == SESSION
+        assert (await found(store, "task_1")).spec.session == first.spec.session
+        await turn(store, "task_2", created_at=2000.0)
+        assert await store.session("sess_1") == replace(SESSION, used_at=2000.0)
+        running = await claimed(store, "task_1")
+        await store.settle(replace(settlement(running, SUCCEEDED), finished_at=3000.0))
+        assert await store.session("sess_1") == replace(SESSION, used_at=3000.0, begun=True)
+
+    async def test_a_turn_of_a_session_that_is_not_there_or_not_its_keys_is_refused(self, store: Store) -> None:
+        await turn(store, "task_1", made=SESSION)
+        for name, spec in (
+            ("no such", {"session": replace(TURN, id="sess_none")}),
+            ("another's", {"key_id": "other", "session": TURN}),
+            ("fork of another's", {"key_id": "other", "session": replace(TURN, id="sess_2", source="sess_1")}),
+        ):
+            made = replace(SESSION, id="sess_2", key_id="other") if "fork" in name else None
+            asked = replace(submission(task(f"task_{name}", lane=Lane.SESSION, **spec)), session=made)
+            (answer,) = await store.enqueue([asked], LIMITS)
+            assert isinstance(answer, Failure) and answer.code is Code.NOT_FOUND, name
+        assert await store.session_ids() == {"sess_1"}
+
+    async def test_a_session_goes_when_no_turn_and_no_fork_of_it_waits_or_runs(self, store: Store) -> None:
+        await turn(store, "task_1", made=SESSION)
+        assert await store.delete_session("sess_1", audit("session.deleted")) is False
+        await store.settle(settlement(await claimed(store, "task_1"), SUCCEEDED))
+        fork = replace(TURN, id="sess_2", source="sess_1")
+        await turn(store, "task_2", session=fork, made=replace(SESSION, id="sess_2"))
+        assert await store.delete_session("sess_1") is False
+        await store.settle(settlement(await claimed(store, "task_2"), FAILED))
+        assert "session.deleted" not in await acts(store)
+        assert await store.delete_session("sess_1", audit("session.deleted")) is True
+        assert await store.delete_session("sess_1", audit("session.deleted")) is None
+        assert (await acts(store)).count("session.deleted") == 1
+        assert await store.session("sess_1") is None
+        assert await store.session_ids() == {"sess_2"}
+
+    async def test_sessions_are_listed_newest_first_and_each_once(self, store: Store) -> None:
+        for number in range(5):
+            name, key_id = f"sess_{number}", "local" if number != 3 else "other"
+            made = replace(SESSION, id=name, key_id=key_id, created_at=1000.0 + number // 2)
+            await turn(store, f"task_{number}", made=made, session=replace(TURN, id=name), key_id=key_id)
+        seen: list[str] = []
+        cursor: str | None = None
+        while True:
+            page = await store.sessions("local", 3, cursor)
+            seen += [one.id for one in page.sessions]
+            cursor = page.next
+            if cursor is None:
+                break
+        assert seen == ["sess_4", "sess_2", "sess_1", "sess_0"]
+        assert len((await store.sessions(None, 10)).sessions) == 5
+
+    @pytest.mark.parametrize("cursor", ["", "x", "00", "7ff0000000000000"])
+    async def test_a_cursor_of_sessions_that_is_none_is_refused(self, store: Store, cursor: str) -> None:
+        with pytest.raises(ValueError, match="cursor"):
+            await store.sessions(None, 10, cursor)
+
+    async def test_unused_sessions_are_told_the_longest_unused_first(self, store: Store) -> None:
+        for number, used_at in enumerate((30.0, 10.0, 20.0)):
+            name = f"sess_{number}"
+            made = replace(SESSION, id=name, used_at=used_at)
+            await turn(store, f"task_{number}", made=made, session=replace(TURN, id=name))
+        assert list(await store.unused_sessions(30.0, 10)) == ["sess_1", "sess_2"]
+        assert list(await store.unused_sessions(31.0, 2)) == ["sess_1", "sess_2"]
+
+    async def test_the_queue_tells_which_sessions_a_task_needs(self, store: Store) -> None:
+        await turn(store, "task_1", made=SESSION)
+        fork = replace(TURN, id="sess_2", source="sess_1")
+        await turn(store, "task_2", session=fork, made=replace(SESSION, id="sess_2"))
+        assert [one.sessions for one in await store.queued()] == [("sess_1",), ("sess_2", "sess_1")]
+
+    async def test_a_chat_of_a_session_uses_it(self, store: Store) -> None:
+        await turn(store, "task_1", made=SESSION)
+        chat = task("task_chat", kind=Kind.CHAT, lane=Lane.SESSION, session=TURN)
+        chat = replace(chat, state=State.SUCCEEDED, outcome=SUCCEEDED, finished_at=4000.0)
+        store.record_chat(chat, None)
+        await store.check()
+        kept = await store.session("sess_1")
+        assert kept is not None
+        assert (kept.used_at, kept.begun) == (4000.0, True)
+
+
 class Administration:
     async def test_the_queue_is_paused_until_it_is_not(self, store: Store) -> None:
         assert not await store.paused()
@@ -783,7 +872,7 @@ class Administration:
 
 
 class StoreContract(
-    Acceptance, Batches, Attempts, Ends, Reading, Retention, Records, Deliveries, ApiKeys, Administration
+    Acceptance, Batches, Attempts, Ends, Reading, Retention, Records, Deliveries, ApiKeys, Sessions, Administration
 ):
     """All of it."""
 
@@ -814,3 +903,33 @@ async def snapshot(store: Store, task_id: str = "task_1") -> tuple[object, ...]:
         await store.audit(0, 1000),
         await store.due(1e9, 100),
     )
+
+
+SESSION = SessionRecord(
+    id="sess_1",
+    key_id="local",
+    trust_domain="default",
+    transcript="transcript-1",
+    created_at=1000.0,
+    used_at=1000.0,
+    cwd="/work",
+    add_dirs=("/more",),
+    system="be brief",
+)
+TURN = SessionTurn(id="sess_1", transcript="transcript-1", message="message-1")
+
+
+async def turn(
+    store: Store, name: str, *, made: SessionRecord | None = None, created_at: float = 1000.0, **spec: Any
+) -> Task:
+    """A queued turn of a session."""
+    asked = submission(task(name, created_at=created_at, **{"lane": Lane.SESSION, "session": TURN, **spec}))
+    (answer,) = await store.enqueue([replace(asked, session=made)], LIMITS)
+    assert isinstance(answer, Task), answer
+    return answer
+
+
+async def claimed(store: Store, task_id: str) -> Task:
+    task = await store.claim(task_id, "node_1", LEASE_UNTIL, 2000.0)
+    assert task is not None
+    return task

@@ -16,8 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from claude_daemon.core.event import first_seq
-from claude_daemon.core.task import Kind, State, Task, Usage
-from claude_daemon.ports import Batch, Idempotency
+from claude_daemon.core.session import SessionTurn
+from claude_daemon.core.task import Kind, Lane, State, Task, Usage
+from claude_daemon.ports import Batch, Idempotency, SessionRecord
 from claude_daemon.store import SqliteStore
 from tests.store.samples import (
     CANCELLED,
@@ -89,6 +90,16 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     yield "record"
     await store.create_key(key(), audit("key.created"))
     yield "create_key"
+    turn = task("task_3", lane=Lane.SESSION, session=SessionTurn(id="sess_1", transcript="t", message="m"))
+    made = SessionRecord(
+        id="sess_1", key_id="local", trust_domain="default", transcript="t", created_at=1.0, used_at=1.0
+    )
+    await store.enqueue([replace(submission(turn), session=made)], LIMITS)
+    yield "enqueue"
+    await store.settle(settlement(replace(turn, last_seq=1), CANCELLED, new_fence=1, ledger=None))
+    yield "settle"
+    await store.delete_session("sess_1", audit("session.deleted"))
+    yield "delete_session"
     await store.pause(True)
     yield "pause"
     await store.purge(1e6, 100)

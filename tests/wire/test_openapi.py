@@ -63,6 +63,8 @@ def test_every_route_of_this_version_is_there() -> None:
         "/v1/tasks/{id}/approvals/{approval}",
         "/v1/batches",
         "/v1/batches/{id}",
+        "/v1/sessions",
+        "/v1/sessions/{id}",
         "/v1/stream",
         "/live",
         "/ready",
@@ -204,6 +206,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {"prompt": "x", "tools": {"allow": ["mcp__tickets", "mcp__tickets__find"]}, "mcp_servers": ["tickets"]},
     {"prompt": "x", "agents": {"critic": {"description": "d", "prompt": "p", "tools": ["Read"], "model": "haiku"}}},
     {"prompt": "x", "project_settings": "all", "append_system": "y"},
+    {"prompt": "x", "session": {}},
+    {"prompt": "x", "session": {"id": "sess_1", "fork": True}},
 ]
 REFUSED: list[dict[str, Any]] = [
     {},
@@ -224,7 +228,8 @@ REFUSED: list[dict[str, Any]] = [
     {"prompt": "x", "cwd": "srv"},
     {"prompt": "x", "cwd": "/srv/.."},
     {"prompt": "x", "add_dirs": ["/srv"] * 17},
-    {"prompt": "x", "session": {}},
+    {"prompt": "x", "session": {"name": "x"}},
+    {"prompt": "x", "session": {"fork": True}},
     {"prompt": "x", "mcp_servers": ["A"]},
     {"prompt": "x", "agents": {"fork": {"description": "d", "prompt": "p"}}},
     {"prompt": "x", "agents": {"a": {"description": "d", "prompt": "p", "hooks": {}}}},

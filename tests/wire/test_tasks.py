@@ -149,19 +149,6 @@ def test_a_conversation_is_either_a_prompt_or_messages(fields: dict[str, Any]) -
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "why"),
-    [
-        ("session", {}, "no sessions yet"),
-        ("session", {"id": "session_1"}, "no sessions yet"),
-    ],
-)
-def test_what_tasks_cannot_do_yet_is_refused_by_name(field: str, value: object, why: str) -> None:
-    failure = refused(**{field: value})
-    assert (failure.code, failure.param) == (Code.UNSUPPORTED_PARAMETER, field)
-    assert why in failure.message
-
-
-@pytest.mark.parametrize(
     "fields",
     [
         {"tools": {}},
@@ -588,3 +575,17 @@ def test_an_error_tells_its_faults_and_when_to_come_back(failure: Failure | None
 
 def test_a_list_tells_where_it_goes_on() -> None:
     assert list_document([{"id": "a"}], "c") == {"object": "list", "data": [{"id": "a"}], "next": "c"}
+
+
+@pytest.mark.parametrize("session", [{}, {"id": "sess_1"}, {"id": "sess_1", "fork": True}])
+def test_a_turn_of_a_session_is_an_agents(session: dict[str, Any]) -> None:
+    asked = parse_task(orjson.dumps({"prompt": "hi", "session": session}))
+    assert asked.session is not None
+    assert (asked.session.id, asked.session.fork) == (session.get("id"), session.get("fork", False))
+    assert asked.agent() is not None
+
+
+@pytest.mark.parametrize(("session", "param"), [({"fork": True}, "session"), ({"name": "x"}, "session.name")])
+def test_a_session_is_named_by_its_id_alone(session: dict[str, Any], param: str) -> None:
+    failure = refused(session=session)
+    assert failure.param == param

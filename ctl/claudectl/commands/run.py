@@ -55,6 +55,8 @@ def _rules(_: click.Context, __: click.Parameter, given: str | None) -> Sequence
 @click.option(
     "--metadata", multiple=True, callback=_metadata, metavar="KEY=VALUE", help="Kept with the task. May be repeated."
 )
+@click.option("--session", metavar="ID|new", help="The conversation to go on with, or a new one.")
+@click.option("--fork", is_flag=True, help="Go on with a copy of that session, and leave it as it is.")
 @click.option("--detach", is_flag=True, help="Print the task's id when it is accepted, and leave.")
 @click.pass_obj
 def command(
@@ -62,6 +64,8 @@ def command(
     /,
     prompt: str | None,
     schema: str | None,
+    session: str | None,
+    fork: bool,
     detach: bool,
     allow_tools: Sequence[str],
     deny_tools: Sequence[str],
@@ -79,10 +83,13 @@ def command(
     \b
     Examples:
       claudectl run "Why is the sky blue?"
+      claudectl run --session sess_01k8... "And why is it red at night?"
       git diff | claudectl run --system "Review this diff." --model haiku
       claudectl tasks follow "$(claudectl run --detach - < prompt.txt)"
       claudectl run "Fix the failing test." --allow-tools 'Read,Edit,Bash(pytest *)' --cwd .
     """
+    if fork and session in (None, "new"):
+        raise click.UsageError("--fork needs the --session to go on with a copy of")
     body: dict[str, Any] = {"prompt": _prompt(prompt)}
     tools = {"allow": allow_tools, "deny": deny_tools, "approval": approval}
     if tools := {name: value for name, value in tools.items() if value}:
@@ -92,6 +99,8 @@ def command(
     if add_dirs:
         body["add_dirs"] = [os.path.realpath(path) for path in add_dirs]
     body |= {name: value for name, value in asked.items() if value is not None and value != {}}
+    if session is not None:
+        body["session"] = {} if session == "new" else {"id": session} | ({"fork": True} if fork else {})
     if schema is not None:
         body["schema"] = _schema(schema)
     _require_unicode(body)
