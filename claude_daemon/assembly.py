@@ -152,6 +152,7 @@ def agent_settings(loaded: Loaded) -> AgentSettings:
         limits=AgentLimits(
             max_processes=agent.max_processes, max_memory_mb=agent.max_memory_mb, max_file_mb=agent.max_file_mb
         ),
+        work_quota_mb=agent.work_quota_mb,
         bwrap=None if engine.sandbox == "none" else find_bwrap(),
         wanted=engine.sandbox != "none",
         required=engine.sandbox == "bwrap" or (engine.sandbox == "auto" and profile != "dev"),

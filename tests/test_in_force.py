@@ -24,7 +24,6 @@ def test_the_defaults_name_nothing(tmp_path: Path) -> None:
     [
         ("CLAUDE_DAEMON_BUDGET__USD_PER_DAY", "5", "budget.usd_per_day"),
         ("CLAUDE_DAEMON_LIMITS__CONCURRENT", "2", "limits.concurrent"),
-        ("CLAUDE_DAEMON_AGENT__WORK_QUOTA_MB", "8", "agent.work_quota_mb"),
     ],
 )
 def test_a_protecting_setting_is_refused_with_where_it_stands(

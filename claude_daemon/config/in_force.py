@@ -20,7 +20,6 @@ PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
         "limits": "rate limits",
         "budget": "budgets",
         "http.trusted_proxies": "proxies",
-        "agent.work_quota_mb": "quotas of scratch directories",
     }
 )
 """Refused: without them somebody would be less protected than the file says."""

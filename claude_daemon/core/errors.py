@@ -66,6 +66,7 @@ class Code(StrEnum):
     STALLED = "stalled"
     DEADLINE = "deadline"
     MAX_TURNS = "max_turns"
+    DISK_QUOTA = "disk_quota"
     MAX_COST = "max_cost"
     SANDBOX_UNAVAILABLE = "sandbox_unavailable"
     MCP_UNAVAILABLE = "mcp_unavailable"

@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.price import Price, cost_micro_usd, dearest
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.core.worker import Start
+from claude_daemon.engine.agent_quota import EVERY_S, larger_than
 from claude_daemon.engine.agent_spares import Identity, Spare, Wanted, identity
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.agent_worker import AgentWorker
@@ -54,6 +55,7 @@ from claude_daemon.ports import (
 
 _UNBOUNDED_S: Final = 24 * 3600.0
 """A run that nobody gave a timeout must end some day."""
+_MIB: Final = 1024 * 1024
 _TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
 
 
@@ -62,7 +64,8 @@ class AgentSettings:
     """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
     each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without
     symlinks; ``trusted``: those of them whose settings count where that is asked for. ``servers``: what MCP servers a
-    task may name. ``wanted``: a sandbox is, where there is one; ``bwrap`` None: there is none.
+    task may name. ``work_quota_mb``: what it may keep in a directory that the daemon has made for it. ``wanted``: a
+    sandbox is, where there is one; ``bwrap`` None: there is none.
 
     ``required``: without a sandbox no tool runs that could change anything.
     """
@@ -74,6 +77,7 @@ class AgentSettings:
     roots: tuple[Path, ...]
     private: tuple[Path, ...]
     limits: Limits
+    work_quota_mb: int
     bwrap: Path | None
     wanted: bool
     required: bool
@@ -543,9 +547,9 @@ class AgentLease:
         finally:
             self._end_soon(worker, left=left)
 
-    def _turn(
+    async def _turn(
         self, worker: AgentWorker, agent: AgentSpec, servers: Servers
-    ) -> AsyncIterator[Sequence[Emission | Ended]]:
+    ) -> AsyncGenerator[Sequence[Emission | Ended]]:
         spec, settings = self._spec, self._lane.settings
         turn_plan = plan(spec)
         reader = AgentReader(
@@ -553,7 +557,10 @@ class AgentLease:
             structured=turn_plan.binding.schema is not None,
             max_turns=agent.max_turns,
         )
-        return worker.agent_turn(
+        over = asyncio.Event()
+        if agent.cwd is None:
+            self._lane.own(self._keep_quota(worker, reader, over))
+        turn = worker.agent_turn(
             turn_plan,
             self._lane.cli_model(self._spec.model),
             TurnLimits(stall_seconds=settings.stall_timeout_s, turn_seconds=spec.timeout_seconds or _UNBOUNDED_S),
@@ -567,6 +574,25 @@ class AgentLease:
             limit=self._limit(worker, reader, agent.max_cost_micro_usd),
             request_id=spec.request_id,
         )
+        try:
+            async with aclosing(turn) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            over.set()
+
+    async def _keep_quota(self, worker: AgentWorker, reader: AgentReader, over: asyncio.Event) -> None:
+        """Of a directory that the daemon has made for it; a named one is its owner's to watch."""
+        most_mb, directory = self._lane.settings.work_quota_mb, worker.places[0].path
+        while not over.is_set():
+            if await asyncio.to_thread(larger_than, directory, most_mb * _MIB):
+                why = f"the task keeps more than agent.work_quota_mb = {most_mb} in its directory"
+                reader.fail(Failure(code=Code.DISK_QUOTA, message=why))
+                worker.wake()
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(EVERY_S):
+                    await over.wait()
 
     def _told(self, turn_plan: TurnPlan, agent: AgentSpec) -> Mapping[str, Any]:
         """The fields of ``initialize``."""

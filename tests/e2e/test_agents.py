@@ -184,3 +184,11 @@ async def test_what_is_appended_stands_beside_claude_codes_own_prompt(agents: Ag
     task, _ = await run(daemon, "[[system]] [[reply=echo]]", **asked)
     assert "APPENDED" in task["result"]["text"]
     assert len(task["result"]["text"]) > len(own["result"]["text"]) > 100
+
+
+async def test_an_agent_that_fills_its_directory_is_ended(agents: Agents) -> None:
+    daemon = await agents({"agent.work_quota_mb": 8})
+    fill = "head -c 20000000 /dev/zero > big; sleep 600"
+    task, _ = await run(daemon, f"{call('Bash', command=fill, timeout=600000)}", tools={"allow": ["Bash"]})
+    assert (task["state"], task["error"]["code"]) == ("failed", "disk_quota")
+    assert "agent.work_quota_mb = 8" in task["error"]["message"]

@@ -142,6 +142,7 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         limits=Limits(max_processes=64, max_memory_mb=1024, max_file_mb=64),
         bwrap=None,
         wanted=False,
+        work_quota_mb=64,
         required=False,
     )
     lane = AgentLane(
