@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from tests.conftest import StartDaemon
+from tests.debian import program
 from tests.ordinary import give, ordinary
 from tests.support import DaemonProcess, sse
 
@@ -43,6 +44,7 @@ async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) ->
         started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent), **fields))
         return started[-1]
 
+    program("bwrap", "bubblewrap")
     started: list[DaemonProcess] = []
     yield start
     for daemon in started:

@@ -14,6 +14,7 @@ import pytest
 
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
+from tests.debian import program
 from tests.ordinary import ordinary
 from tests.support import DaemonProcess, sse, text_of
 
@@ -42,6 +43,7 @@ async def sessions(start_daemon: StartDaemon, tmp_path: Path, repository: Path) 
         started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent)))
         return started[-1]
 
+    program("bwrap", "bubblewrap")
     started: list[DaemonProcess] = []
     yield start
     for daemon in started:
