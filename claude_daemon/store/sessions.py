@@ -17,6 +17,11 @@ from claude_daemon.store.verbs import verb
 
 _CURSOR: Final = struct.Struct(">d")
 _GONE: Final = Failure(code=Code.NOT_FOUND, message="There is no such session.", param="session")
+MAX_PER_KEY: Final = 10_000
+"""Each is a directory with a transcript of its own; a key that has so many deletes none."""
+_FULL: Final = Failure(
+    code=Code.QUEUE_FULL, message=f"This key has {MAX_PER_KEY} sessions already: delete some.", param="session"
+)
 _BUSY: Final = """
     SELECT 1 FROM tasks WHERE session_id = :id AND state IN ('queued', 'running')
     UNION ALL SELECT 1 FROM tasks WHERE fork_of = :id AND state IN ('queued', 'running') LIMIT 1
@@ -38,8 +43,11 @@ def begin_turn(db: Connection, task: Task, made: SessionRecord | None) -> Failur
             return _GONE
     if made is None:
         db.execute("UPDATE sessions SET used_at = max(used_at, ?) WHERE id = ?", (task.created_at, turn.id))
-    else:
-        _insert(db, made)
+        return None
+    (number,) = db.execute("SELECT count(*) FROM sessions WHERE key_id = ?", (made.key_id,)).fetchone()
+    if number >= MAX_PER_KEY:
+        return _FULL
+    _insert(db, made)
     return None
 
 

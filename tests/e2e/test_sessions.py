@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
 from tests.debian import program
 from tests.ordinary import ordinary
-from tests.support import DaemonProcess, sse, text_of
+from tests.support import BIN, DaemonProcess, sse, text_of
 
 PATIENCE_S = 60.0
 Sessions = Callable[..., Awaitable[DaemonProcess]]
@@ -208,6 +210,64 @@ async def test_a_process_that_is_only_kept_makes_room(sessions: Sessions) -> Non
     await becomes(daemon, first["session_id"], "idle")
     assert said(await turn(daemon, "[[history]]  on", {"id": first["session_id"]}))[0] == "one"
     await becomes(daemon, second["session_id"], "idle")
+
+
+async def test_a_session_whose_kept_process_is_killed_is_resumed(sessions: Sessions) -> None:
+    daemon = await sessions()
+    first = await turn(daemon, "my word is amber", {})
+    await becomes(daemon, first["session_id"], "warm")
+    assert daemon.process is not None
+    killed = [pid for pid in descendants(daemon.process.pid) if "--session-id=" in command_of(pid)]
+    assert killed
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    await becomes(daemon, first["session_id"], "idle")
+    assert said(await turn(daemon, "[[history]] on", {"id": first["session_id"]}))[0] == "my word is amber"
+
+
+async def test_a_panic_ends_the_processes_that_are_kept(sessions: Sessions) -> None:
+    daemon = await sessions()
+    first = await turn(daemon, "my word is amber", {})
+    await becomes(daemon, first["session_id"], "warm")
+    await daemon.control("panic", "POST")
+    await becomes(daemon, first["session_id"], "idle")
+    await daemon.control("undrain", "POST")
+    await daemon.control("queue/resume", "POST")
+    assert said(await turn(daemon, "[[history]] on", {"id": first["session_id"]}))[0] == "my word is amber"
+
+
+async def test_claudectl_runs_lists_shows_and_deletes(sessions: Sessions) -> None:
+    daemon = await sessions()
+    first = await turn(daemon, "my word is amber", {})
+    name = first["session_id"]
+
+    async def ctl(*args: str) -> str:
+        process = await asyncio.create_subprocess_exec(
+            str(BIN / "claudectl"), "--socket", str(daemon.socket), *args, stdout=PIPE, stderr=PIPE
+        )
+        out, err = await process.communicate()
+        assert process.returncode == 0, err.decode()
+        return out.decode()
+
+    assert "user: my word is amber" in await ctl("run", "--session", name, "[[history]] on")
+    assert name in await ctl("sessions", "list")
+    assert (await ctl("sessions", "show", name)).startswith(name)
+    assert await ctl("sessions", "delete", name, "--yes") == f"{name} deleted\n"
+    assert await ctl("sessions", "list") == "no sessions\n"
+
+
+def descendants(pid: int) -> list[int]:
+    children = [
+        int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()
+    ]
+    return children + [deeper for child in children for deeper in descendants(child)]
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
 
 
 async def test_a_session_that_is_deleted_is_gone(sessions: Sessions, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from claude_daemon.ports import (
     TaskFilter,
     TaskPage,
 )
+from claude_daemon.store import sessions
 from tests.store.samples import (
     CANCELLED,
     FAILED,
@@ -827,6 +828,14 @@ class Sessions:
     async def test_a_cursor_of_sessions_that_is_none_is_refused(self, store: Store, cursor: str) -> None:
         with pytest.raises(ValueError, match="cursor"):
             await store.sessions(None, 10, cursor)
+
+    async def test_a_key_has_only_so_many_sessions(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sessions, "MAX_PER_KEY", 1)
+        await turn(store, "task_1", made=SESSION)
+        asked = submission(task("task_2", lane=Lane.SESSION, session=replace(TURN, id="sess_2")))
+        (answer,) = await store.enqueue([replace(asked, session=replace(SESSION, id="sess_2"))], LIMITS)
+        assert isinstance(answer, Failure) and answer.code is Code.QUEUE_FULL
+        await turn(store, "task_3", key_id="other", made=replace(SESSION, id="sess_3", key_id="other"))
 
     async def test_unused_sessions_are_told_the_longest_unused_first(self, store: Store) -> None:
         for number, used_at in enumerate((30.0, 10.0, 20.0)):
