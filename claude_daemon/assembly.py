@@ -214,7 +214,7 @@ def _text_unsupported(spec: TaskSpec) -> Failure | None:
 
 def _agent_unsupported(spec: TaskSpec) -> Failure | None:
     """The request itself is the text lane's: tools and directories stand beside it."""
-    return text_lane_unsupported(spec.request, lane="agent")
+    return text_lane_unsupported(spec.request, lane=spec.lane.value)
 
 
 def direct_settings(settings: Settings) -> DirectSettings:

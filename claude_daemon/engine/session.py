@@ -137,6 +137,9 @@ class SessionLane:
             self._tell_room()
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
+        if not self._spawner.brokered:
+            why = "sessions need an API key: a login's token would be within reach of their tools"
+            return Failure(code=Code.LANE_UNAVAILABLE, message=why, param="session")
         if spec.kind is Kind.CHAT and (spec.request.get("output_config") or {}).get("format") is not None:
             return Failure(code=Code.UNSUPPORTED_PARAMETER, message=_NO_FORM, param="output_config.format")
         if spec.kind is Kind.TASK and len(spec.request["messages"]) > 1:

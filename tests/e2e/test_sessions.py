@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -210,6 +211,28 @@ async def test_a_process_that_is_only_kept_makes_room(sessions: Sessions) -> Non
     await becomes(daemon, first["session_id"], "idle")
     assert said(await turn(daemon, "[[history]]  on", {"id": first["session_id"]}))[0] == "one"
     await becomes(daemon, second["session_id"], "idle")
+
+
+async def test_a_session_whose_transcript_is_gone_does_not_begin_anew(sessions: Sessions) -> None:
+    daemon = await sessions({"engine.idle_session_s": 0.1})
+    first = await turn(daemon, "my word is amber", {})
+    await becomes(daemon, first["session_id"], "idle")
+    shutil.rmtree(daemon.home / ".claude-daemon" / "engine" / "sessions" / first["session_id"])
+    task = await ended(daemon, await submit(daemon, "which", {"id": first["session_id"]}))
+    assert (task["state"], task["error"]["code"]) == ("failed", "not_found")
+
+
+@pytest.mark.parametrize("without", [["hooks"], ["set_model", "interrupt", "composed"]])
+async def test_a_session_goes_on_with_a_cli_that_can_do_less(sessions: Sessions, without: list[str]) -> None:
+    daemon = await sessions({"engine.without": orjson.dumps(without).decode()})
+    first = await turn(daemon, "my word is amber", {})
+    again = await turn(daemon, "[[history]] which", {"id": first["session_id"]}, model="haiku")
+    assert said(again)[0].strip() == "my word is amber"
+    body = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": "[[history]] chat"}]}
+    headers = {"X-Session-ID": first["session_id"]}
+    async with daemon.http.post("/v1/messages", json=body, headers=headers) as response:
+        assert response.status == 200, await response.text()
+        assert "my word is amber" in text_of(await response.json())
 
 
 async def test_a_session_whose_kept_process_is_killed_is_resumed(sessions: Sessions) -> None:

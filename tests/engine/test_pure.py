@@ -94,7 +94,14 @@ def test_what_cannot_be_bound_later_is_fixed_at_the_spawn_and_no_prompt_is_in_ar
         launch(system_prompt_file=Path("/p"), schema="{}", resume="s", restricted=False, permission_prompts=False)
     )
     assert {"--system-prompt-file=/p", "--json-schema={}", "--resume=s"} <= set(args)
+    assert "--no-session-persistence" in args
     assert not {"--restricted", "--permission-prompts=none", "--system-prompt="} & set(args)
+
+
+def test_a_fork_names_what_it_begins_as_and_what_it_becomes() -> None:
+    args = argv(launch(resume="old", session_id="new", fork=True, session_persistence=True, agent=AgentSpec()))
+    assert {"--resume=old", "--fork-session", "--session-id=new"} <= set(args)
+    assert "--no-session-persistence" not in args
 
 
 @pytest.mark.parametrize("access", list(Access))

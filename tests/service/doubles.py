@@ -64,6 +64,7 @@ class FakeLease:
         self.began = asyncio.Event()
         self.may_end = asyncio.Event()
         self.may_end.set()
+        self.copied: Callable[[str], None] = lambda session_id: None
         self._engine = engine
         self._said: asyncio.Queue[Batch | BaseException] = asyncio.Queue()
 

@@ -205,6 +205,25 @@ async def test_a_fork_is_made_when_nobody_speaks_in_its_source(store: SqliteStor
         await office.finished(fork.id)
 
 
+async def test_when_a_fork_has_its_copy_its_source_goes_on(store: SqliteStore) -> None:
+    async with Office(store, Clock(), places=3) as office:
+        session = SessionWish(id=await begun(office))
+        fork = await office.submit(session=replace(session, fork=True))
+        copying = await office.lease(1, office.sessions_engine)
+        after = await office.submit(session=session)
+        on = await office.submit(session=SessionWish(id=fork.spec.session and fork.spec.session.id))
+        assert not office.dispatcher.turns.may_begin(after.id)
+        assert session.id is not None
+        copying.copied(session.id)
+        (await office.lease(2, office.sessions_engine)).say(SUCCEEDED)
+        await office.finished(after.id)
+        assert not office.dispatcher.turns.may_begin(on.id)
+        copying.say(SUCCEEDED)
+        await office.finished(fork.id)
+        (await office.lease(3, office.sessions_engine)).say(SUCCEEDED)
+        await office.finished(on.id)
+
+
 async def test_a_session_is_deleted_when_nobody_speaks_in_it(store: SqliteStore) -> None:
     async with Office(store, Clock()) as office:
         session = await begun(office)
