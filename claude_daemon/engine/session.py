@@ -81,6 +81,9 @@ class SessionWorker(AgentWorker):
         """What has come since the last turn is nobody's, and what it used has been told."""
         self._inbox.clear()
         self._inbox_bytes = 0
+        if self._held and self.process is not None:
+            self._held = False
+            self.process.hold(False)
         self.message = message
         if self.account is not None:
             self.account.begin()

@@ -211,7 +211,8 @@ async def test_when_a_fork_has_its_copy_its_source_goes_on(store: SqliteStore) -
         fork = await office.submit(session=replace(session, fork=True))
         copying = await office.lease(1, office.sessions_engine)
         after = await office.submit(session=session)
-        on = await office.submit(session=SessionWish(id=fork.spec.session and fork.spec.session.id))
+        assert fork.spec.session is not None
+        on = await office.submit(session=SessionWish(id=fork.spec.session.id))
         assert not office.dispatcher.turns.may_begin(after.id)
         assert session.id is not None
         copying.copied(session.id)
