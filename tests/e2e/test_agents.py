@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
@@ -49,7 +50,7 @@ async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) ->
     yield start
     for daemon in started:
         assert [line for line in daemon.log() if line["level"] in ("error", "critical")] == []
-        assert await daemon.stop() == 0
+        assert await daemon.stop() in (0, -signal.SIGKILL)  # by its test
 
 
 def call(tool: str, **given: Any) -> str:
