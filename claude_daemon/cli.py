@@ -91,10 +91,17 @@ def check_config(config: str | None, profile: str | None) -> None:
 
     Example: claude-daemon check-config --profile prod
     """
+    from claude_daemon.assembly import BadSetting, tls, validate
     from claude_daemon.layers import explain
-    from claude_daemon.running import loaded_or_exit
+    from claude_daemon.running import EX_CONFIG, loaded_or_exit
 
     loaded = loaded_or_exit(_flags(config, profile))
+    try:
+        validate(loaded.settings)
+        tls(loaded.settings)
+    except BadSetting as error:
+        click.echo(f"claude-daemon: {error}", err=True)
+        sys.exit(EX_CONFIG)
     rows = explain(loaded)
     width = max(len(key) for key, _, _ in rows)
     for key, value, origin in rows:

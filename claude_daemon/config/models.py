@@ -167,7 +167,8 @@ class Agent(Section):
     # A parallel build or test run forks some dozens; a fork bomb thousands.
     max_processes: Count = 256
     # The CLI itself takes 0.3 GB; the rest is for compilers and tests.
-    max_memory_mb: Count = 4096
+    # Under 512 MB of data the CLI does not start.
+    max_memory_mb: Annotated[Count, Field(ge=1024)] = 4096
     # Larger than any source or artefact worth keeping, smaller than a disk.
     max_file_mb: Count = 1024
     # A checkout with its dependencies.

@@ -32,12 +32,19 @@ _CONTEXT: Final = 3
 _CUT: Final = "\n[cut here: the whole diff is longer]\n"
 
 
+class Untold:
+    """In the place of a text that there is, and that is not told."""
+
+
+UNTOLD: Final = Untold()
+
+
 class Changes:
     """``places``: the task's directories, open for as long as this is used."""
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = places
-        self._before: dict[str, str | None] = {}
+        self._before: dict[str, str | Untold | None] = {}
         self._held = 0
 
     async def before(self, tool: str, given: Mapping[str, Any]) -> None:
@@ -46,9 +53,10 @@ class Changes:
         if not isinstance(path, str) or path in self._before or len(self._before) >= MAX_FILES:
             return
         text = await asyncio.to_thread(self._read, path)
-        self._held += len(text or "")
-        if self._held <= MAX_HELD_BYTES:
-            self._before[path] = text
+        if isinstance(text, str):
+            self._held += len(text)
+            text = text if self._held <= MAX_HELD_BYTES else UNTOLD
+        self._before[path] = text
 
     async def diff(self) -> str | None:
         """None where nothing is known to have changed."""
@@ -58,8 +66,12 @@ class Changes:
         told, compared = bytearray(), 0
         for path, before in sorted(self._before.items()):
             after = self._read(path)
-            if before == after:
+            if before == after and before is not UNTOLD:
                 continue
+            if before is UNTOLD or after is UNTOLD:
+                told += f"[{self._name(path)} is too large, or no text file, to be compared]\n".encode()
+                continue
+            assert not isinstance(before, Untold) and not isinstance(after, Untold)
             old, new = _lines(before), _lines(after)
             matcher, pairs = _compared(old, new, MAX_COMPARED - compared)
             compared += pairs
@@ -75,8 +87,8 @@ class Changes:
         cwd = self._places[0].path
         return str(Path(path).relative_to(cwd)) if Path(path).is_relative_to(cwd) else path.lstrip("/")
 
-    def _read(self, path: str) -> str | None:
-        """The text of a file in one of the directories; None where there is none, or none that can be told."""
+    def _read(self, path: str) -> str | Untold | None:
+        """The text of a file in one of the directories; None where there is none."""
         for place in self._places:
             if not Path(path).is_relative_to(place.path):
                 continue
@@ -86,14 +98,14 @@ class Changes:
                 return None
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    return None
+                    return UNTOLD
                 with os.fdopen(fd, "rb", closefd=False) as file:
                     content = file.read(MAX_FILE_BYTES + 1)
             except OSError:
                 return None
             finally:
                 os.close(fd)
-            return content.decode(errors="replace") if len(content) <= MAX_FILE_BYTES else None
+            return content.decode(errors="replace") if len(content) <= MAX_FILE_BYTES else UNTOLD
         return None
 
 

@@ -21,12 +21,18 @@ class Facts:
         self.files: list[str] = []
         self._calls: dict[str, tuple[str, str | None]] = {}  # without a result: id -> tool, and the file it names
         self._denied: set[str] = set()
+        self._reasons: dict[str, str] = {}
+
+    def expect(self, call: str, why: str) -> None:
+        """Somebody has denied the call: that is why, whatever Claude Code says of it."""
+        self._reasons[call] = why
 
     def denied(self, call: str, tool: str, why: str) -> list[Emission]:
         """A call that is not made; nothing where that has been told already."""
         if call in self._denied:
             return []
         self._denied.add(call)
+        why = self._reasons.pop(call, why)
         return [Emission(TOOL_DENIED, {"id": call, "name": tool, "message": why})]
 
     def add(self, message: Mapping[str, Any], emissions: Sequence[Emission]) -> list[Emission]:

@@ -213,7 +213,10 @@ class AgentWorker(Worker):
             if self._asked.pop(request_id, None) is None or not self._turn_open:
                 return
             allowed = {"behavior": "allow", "updatedInput": given}
-            denied = {"behavior": "deny", "message": answer.message or "it was denied"}
+            why = answer.message or "it was denied"
+            denied = {"behavior": "deny", "message": why}
+            if not answer.allow:
+                self._facts.expect(question.tool_use_id, why)
             self._write(control_reply(request_id, allowed if answer.allow else denied))
 
         question = Question(

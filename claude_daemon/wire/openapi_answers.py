@@ -147,7 +147,7 @@ SCHEMAS: Final[Mapping[str, Json]] = {
     "SessionList": _object(object={"const": "list"}, data=_list(_ref("Session")), next=_MAYBE_TEXT),
     "SessionDeleted": _object(id=_TEXT, object={"const": "session"}, deleted={"const": True}),
     "TaskResult": _object(
-        text=_TEXT,
+        text=_MAYBE_TEXT,
         structured={"description": "What the text says as JSON, where a schema was given; else null."},
         stop_reason=_MAYBE_TEXT,
         diff={

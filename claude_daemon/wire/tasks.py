@@ -418,7 +418,7 @@ def task_document(task: Task) -> dict[str, Any]:
 
 
 def _result(outcome: Outcome | None) -> dict[str, Any] | None:
-    if outcome is None or outcome.text is None:
+    if outcome is None or (outcome.text is None and outcome.diff is None and not outcome.files):
         return None
     return {
         "text": outcome.text,

@@ -177,12 +177,26 @@ async def _cancel(service: Service, number: int) -> None:
 
 
 async def _disturb(service: Service) -> None:
-    """Chats, a pause and a resume, a purge, a key, a cancelled task that is tried again: what the other verbs are
-    for."""
+    """Chats, an agent, a session that is deleted, a pause and a resume, a purge, a key, a cancelled task that is tried
+    again: what the other verbs are for."""
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
         extra: str | None = None
-        steps = ["chat", "pause", "resume", "submit", "worker", "cancel", "retry", "purge", "key"]
+        talk: str | None = None
+        steps = [
+            "chat",
+            "tool",
+            "talk",
+            "pause",
+            "resume",
+            "submit",
+            "worker",
+            "cancel",
+            "retry",
+            "purge",
+            "key",
+            "forget",
+        ]
         while len(done) < len(steps):
             step = next(step for step in steps if step not in done)
             daemon = await service.serving()
@@ -200,6 +214,15 @@ async def _disturb(service: Service) -> None:
                     await daemon.control("tasks/purge", "POST", {"before": 1.0})
                 elif step == "key":  # a conflict, where the crash came after the commit
                     await daemon.control("keys", "POST", {"name": "extra"})
+                elif step == "tool":
+                    prompt = '[[tool=Bash]] [[input={"command":"true"}]] [[tokens=1]]'
+                    await daemon.control("tasks?detach=true", "POST", {"prompt": prompt, "tools": {"allow": ["Bash"]}})
+                elif step == "talk":
+                    body = {"prompt": "[[text=hi]]", "session": {}}
+                    talk = (await daemon.control("tasks?detach=true", "POST", body))["session_id"]
+                elif step == "forget":
+                    if (await daemon.control(f"sessions/{talk}", "DELETE")).get("code") == "conflict":
+                        raise ValueError("its turn is not over: a moment later")
                 elif step == "submit":
                     body = {"prompt": "[[tokens=20]] [[pace=20ms]]"}
                     extra = (await daemon.control("tasks?detach=true", "POST", body)).get("id")
@@ -377,7 +400,6 @@ async def _gone(home: Path, point: str) -> None:
 
 # What no load brings about within a test; the store's own tests kill it at these too.
 ELSEWHERE = {
-    "set_effects": "comes with tools",
     "renew": "every 20 s",
     "check": "only where the disk has failed",
 }

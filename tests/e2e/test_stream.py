@@ -145,7 +145,7 @@ async def test_a_task_is_cancelled_and_left(daemon: DaemonProcess) -> None:
         ({}, "invalid_request", "op"),
         ({"op": "subscribe", "task": "task_x"}, "not_found", None),
         ({"op": "cancel", "task": "task_x"}, "not_found", None),
-        ({"op": "submit", "task": {"prompt": "x", "session": {}}}, "unsupported_parameter", "session"),
+        ({"op": "submit", "task": {"prompt": "x", "session": {"id": "sess_x"}}}, "not_found", None),
         ({"op": "submit", "task": {"prompt": "x", "cwd": "/srv"}}, "forbidden", None),
         ({"op": "approve", "task": "task_x", "approval": "appr_x", "allow": True}, "not_found", None),
         ({"op": "approve", "task": "task_x", "approval": "appr_x"}, "invalid_request", "allow"),

@@ -48,7 +48,7 @@ def _rules(_: click.Context, __: click.Parameter, given: str | None) -> Sequence
 @click.option("--approval", type=click.Choice(["never", "ask", "auto"]), help="For what no rule allows. Usually never.")
 @click.option("--cwd", metavar="DIR", help="Where the agent works, under a configured root.")
 @click.option("--add-dir", "add_dirs", multiple=True, metavar="DIR", help="Another directory. May be repeated.")
-@click.option("--max-turns", type=int, metavar="N", help="Model calls at most.")
+@click.option("--max-turns", type=int, metavar="N", help="Model calls at most, but for subagents'.")
 @click.option("--max-cost-usd", type=float, metavar="USD", help="No further model call once so much is spent.")
 @click.option("--priority", type=int, metavar="N", help="Which waiting task is first: the higher. Usually 0.")
 @click.option("--timeout-s", type=seconds, metavar="S", help="The task fails when it is not over after S seconds.")
