@@ -69,7 +69,7 @@ class Changes:
             if before == after and before is not UNTOLD:
                 continue
             if before is UNTOLD or after is UNTOLD:
-                told += f"[{self._name(path)} is too large, or no text file, to be compared]\n".encode()
+                told += f"[{self._name(path)} is too large to be compared]\n".encode()
                 continue
             assert not isinstance(before, Untold) and not isinstance(after, Untold)
             old, new = _lines(before), _lines(after)
@@ -98,7 +98,7 @@ class Changes:
                 return None
             try:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
-                    return UNTOLD
+                    return None
                 with os.fdopen(fd, "rb", closefd=False) as file:
                     content = file.read(MAX_FILE_BYTES + 1)
             except OSError:

@@ -183,20 +183,8 @@ async def _disturb(service: Service) -> None:
         done: set[str] = set()
         extra: str | None = None
         talk: str | None = None
-        steps = [
-            "chat",
-            "tool",
-            "talk",
-            "pause",
-            "resume",
-            "submit",
-            "worker",
-            "cancel",
-            "retry",
-            "purge",
-            "key",
-            "forget",
-        ]
+        steps = ["chat", "tool", "talk", "pause", "resume", "submit", "worker", "cancel", "retry", "purge", "key"]
+        steps.append("forget")
         while len(done) < len(steps):
             step = next(step for step in steps if step not in done)
             daemon = await service.serving()
@@ -219,7 +207,9 @@ async def _disturb(service: Service) -> None:
                     await daemon.control("tasks?detach=true", "POST", {"prompt": prompt, "tools": {"allow": ["Bash"]}})
                 elif step == "talk":
                     body = {"prompt": "[[text=hi]]", "session": {}}
-                    talk = (await daemon.control("tasks?detach=true", "POST", body))["session_id"]
+                    talk = (await daemon.control("tasks?detach=true", "POST", body)).get("session_id")
+                    if talk is None:
+                        raise ValueError("it was not taken: a moment later")
                 elif step == "forget":
                     if (await daemon.control(f"sessions/{talk}", "DELETE")).get("code") == "conflict":
                         raise ValueError("its turn is not over: a moment later")

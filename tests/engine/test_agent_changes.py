@@ -56,7 +56,7 @@ async def test_what_was_read_or_ran_or_came_back_as_it_was_is_no_change(work: Pa
     assert await changes.diff() is None
 
 
-@pytest.mark.parametrize("how", ["outside", "symlink", "dots", "pipe", "large", "nonsense"])
+@pytest.mark.parametrize("how", ["outside", "symlink", "dots", "pipe", "nonsense"])
 async def test_nothing_else_comes_into_a_diff(work: Path, place: Place, how: str) -> None:
     secret = work.parent / "secret"
     secret.write_text("the secret\n")
@@ -70,8 +70,6 @@ async def test_nothing_else_comes_into_a_diff(work: Path, place: Place, how: str
         given = f"{work}/../secret"
     elif how == "pipe":
         os.mkfifo(path)
-    elif how == "large":
-        path.write_bytes(b"the secret" * (MAX_FILE_BYTES // 10 + 1))
     else:
         given = {"file": "x"}
     changes = Changes([place])
@@ -149,3 +147,16 @@ async def test_files_that_differ_throughout_are_told_as_all_the_old_and_all_the_
     assert told is not None
     assert told.startswith("--- a/a.txt\n+++ b/a.txt\n@@ -1,5000 +1,5000 @@\n-0\n-1\n")
     assert told.endswith("+4999!\n")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_file_that_cannot_be_compared_is_named_and_not_told_as_gone(
+    work: Path, place: Place, when: str
+) -> None:
+    small, large = "small\n", "x" * (MAX_FILE_BYTES + 1)
+    file = work / "big.txt"
+    file.write_text(large if when == "before" else small)
+    changes = Changes([place])
+    await changes.before("Edit", {"file_path": str(file)})
+    file.write_text(small if when == "before" else large)
+    assert await changes.diff() == "[big.txt is too large to be compared]\n"
