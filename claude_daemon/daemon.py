@@ -77,7 +77,7 @@ class Daemon:
 
     source: Source
     text: TextLane
-    direct: DirectEngine | None
+    direct: DirectEngine | None = None
     agents: AgentLane
     sessions: SessionLane
     keys: KeyDesk
@@ -517,25 +517,7 @@ class Daemon:
         self.schemas = SchemaChecker()
         stack.push_async_callback(self.schemas.stop)
         await self.schemas.start()
-        self.text = assembly.text_lane(
-            self.started,
-            cli,
-            self.source,
-            broker,
-            environ,
-            changed=self._engine_changed,
-            owns_process=subreaper,
-            known=lambda: self.schemas.pids | self.restart.pids,
-        )
-        self.direct = DirectEngine(client, assembly.direct_settings(settings)) if client is not None else None
-        self.agents = assembly.agent_lane(self.started, self.text, exposed=self.keys.arms_somebody)
-        await self.agents.probe()
-        if self.agents.missing is not None:
-            journal.no_sandbox(self.agents.missing, required=self.agents.settings.required)
-        self.sessions = assembly.session_lane(self.started, self.text, self.agents)
-        engines: list[Engine] = [self.text, self.agents, self.sessions]
-        if self.direct is not None:
-            engines.insert(0, self.direct)
+        engines = await self._build_lanes(cli, client, broker, owns_process=subreaper)
         self.durable = Durable(settings, self._store, engines, self.sessions, self.schemas)
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
@@ -574,6 +556,33 @@ class Daemon:
             self.health.sources.append(self._redis_check)
         self._build_front(stack, client)
         await self.front.listen(self._public_socks, self._control_sock, self._certificate)
+
+    async def _build_lanes(
+        self, cli: Path, client: MessagesClient | None, broker: Broker, *, owns_process: bool
+    ) -> list[Engine]:
+        """Every lane that there is here, in the order in which they are preferred."""
+        self.text = assembly.text_lane(
+            self.started,
+            cli,
+            self.source,
+            broker,
+            self.surroundings.environ,
+            changed=self._engine_changed,
+            owns_process=owns_process,
+            known=lambda: self.schemas.pids | self.restart.pids,
+        )
+        self.direct = (
+            DirectEngine(client, assembly.direct_settings(self.started.settings)) if client is not None else None
+        )
+        self.agents = assembly.agent_lane(self.started, self.text, exposed=self.keys.arms_somebody)
+        await self.agents.probe()
+        if self.agents.missing is not None:
+            journal.no_sandbox(self.agents.missing, required=self.agents.settings.required)
+        self.sessions = assembly.session_lane(self.started, self.text, self.agents)
+        engines: list[Engine] = [self.text, self.agents, self.sessions]
+        if self.direct is not None:
+            engines.insert(0, self.direct)
+        return engines
 
     def _redis_check(self) -> Mapping[str, HealthReport]:
         assert self.redis is not None

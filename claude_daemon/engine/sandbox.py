@@ -27,7 +27,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -70,13 +69,6 @@ _F_GETPATH: Final = 50  # macOS
 _PATH_BYTES: Final = 1024  # MAXPATHLEN there, and what F_GETPATH writes at most
 
 _PR_SET_DUMPABLE: Final = 4
-
-
-class Enclosure(StrEnum):
-    """What an agent's process is shut into."""
-
-    BWRAP = "bwrap"
-    NONE = "none"
 
 
 class NotBeneath(ValueError):

@@ -29,7 +29,7 @@ import pytest
 
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
-from tests.e2e.test_agents import Agents, agents, call, ended, repository, run, told  # noqa: F401 - fixtures
+from tests.e2e.agents import Agents, call, ended, run, told
 from tests.ordinary import NOBODY, give, ordinary
 from tests.support import DaemonProcess, alive, sse
 
@@ -321,7 +321,7 @@ def _as_the_daemon(*command: str) -> list[str]:
 async def unconfined(
     start_daemon: StartDaemon,
     tmp_path: Path,
-    repository: Path,  # noqa: F811
+    repository: Path,
 ) -> AsyncIterator[Agents]:
     """As :func:`agents`, without a sandbox; and it may be killed."""
 
@@ -421,8 +421,8 @@ async def outcomes(daemon: DaemonProcess, root: Path, sentry: subprocess.Popen[s
 
 
 async def test_no_attack_succeeds_in_the_sandbox(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     sentry: subprocess.Popen[str],
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -435,7 +435,7 @@ async def test_no_attack_succeeds_in_the_sandbox(
 
 async def test_what_succeeds_without_a_sandbox_is_told(
     unconfined: Agents,
-    repository: Path,  # noqa: F811
+    repository: Path,
     sentry: subprocess.Popen[str],
     record_property: Callable[[str, object], None],
 ) -> None:
@@ -525,7 +525,7 @@ ENDS = {
 }
 
 
-async def strays_outlive(daemon: DaemonProcess, repository: Path, how: str) -> bool:  # noqa: F811
+async def strays_outlive(daemon: DaemonProcess, repository: Path, how: str) -> bool:
     """Whether any of the strays is there still once this has happened."""
     number = next(_numbers)
     then = "true" if how == "the task ends" else f"sleep {number}"
@@ -542,14 +542,14 @@ async def strays_outlive(daemon: DaemonProcess, repository: Path, how: str) -> b
 
 
 @pytest.mark.parametrize("how", ENDS)
-async def test_nothing_that_an_agent_started_outlives_it(agents: Agents, repository: Path, how: str) -> None:  # noqa: F811
+async def test_nothing_that_an_agent_started_outlives_it(agents: Agents, repository: Path, how: str) -> None:
     daemon = await agents({"engine.sandbox": "bwrap"})
     assert not await strays_outlive(daemon, repository, how)
 
 
 async def test_strays_without_a_sandbox_are_told(
     unconfined: Agents,
-    repository: Path,  # noqa: F811
+    repository: Path,
     record_property: Callable[[str, object], None],
 ) -> None:
     daemon = await unconfined()
@@ -558,7 +558,7 @@ async def test_strays_without_a_sandbox_are_told(
     record_property(REPORTED, ("none", found))
 
 
-async def test_what_one_agent_leaves_in_its_home_is_gone_for_the_next(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_what_one_agent_leaves_in_its_home_is_gone_for_the_next(agents: Agents, repository: Path) -> None:
     daemon = await agents({"engine.sandbox": "bwrap"})
     ran = repository / "ran"
     # in scripts: Claude Code itself has a rule against commands that name some of these files
@@ -599,7 +599,7 @@ async def listener() -> AsyncIterator[tuple[str, list[bytes]]]:
         yield f"http://{host}:{port}", heard
 
 
-def poison(repository: Path, elsewhere: str) -> Path:  # noqa: F811
+def poison(repository: Path, elsewhere: str) -> Path:
     """Makes of it a repository that runs what it can; where each of its parts says that it ran."""
     ran = repository / "ran"
     ran.mkdir()
@@ -633,8 +633,8 @@ def poison(repository: Path, elsewhere: str) -> Path:  # noqa: F811
 
 @pytest.mark.parametrize("sandbox", ["bwrap", "none"])
 async def test_nothing_of_a_malicious_repository_runs_unasked(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     model: OfflineModel,
     sandbox: str,
 ) -> None:
@@ -678,8 +678,8 @@ OUTSIDE: dict[str, Callable[[Path], str]] = {
 
 @pytest.mark.parametrize("sandbox", ["bwrap", "none"])
 async def test_no_directory_outside_of_the_roots_is_a_task_given(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     sandbox: str,
 ) -> None:
     root = repository.parent
@@ -701,8 +701,8 @@ async def test_no_directory_outside_of_the_roots_is_a_task_given(
 @pytest.mark.parametrize("sandbox", ["bwrap", "none"])
 @pytest.mark.parametrize("field", ["cwd", "add_dirs"])
 async def test_a_directory_that_is_swapped_for_a_symlink_while_its_task_waits_is_not_followed_out(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     sandbox: str,
     field: str,
 ) -> None:
@@ -738,8 +738,8 @@ def programs() -> Iterator[str]:
 
 
 async def test_without_bubblewrap_prod_runs_no_tool_but_those_that_read(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     programs: str,
 ) -> None:
     daemon = await agents(environ={"PATH": programs}, args=("--profile", "prod"))
@@ -757,8 +757,8 @@ async def test_without_bubblewrap_prod_runs_no_tool_but_those_that_read(
 
 
 async def test_without_bubblewrap_dev_warns_and_runs_them(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     programs: str,
 ) -> None:
     daemon = await agents(environ={"PATH": programs})
@@ -788,7 +788,7 @@ MAY: tuple[tuple[str, dict[str, Any], int, str], ...] = (
 )
 
 
-async def test_each_role_gets_the_tools_that_are_its_own_over_tcp(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_each_role_gets_the_tools_that_are_its_own_over_tcp(agents: Agents, repository: Path) -> None:
     daemon = await agents({"engine.sandbox": "bwrap"})
     keys = {"local": daemon.key}
     for role in ("readonly", "standard", "full"):

@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from claude_daemon.offline import OfflineModel
+from tests.e2e.agents import Agents, call, ended, run, told
 from tests.e2e.test_agent_confinement import _POLL_S, PATIENCE_S, _cli_of, ended_by
-from tests.e2e.test_agents import Agents, agents, call, ended, repository, run, told  # noqa: F401 - fixtures
 from tests.e2e.test_engine_requests import asked_with
 from tests.support import DaemonProcess
 
@@ -53,8 +53,8 @@ def calls(model: OfflineModel, word: str) -> int:
 
 
 async def test_a_tool_with_effects_never_runs_twice_though_the_daemon_is_killed(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     model: OfflineModel,
 ) -> None:
     """Right after the effect, and the model has not heard of it yet."""
@@ -74,8 +74,8 @@ async def test_a_tool_with_effects_never_runs_twice_though_the_daemon_is_killed(
 
 
 async def test_a_task_that_has_only_read_runs_again_when_the_daemon_is_killed(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     model: OfflineModel,
 ) -> None:
     daemon = await agents()
@@ -98,8 +98,8 @@ async def test_a_task_that_has_only_read_runs_again_when_the_daemon_is_killed(
 
 
 async def test_claude_code_killed_in_mid_tool_fails_the_task_and_the_next_one_runs(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
 ) -> None:
     daemon = await agents()
     prompt = call("Bash", command=f"{ONCE}; sleep 600")
@@ -115,7 +115,7 @@ async def test_claude_code_killed_in_mid_tool_fails_the_task_and_the_next_one_ru
             await asyncio.sleep(_POLL_S)
 
 
-async def test_a_cancelled_task_ends_in_the_middle_of_a_tool(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_a_cancelled_task_ends_in_the_middle_of_a_tool(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     prompt = call("Bash", command="touch begun; sleep 600")
     task_id = await submitted(daemon, prompt, tools=BASH, cwd=str(repository))
@@ -132,8 +132,8 @@ async def test_a_cancelled_task_ends_in_the_middle_of_a_tool(agents: Agents, rep
 
 
 async def test_no_model_is_called_once_the_cost_is_spent(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     model: OfflineModel,
 ) -> None:
     daemon = await agents(toml=PRICES)
@@ -149,8 +149,8 @@ async def test_no_model_is_called_once_the_cost_is_spent(
 
 
 async def test_an_agent_has_as_many_turns_as_it_was_given(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     model: OfflineModel,
 ) -> None:
     daemon = await agents()
@@ -161,7 +161,7 @@ async def test_an_agent_has_as_many_turns_as_it_was_given(
     assert (repository / "effects").read_text() == "ran\n" * 3
 
 
-async def test_a_task_ends_at_its_timeout_though_a_tool_is_at_work(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_a_task_ends_at_its_timeout_though_a_tool_is_at_work(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     prompt = call("Bash", command=f"{ONCE}; sleep 600")
     task, _ = await run(daemon, prompt, tools=BASH, cwd=str(repository), timeout_s=8)
@@ -174,8 +174,8 @@ async def test_a_task_ends_at_its_timeout_though_a_tool_is_at_work(agents: Agent
 
 
 async def test_a_deny_rule_wins_over_auto_and_what_no_rule_allows_is_denied(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
 ) -> None:
     daemon = await agents()
     touch = call("Bash", command="touch denied")
@@ -198,7 +198,7 @@ async def test_a_deny_rule_wins_over_auto_and_what_no_rule_allows_is_denied(
     assert not (repository / "denied").exists()
 
 
-async def test_files_that_changed_are_told_and_come_with_the_result(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_files_that_changed_are_told_and_come_with_the_result(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     new, old = repository / "new.txt", repository / "hello.txt"
     edit = call("Edit", file_path=str(old), old_string="hello", new_string="bye")
@@ -214,7 +214,7 @@ async def test_files_that_changed_are_told_and_come_with_the_result(agents: Agen
 # answers
 
 
-async def test_an_agent_answers_in_the_asked_form(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_an_agent_answers_in_the_asked_form(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     schema = {
         "type": "object",
@@ -231,7 +231,7 @@ async def test_an_agent_answers_in_the_asked_form(agents: Agents, repository: Pa
     assert (task["state"], task["error"]["code"]) == ("failed", "schema_mismatch"), task
 
 
-async def test_a_stream_that_is_cut_takes_back_what_it_said(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_a_stream_that_is_cut_takes_back_what_it_said(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     bash = call("Bash", command=ONCE)
     task, events = await run(
@@ -246,8 +246,8 @@ async def test_a_stream_that_is_cut_takes_back_what_it_said(agents: Agents, repo
 
 
 async def test_an_overloaded_upstream_is_asked_again_and_the_tool_is_not(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
 ) -> None:
     daemon = await agents()
     bash = call("Bash", command=ONCE)
@@ -269,7 +269,7 @@ FIND = "grep -rlsF {marker} ~ $TMPDIR $CLAUDE_CONFIG_DIR . {home}; echo $CLAUDE_
 
 @pytest.mark.parametrize("sandbox", ["bwrap", "none"])
 async def test_keys_of_different_domains_share_no_process_and_no_directory(
-    agents: Agents,  # noqa: F811
+    agents: Agents,
     model: OfflineModel,
     sandbox: str,
 ) -> None:

@@ -12,11 +12,9 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.e2e.test_agents import Agents, agents, call, repository, run, told
+from tests.e2e.agents import Agents, call, run, told
 from tests.ordinary import give
 from tests.support import DaemonProcess, sse
-
-__all__ = ["agents", "repository"]
 
 HELPER = {"description": "Helps.", "prompt": "You are the helper."}
 PRICE = '[prices."claude-{0}-5-5"]\ninput = {1}\noutput = {1}\ncache_write = {1}\ncache_read = {1}\n'

@@ -15,10 +15,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.e2e.test_agents import PATIENCE_S, Agents, agents, call, ended, repository, run, told
+from tests.e2e.agents import PATIENCE_S, Agents, call, ended, run, told
 from tests.support import DaemonProcess, alive
-
-__all__ = ["agents", "repository"]
 
 SCRIPT = Path(__file__).with_name("mcp_server.py")
 SECRET = "of-the-server-alone-4711"

@@ -3,77 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import orjson
-import pytest
 
-from tests.conftest import StartDaemon
-from tests.debian import program
-from tests.ordinary import give, ordinary
-from tests.support import DaemonProcess, sse
-
-PATIENCE_S = 60.0
-Agents = Callable[..., Awaitable[DaemonProcess]]
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    directory = tmp_path / "root" / "repository"
-    directory.mkdir(parents=True)
-    (tmp_path / "home").mkdir()
-    (directory / "hello.txt").write_text("hello\n")
-    return directory
-
-
-@pytest.fixture
-async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) -> AsyncIterator[Agents]:
-    """Starts a daemon whose tasks may work beneath the repository's parent; ``toml`` is added to its configuration."""
-
-    async def start(settings: dict[str, Any] | None = None, toml: str = "", **fields: Any) -> DaemonProcess:
-        home = tmp_path / "home"
-        (home / ".claude-daemon").mkdir(mode=0o700, exist_ok=True)
-        configuration = home / ".claude-daemon" / "config.toml"
-        configuration.write_text(f'[[roots]]\npath = "{repository.parent}"\n{toml}')
-        configuration.chmod(0o600)
-        values = {"engine.workers": 2, "engine.stall_timeout_s": 10, **(settings or {})}
-        started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent), **fields))
-        return started[-1]
-
-    program("bwrap", "bubblewrap")
-    started: list[DaemonProcess] = []
-    yield start
-    for daemon in started:
-        assert [line for line in daemon.log() if line["level"] in ("error", "critical")] == []
-        assert await daemon.stop() in (0, -signal.SIGKILL)  # by its test
-
-
-def call(tool: str, **given: Any) -> str:
-    """What makes the offline model call this tool."""
-    return f"[[tool={tool}]] [[input={orjson.dumps(given).decode()}]]"
-
-
-async def run(daemon: DaemonProcess, prompt: str, **fields: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The task as it ended, and its events. Over the control socket: whoever reaches that may use tools."""
-    task = await daemon.control("tasks?detach=true", "POST", {"prompt": prompt, **fields})
-    assert "id" in task, task
-    return await ended(daemon, task["id"])
-
-
-async def ended(daemon: DaemonProcess, task_id: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    async with asyncio.timeout(PATIENCE_S):
-        async with daemon.http.get(f"/v1/tasks/{task_id}/events") as response:
-            events = [data for _, data in await sse(response)]
-        return await daemon.control(f"tasks/{task_id}"), events
-
-
-def told(events: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
-    return [event["data"] for event in events if event["type"] == kind]
+from tests.e2e.agents import PATIENCE_S, Agents, call, run, told
+from tests.ordinary import give
+from tests.support import DaemonProcess
 
 
 async def test_an_agent_runs_a_command_where_it_was_told_to(agents: Agents, repository: Path) -> None:

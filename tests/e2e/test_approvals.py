@@ -15,7 +15,7 @@ from typing import Any, cast
 import orjson
 import pytest
 
-from tests.e2e.test_agents import Agents, agents, call, ended, repository, told  # noqa: F401 - fixtures
+from tests.e2e.agents import Agents, call, ended, told
 from tests.e2e.test_keys import caller, create
 from tests.support import BIN, DaemonProcess
 
@@ -56,7 +56,7 @@ async def answer(daemon: DaemonProcess, task_id: str, approval: str, allow: bool
     return said
 
 
-async def test_a_call_that_was_allowed_is_made(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_a_call_that_was_allowed_is_made(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     task_id = await submit(daemon, WRITE, cwd=str(repository))
     (question,) = await asked(daemon, task_id)
@@ -76,8 +76,8 @@ async def test_a_call_that_was_allowed_is_made(agents: Agents, repository: Path)
 
 
 async def test_a_call_that_was_denied_is_not_made_and_the_model_is_told_why(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
 ) -> None:
     daemon = await agents()
     task_id = await submit(daemon, WRITE, cwd=str(repository))
@@ -91,7 +91,7 @@ async def test_a_call_that_was_denied_is_not_made_and_the_model_is_told_why(
     assert not (repository / "written").exists()
 
 
-async def test_nobodys_answer_is_a_denial(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_nobodys_answer_is_a_denial(agents: Agents, repository: Path) -> None:
     daemon = await agents({"engine.approval_timeout_s": 1})
     task, events = await ended(daemon, await submit(daemon, WRITE, cwd=str(repository)))
     assert task["state"] == "succeeded", task
@@ -101,8 +101,8 @@ async def test_nobodys_answer_is_a_denial(agents: Agents, repository: Path) -> N
 
 
 async def test_each_of_several_calls_is_asked_for_and_what_a_rule_allows_is_not(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
 ) -> None:
     """Claude Code asks for the calls of one answer one after the other where they may change something."""
     daemon = await agents()
@@ -121,7 +121,7 @@ async def test_each_of_several_calls_is_asked_for_and_what_a_rule_allows_is_not(
     assert [result["is_error"] for result in told(events, "tool.result")] == [False, True, False]
 
 
-async def test_it_ends_with_the_task(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_it_ends_with_the_task(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     task_id = await submit(daemon, WRITE, cwd=str(repository))
     (question,) = await asked(daemon, task_id)
@@ -134,7 +134,7 @@ async def test_it_ends_with_the_task(agents: Agents, repository: Path) -> None: 
     assert not (repository / "written").exists()
 
 
-async def test_it_does_not_outlive_its_attempt(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_it_does_not_outlive_its_attempt(agents: Agents, repository: Path) -> None:
     """The daemon dies while somebody is asked: nobody can tell what was done, so it is not done again."""
     daemon = await agents()
     task_id = await submit(daemon, WRITE, cwd=str(repository))
@@ -149,8 +149,8 @@ async def test_it_does_not_outlive_its_attempt(agents: Agents, repository: Path)
 
 @pytest.mark.parametrize("way", ["http", "websocket"])
 async def test_only_a_key_with_the_scope_answers_and_only_for_its_own(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     way: str,
 ) -> None:
     daemon = await agents()
@@ -200,8 +200,8 @@ Terminal = Callable[[str], Awaitable[str]]
 
 @pytest.mark.parametrize(("key", "written"), [("y", True), ("n", False)])
 async def test_claudectl_asks_on_a_terminal(
-    agents: Agents,  # noqa: F811
-    repository: Path,  # noqa: F811
+    agents: Agents,
+    repository: Path,
     key: str,
     written: bool,
 ) -> None:

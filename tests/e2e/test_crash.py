@@ -32,6 +32,8 @@ pytestmark = pytest.mark.crash
 PATIENCE_S = 60.0
 TASKS = 8
 CANCELLED = 3
+STEPS = ("chat", "tool", "talk", "pause", "resume", "submit", "worker", "cancel", "retry", "purge", "key", "forget")
+"""What disturbs the load, in this order: ``talk`` begins a session that ``forget`` deletes."""
 TERMINAL = ("task.succeeded", "task.failed", "task.cancelled")
 SETTINGS = {"engine.workers": 2, "engine.spares": 0, "queue.max_attempts": 50, "webhooks.allow_private": True}
 CRASHING = (sys.executable, str(Path(__file__).with_name("crashing.py")))
@@ -183,10 +185,8 @@ async def _disturb(service: Service) -> None:
         done: set[str] = set()
         extra: str | None = None
         talk: str | None = None
-        steps = ["chat", "tool", "talk", "pause", "resume", "submit", "worker", "cancel", "retry", "purge", "key"]
-        steps.append("forget")
-        while len(done) < len(steps):
-            step = next(step for step in steps if step not in done)
+        while len(done) < len(STEPS):
+            step = next(step for step in STEPS if step not in done)
             daemon = await service.serving()
             try:
                 if step == "chat":

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from tests.e2e.test_agents import Agents, agents, repository  # noqa: F401 - fixtures
+from tests.e2e.agents import Agents
 from tests.ordinary import give
 from tests.support import DaemonProcess
 
@@ -44,7 +44,7 @@ async def watched(daemon: DaemonProcess, key: str, task: dict[str, Any]) -> list
     return events
 
 
-async def test_an_agent_mends_a_failing_test(agents: Agents, repository: Path) -> None:  # noqa: F811
+async def test_an_agent_mends_a_failing_test(agents: Agents, repository: Path) -> None:
     (repository / "shapes.py").write_text(SOURCE)
     (repository / "test_shapes.py").write_text(TEST)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):

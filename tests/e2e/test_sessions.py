@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,17 @@ import orjson
 import pytest
 
 from claude_daemon.offline import OfflineModel
-from tests.conftest import StartDaemon
-from tests.debian import program
-from tests.ordinary import ordinary
+from tests.e2e.agents import Agents
 from tests.support import BIN, DaemonProcess, sse, text_of
 
 PATIENCE_S = 60.0
-Sessions = Callable[..., Awaitable[DaemonProcess]]
+Sessions = Agents
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    directory = tmp_path / "root" / "repository"
-    directory.mkdir(parents=True)
-    (tmp_path / "home").mkdir()
-    (directory / "hello.txt").write_text("hello\n")
-    return directory
-
-
-@pytest.fixture
-async def sessions(start_daemon: StartDaemon, tmp_path: Path, repository: Path) -> AsyncIterator[Sessions]:
-    """Starts daemons at one home, one after the other; tasks may work beneath the repository's parent."""
-
-    async def start(settings: dict[str, Any] | None = None) -> DaemonProcess:
-        home = tmp_path / "home"
-        (home / ".claude-daemon").mkdir(mode=0o700, exist_ok=True)
-        (home / ".claude-daemon" / "config.toml").write_text(f'[[roots]]\npath = "{repository.parent}"\n')
-        values = {"engine.workers": 2, "engine.stall_timeout_s": 10, **(settings or {})}
-        started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent)))
-        return started[-1]
-
-    program("bwrap", "bubblewrap")
-    started: list[DaemonProcess] = []
-    yield start
-    for daemon in started:
-        assert [line for line in daemon.log() if line["level"] in ("error", "critical")] == []
-        assert await daemon.stop() in (0, -signal.SIGKILL)
+def sessions(agents: Agents) -> Agents:
+    """Daemons at one home, one after the other."""
+    return agents
 
 
 async def submit(daemon: DaemonProcess, prompt: str, session: dict[str, Any], **fields: Any) -> dict[str, Any]:
