@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,11 @@ TIMEOUT_S = 30
 
 
 def claude_daemon(
-    home: Path, *args: str, **environ: str
+    home: Path, *args: str, under: Sequence[str] = (), **environ: str
 ) -> subprocess.CompletedProcess[str]:  # fmt: skip
     kept = {name: os.environ[name] for name in os.environ if name.startswith("COVERAGE")}
     env = {"PATH": "/usr/bin:/bin", "HOME": str(home), "LANG": "C.UTF-8", **kept, **environ}
-    command = [str(BIN / "claude-daemon"), *args]
+    command = [*under, str(BIN / "claude-daemon"), *args]
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT_S)
 
 
@@ -165,10 +166,12 @@ def test_a_home_that_others_may_write_to_is_77(tmp_path: Path) -> None:
     assert names_in(home) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_home_that_cannot_be_made_is_77(tmp_path: Path) -> None:
     (tmp_path / "sealed").mkdir(mode=0o500)
-    result = claude_daemon(tmp_path, "run", "--offline", CLAUDE_DAEMON_HOME=str(tmp_path / "sealed" / "home"))
+    home = tmp_path / "sealed" / "home"
+    # else root may write everywhere
+    under = ("setpriv", "--bounding-set=-dac_override") if os.geteuid() == 0 else ()
+    result = claude_daemon(tmp_path, "run", "--offline", under=under, CLAUDE_DAEMON_HOME=str(home))
     assert result.returncode == 77
 
 

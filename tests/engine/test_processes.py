@@ -281,13 +281,17 @@ def sleeper() -> Any:
 
     def start(nonce: str | None = None) -> subprocess.Popen[bytes]:
         env = {NONCE_VARIABLE: nonce} if nonce is not None else {}
-        started.append(subprocess.Popen(["/bin/sleep", "60"], env=env, start_new_session=True))
+        waits = ["/bin/sh", "-c", "echo up; read line"]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(waits, env=env, stdin=pipe, stdout=pipe, start_new_session=True))
+        assert started[-1].stdout is not None
+        started[-1].stdout.readline()  # right after an exec the kernel shows no environment yet
         return started[-1]
 
     yield start
     for process in started:
         process.kill()
-        process.wait()
+        process.communicate()
 
 
 def test_the_ledger_ends_its_own_and_nobody_else(tmp_path: Path, sleeper: Any) -> None:

@@ -260,6 +260,7 @@ class TestFullDisk:
         await start(store)
         await fill_up(store)
         kept = asyncio.gather(append(store, "task_1", 1, [event(first_seq(1), size=BIG)]))
+        await asyncio.sleep(0)
         assert not await store.check()
         closing = asyncio.gather(store.close())
         await make_room(store)

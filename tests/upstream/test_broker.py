@@ -132,7 +132,7 @@ async def test_a_bar_cuts_the_call_that_is_under_way(site: Site) -> None:
         site.account.bar("enough")
         with pytest.raises(aiohttp.ClientError):
             await response.content.read()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         await site.model.wait_until(lambda m: m.active == 0)
 
 
@@ -141,7 +141,7 @@ async def test_a_worker_that_leaves_takes_its_call_with_it(site: Site, prompt: s
     asking = asyncio.ensure_future(_read(site, prompt))
     await site.model.wait_until(lambda m: m.active == 1)
     asking.cancel()
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(5):
         await site.model.wait_until(lambda m: m.active == 0)
     assert site.account.failure is None
 
