@@ -138,7 +138,14 @@ def session_settings(settings: Settings) -> SessionSettings:
 def agent_settings(loaded: Loaded) -> AgentSettings:
     settings, profile, paths = loaded.settings, loaded.profile, loaded.paths
     engine, agent = settings.engine, settings.agent
-    files = (paths.database, paths.local_key, paths.control_socket, paths.config_file, paths.log_file)
+    files = (
+        paths.database,
+        paths.local_key,
+        paths.audit_key,
+        paths.control_socket,
+        paths.config_file,
+        paths.log_file,
+    )
     own = (paths.home, paths.engine_dir, paths.run_dir, *files)
     return AgentSettings(
         places=engine.workers,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from claude_daemon import __version__, assembly, journal, stacks
 from claude_daemon.api.control import ControlRoutes
+from claude_daemon.api.control_audit import ControlAuditRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
@@ -42,7 +43,7 @@ from claude_daemon.engine.sandbox import not_dumpable
 from claude_daemon.engine.schema import SchemaChecker
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.front import Front
-from claude_daemon.home import local_secret
+from claude_daemon.home import audit_key, local_secret
 from claude_daemon.operations import Operations
 from claude_daemon.ports import AuditRecord, Engine, HealthReport, StoreUnavailable
 from claude_daemon.report import Report
@@ -178,14 +179,14 @@ class Daemon:
 
     def _take_home(self) -> None:
         not_dumpable()  # from here on secrets of the home are in memory
-        secret = local_secret(
-            self.started.paths.local_key, secrets.token_bytes, lambda said: log.warning("home.repaired", reason=said)
-        )
+        paths, repaired = self.started.paths, lambda said: log.warning("home.repaired", reason=said)
+        secret = local_secret(paths.local_key, secrets.token_bytes, repaired)
+        self._audit_key = audit_key(paths.audit_key, secrets.token_bytes, repaired)
         self.local = Key(id=LOCAL, name=LOCAL, digest=digest(secret), role=DEFAULT_ROLE, trust_domain=DEFAULT_DOMAIN)
 
     def _open_store(self, stack: AsyncExitStack) -> None:
         """The lock is ours, so nobody else has it open. Raises StoreBroken, StoreUnavailable."""
-        self._store = SqliteStore.open(self.started.paths.database)
+        self._store = SqliteStore.open(self.started.paths.database, audit_key=self._audit_key)
         stack.push_async_callback(self._close_store)
 
     async def _close_store(self) -> None:
@@ -518,7 +519,7 @@ class Daemon:
         stack.push_async_callback(self.schemas.stop)
         await self.schemas.start()
         engines = await self._build_lanes(cli, client, broker, owns_process=subreaper)
-        self.durable = Durable(settings, self._store, engines, self.sessions, self.schemas)
+        self.durable = Durable(settings, self._store, engines, self.sessions, self.schemas, audit_key=self._audit_key)
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
         self.admission = Admission(
@@ -661,6 +662,7 @@ class Daemon:
             ControlDaemonRoutes(
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
+            ControlAuditRoutes(self._store, durable.audit),
             ControlKeyRoutes(self.keys, front.chats),
             ControlSessionRoutes(front.sessions),
             ControlTaskRoutes(

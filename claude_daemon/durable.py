@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
@@ -32,6 +33,7 @@ from claude_daemon.ports import (
     WebhookDelivery,
 )
 from claude_daemon.service.admit import Admission
+from claude_daemon.service.audit import AuditDesk
 from claude_daemon.service.book import Book
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
@@ -61,9 +63,17 @@ class Durable:
     """Everything between the store and the routes. ``webhooks`` None: no secret is configured."""
 
     def __init__(
-        self, settings: Settings, store: Store, engines: Sequence[Engine], homes: SessionLane, schemas: Schemas
+        self,
+        settings: Settings,
+        store: Store,
+        engines: Sequence[Engine],
+        homes: SessionLane,
+        schemas: Schemas,
+        *,
+        audit_key: bytes,
     ) -> None:
-        """``homes``: the one of the engines that knows where sessions live. Raises BadSetting."""
+        """``homes``: the one of the engines that knows where sessions live. ``audit_key``: what the store seals its
+        audit with. Raises BadSetting."""
         self._homes = homes
         self.store = store
         self.settings = settings
@@ -95,6 +105,8 @@ class Durable:
             broken=journal.task_broken,
         )
         self.follow = Follow(store, self.tails)
+        days = settings.audit.retention_days
+        self.audit = AuditDesk(store, audit_key, retention_days=days, now=time.time, told=journal.told)
         self.webhooks = self._webhooks()
 
     def serve(
@@ -153,6 +165,7 @@ class Durable:
         self.desk.limits = _queue_limits(settings)
         self.recovery.max_attempts = settings.queue.max_attempts
         self.upkeep.retention_days = settings.queue.retention_days
+        self.audit.retention_days = settings.audit.retention_days
         configured = settings.webhooks
         if self.webhooks is not None and configured.secret is not None:
             secret = configured.secret.reveal()
@@ -190,10 +203,14 @@ class Durable:
             group.create_task(self._recovering())
             group.create_task(self.upkeep.sweep())
             group.create_task(self.upkeep.watch())
+            group.create_task(self.audit.run())
             if self.webhooks is not None:
                 group.create_task(self.webhooks.loop.run())
 
     async def close(self) -> None:
+        """Nothing is written any more."""
+        with contextlib.suppress(StoreUnavailable):
+            await self.audit.tell_head()
         if self.webhooks is not None:
             await self.webhooks.client.close()
 
@@ -210,12 +227,14 @@ class Durable:
             journal.told("audit.unwritten", {"act": audit.act, "peer_uid": audit.peer_uid, **audit.details})
 
     def check(self) -> dict[str, HealthReport]:
-        """The store's share of health."""
+        """The share of health of the store, and of what is kept in it."""
         status = self.store.status()
         details = {"backlog": status.backlog, **status.details}
         if status.error is not None:
-            return {"store": HealthReport(status=Check.FAIL, reason=status.error, details=details)}
-        return {"store": HealthReport(status=Check.PASS, details=details)}
+            store = HealthReport(status=Check.FAIL, reason=status.error, details=details)
+        else:
+            store = HealthReport(status=Check.PASS, details=details)
+        return {"store": store, **self.audit.check()}
 
     # ends
 

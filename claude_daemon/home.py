@@ -9,6 +9,7 @@ so; but not where the directory holds anything that is not ours: a home set to `
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from claude_daemon.core.key import new_secret, well_formed
 DIRECTORY_MODE: Final = 0o700
 FILE_MODE: Final = 0o600
 _NAMES: Final = frozenset({"config.toml", "local.key", "audit.key", "run", "log", "engine", "work"})
-_PREFIXES: Final = ("daemon.db", "local.key.", ".DS_Store")
+_PREFIXES: Final = ("daemon.db", "local.key.", "audit.key.", ".DS_Store")
 _MAX_KEY_FILE_BYTES: Final = 1024  # a key and some white space
+AUDIT_KEY_BYTES: Final = 32
+_AUDIT_KEY: Final = re.compile(rf"[0-9a-f]{{{2 * AUDIT_KEY_BYTES}}}", re.ASCII)
 
 
 class Unsafe(PermissionError):
@@ -28,7 +31,7 @@ class Unsafe(PermissionError):
 
 
 class BadKeyFile(ValueError):
-    """``local.key`` holds no key."""
+    """``local.key`` or ``audit.key`` holds no key."""
 
 
 def take(home: Path) -> str | None:
@@ -69,10 +72,33 @@ def local_secret(path: Path, randbytes: Callable[[int], bytes], repaired: Callab
 
     Raises BadKeyFile, Unsafe, OSError.
     """
+    text = _found(path, repaired)
+    if text is None:
+        return _written(path, new_secret(randbytes))
+    if not well_formed(text):
+        what = "is empty" if not text else "does not hold a key (cd_ and 43 characters)"
+        raise BadKeyFile(f"{path} {what}: delete it, and the next start makes a new one")
+    return text
+
+
+def audit_key(path: Path, randbytes: Callable[[int], bytes], repaired: Callable[[str], None]) -> bytes:
+    """What the audit's records are sealed with; made when there is none. Raises as :func:`local_secret` does."""
+    text = _found(path, repaired)
+    if text is None:
+        text = _written(path, randbytes(AUDIT_KEY_BYTES).hex())
+    if _AUDIT_KEY.fullmatch(text) is None:
+        what = "is empty" if not text else f"does not hold a key ({2 * AUDIT_KEY_BYTES} hexadecimal digits)"
+        why = "put it back, for what it has sealed cannot be proven without it, or delete it"
+        raise BadKeyFile(f"{path} {what}: {why}, and the next start makes a new one")
+    return bytes.fromhex(text)
+
+
+def _found(path: Path, repaired: Callable[[str], None]) -> str | None:
+    """What is in a file of ours that nobody else may read or write; None where there is none."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        return _new_key(path, randbytes)
+        return None
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid():
@@ -83,16 +109,11 @@ def local_secret(path: Path, randbytes: Callable[[int], bytes], repaired: Callab
         if mode != FILE_MODE:
             os.fchmod(descriptor, FILE_MODE)
             repaired(f"{path} had mode {mode:04o} and is 0600 now; if somebody else read it, delete it for a new key")
-        text = file.read(_MAX_KEY_FILE_BYTES).decode("utf-8", "replace").strip()
-    if not well_formed(text):
-        what = "is empty" if not text else "does not hold a key (cd_ and 43 characters)"
-        raise BadKeyFile(f"{path} {what}: delete it, and the next start makes a new one")
-    return text
+        return file.read(_MAX_KEY_FILE_BYTES).decode("utf-8", "replace").strip()
 
 
-def _new_key(path: Path, randbytes: Callable[[int], bytes]) -> str:
+def _written(path: Path, secret: str) -> str:
     """A key under its name is whole: a crash half-way leaves another file. For the one who holds the pid file."""
-    secret = new_secret(randbytes)
     unfinished = path.with_name(f"{path.name}.new")
     descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
     with os.fdopen(descriptor, "w") as file:

@@ -70,7 +70,15 @@ def model_call(name: str, fields: Mapping[str, Any]) -> None:
 
 
 _WARNINGS: Final = frozenset(
-    {"audit.unwritten", "store.failed", "task.lease_lost", "webhook.failed", "webhook.given_up", "redis.lost"}
+    {
+        "audit.strange",
+        "audit.unwritten",
+        "store.failed",
+        "task.lease_lost",
+        "webhook.failed",
+        "webhook.given_up",
+        "redis.lost",
+    }
 )
 
 

@@ -162,7 +162,7 @@ class _Start:
     def _check(self) -> None:
         """What could fail later than the daemon before can take back that it makes way for us. Raises as the start."""
         from claude_daemon import assembly
-        from claude_daemon.home import local_secret
+        from claude_daemon.home import audit_key, local_secret
 
         settings, paths = self._loaded.settings, self._loaded.paths
         assembly.tls(settings)
@@ -170,6 +170,8 @@ class _Start:
         if self._takeover:
             if paths.local_key.exists():
                 local_secret(paths.local_key, secrets.token_bytes, lambda repaired: None)
+            if paths.audit_key.exists():
+                audit_key(paths.audit_key, secrets.token_bytes, lambda repaired: None)
             http, control = settings.http, settings.control
             self._given = rebound(
                 self._given, host=http.host, port=http.port, control=paths.control_socket, mode=control.mode

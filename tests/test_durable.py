@@ -53,7 +53,7 @@ async def test_nothing_is_begun_until_the_store_has_said_what_there_is(
     full = Full(store)
     settings = load({}, {"HOME": str(tmp_path)}).settings
     engines = cast(Sequence[Engine], [FakeEngine()])
-    half = Durable(settings, cast(Store, full), engines, cast(SessionLane, FakeHomes()), FakeSchemas())
+    half = Durable(settings, cast(Store, full), engines, cast(SessionLane, FakeHomes()), FakeSchemas(), audit_key=b"")
     health = Health(version="0", monotonic=lambda: 0.0, born=0.0)
     half.serve(cast(Admission, None), health, draining=lambda: False, role_of=lambda key, uid: BUILT_IN["full"])
     await half.start()

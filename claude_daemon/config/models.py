@@ -219,6 +219,12 @@ class Store(Section):
             yield Conflict(key="kind", message='"redis" is not built yet: this version stores in sqlite only')
 
 
+class Audit(Section):
+    """What was done, in a chain of sealed records."""
+
+    retention_days: Count = 365
+
+
 class Role(Section):
     """What a key with this role may do, beyond the built-in readonly, standard and full."""
 
@@ -295,6 +301,7 @@ class Settings(Section):
     mcp: Mapping[Name, McpServer] = Field(default_factory=dict)
     queue: Queue = Field(default_factory=Queue)
     store: Store = Field(default_factory=Store)
+    audit: Audit = Field(default_factory=Audit)
     roles: Mapping[Name, Role] = Field(default_factory=dict)
     limits: Limits = Field(default_factory=Limits)
     prices: Mapping[ModelName, Price] = Field(default_factory=dict)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from claude_daemon.core.audit import Anchor, Sealed
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
 
@@ -44,12 +45,14 @@ class StoredEvent:
 class AuditRecord:
     """One security-relevant act. ``details`` are JSON values: never a secret, never a prompt.
 
-    ``peer_uid`` is set for what came over the control socket.
+    ``peer_uid`` is set for what came over the control socket. ``trust_domain`` None: where the record is about a task,
+    the store takes the task's.
     """
 
     at: float
     act: str
     key_id: str | None = None
+    trust_domain: str | None = None
     task_id: str | None = None
     request_id: str | None = None
     peer_uid: int | None = None
@@ -351,13 +354,28 @@ class Ledger(Protocol):
 
 
 class Audit(Protocol):
-    """What was done. Rows are only ever added."""
+    """What was done: records are added, each sealed with the one before (:mod:`claude_daemon.core.audit`), and pruned
+    from the oldest on. Every one of these raises StoreUnavailable."""
 
-    async def record(self, audit: AuditRecord) -> None:
-        """Raises StoreUnavailable."""
+    async def record(self, audit: AuditRecord) -> None: ...
 
     async def audit(self, after: int, limit: int) -> Sequence[tuple[int, AuditRecord]]:
         """Records with their numbers, in order."""
+
+    async def audit_latest(
+        self, limit: int, act: str | None = None, since: float | None = None
+    ) -> Sequence[tuple[int, AuditRecord]]:
+        """The last so many, in order. ``act``: of this kind (``key.created``), or of this noun (``key``); ``since``:
+        seconds since the epoch."""
+
+    async def audit_head(self) -> Anchor | None:
+        """The last record; None before the first."""
+
+    async def audit_sealed(self, after: int, limit: int) -> Sequence[Sealed]:
+        """As they are stored, in order."""
+
+    async def prune_audit(self, before: float, at: float, limit: int) -> int:
+        """Deletes up to ``limit`` of the oldest records from before then, and seals a record of that; how many."""
 
 
 class Webhooks(Protocol):

@@ -11,6 +11,7 @@ from sqlite3 import Connection
 from types import ModuleType
 from typing import Final
 
+from claude_daemon.core.audit import Anchor, Sealed
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Task, Usage
 from claude_daemon.ports import (
@@ -66,8 +67,10 @@ class SqliteStore:
         self._writer = Writer(writing, path, observer)
 
     @classmethod
-    def open(cls, path: Path, *, observer: Observer | None = None) -> SqliteStore:
+    def open(cls, path: Path, *, audit_key: bytes = b"", observer: Observer | None = None) -> SqliteStore:
         """Checks the file, migrates or makes it. Blocks; the directory exists, and nobody else has the file open.
+
+        ``audit_key`` seals the audit. Without one its chain tells accidents and no forgery.
 
         Raises StoreBroken for a file that is corrupt, newer than this code or not ours; StoreUnavailable for what may
         pass, such as a full disk.
@@ -75,6 +78,7 @@ class SqliteStore:
         migrations = known_migrations()
         with ExitStack() as stack, opening(path):
             writing = stack.enter_context(closing(open_current(path, migrations)))
+            audits.keep_sealed(writing, audit_key)
             readers = stack.enter_context(closing(Readers(path)))
             store = cls(path, writing, readers, len(migrations), observer)
             stack.pop_all()
@@ -166,6 +170,20 @@ class SqliteStore:
 
     async def audit(self, after: int, limit: int) -> Sequence[tuple[int, AuditRecord]]:
         return await self._readers.read(audits.read, after, limit)
+
+    async def audit_latest(
+        self, limit: int, act: str | None = None, since: float | None = None
+    ) -> Sequence[tuple[int, AuditRecord]]:
+        return await self._readers.read(audits.latest, limit, act, since)
+
+    async def audit_head(self) -> Anchor | None:
+        return await self._readers.read(audits.head)
+
+    async def audit_sealed(self, after: int, limit: int) -> Sequence[Sealed]:
+        return await self._readers.read(audits.sealed, after, limit)
+
+    async def prune_audit(self, before: float, at: float, limit: int) -> int:
+        return await self._writer.do(audits.prune_audit.bind(before, at, limit))
 
     # webhooks
 

@@ -23,6 +23,7 @@ COMMANDS = (
     "tasks",
     "sessions",
     "keys",
+    "audit",
     "queue",
     "workers",
     "connections",

@@ -222,7 +222,7 @@ class Edge:
         self.secret = new_secret(secrets.token_bytes)
         settings = Settings.model_validate({"queue": {"max_queued": 10**7, "max_queued_per_key": 10**7}})
         store, schemas = cast(Store, _Nothing()), cast(Schemas, None)  # no submission here has a schema
-        self.durable = Durable(settings, store, [_NoRoom()], cast(SessionLane, FakeHomes()), schemas)
+        self.durable = Durable(settings, store, [_NoRoom()], cast(SessionLane, FakeHomes()), schemas, audit_key=b"")
         admission = Admission(
             self.durable.dispatcher,
             [_NoRoom()],

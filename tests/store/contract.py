@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from claude_daemon.core.agent import AgentSpec, Approval, Subagent
+from claude_daemon.core.audit import Verifier
 from claude_daemon.core.errors import Code, Failure, IllegalMove
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.session import SessionTurn
@@ -677,6 +678,56 @@ class Records:
         numbers = [number for number, _ in numbered]
         assert numbers == sorted(set(numbers)) and numbers[0] > 0
         assert await store.audit(numbers[1], 2) == numbered[2:4]
+        assert await store.audit_latest(2) == numbered[-2:]
+
+    async def test_a_record_about_a_task_is_of_its_trust_domain(self, store: Store) -> None:
+        asked = task(trust_domain="team")
+        await put(store, asked)
+        await store.record(replace(audit("tool.granted", asked), trust_domain=None))
+        assert [record.trust_domain for _, record in await store.audit(0, 10)] == ["team", "team"]
+
+    async def test_records_are_found_by_act_noun_and_time(self, store: Store) -> None:
+        for at, act in enumerate(("key.created", "keyring", "key.revoked", "task.ended", "key.created")):
+            await store.record(replace(audit(act), at=float(at)))
+        for asked, numbers in (
+            (("key.created",), [1, 5]),
+            (("key",), [1, 3, 5]),
+            (("key", 2.0), [3, 5]),
+            ((None, 3.0), [4, 5]),
+            (("key%",), []),
+        ):
+            assert [n for n, _ in await store.audit_latest(10, *asked)] == numbers
+        assert [n for n, _ in await store.audit_latest(2, "key")] == [3, 5]
+
+    async def test_audit_records_are_a_chain_whatever_fails_between_them(self, store: Store) -> None:
+        assert await store.audit_head() is None
+        await store.create_key(key("key_1", name="alice"), audit("key.created"))
+        with pytest.raises(ValueError, match="alice"):
+            await store.create_key(key("key_2", name="alice"), audit("key.created"))
+        await asyncio.gather(*(store.record(audit(f"act_{n}")) for n in range(20)))
+        records = await store.audit_sealed(0, 100)
+        verifier = Verifier(b"")
+        for record in records:
+            verifier.add(record)
+        verdict = verifier.verdict()
+        assert (verdict.broken, verdict.records, verdict.head) == (None, 21, await store.audit_head())
+        assert await store.audit_sealed(records[3].n, 2) == records[4:6]
+
+    async def test_pruning_leaves_a_chain_that_tells_of_it(self, store: Store) -> None:
+        for at in (1.0, 2.0, 9.0, 3.0, 10.0):  # a clock may jump
+            await store.record(replace(audit("act"), at=at))
+        assert await store.prune_audit(1.0, 11.0, 100) == 0
+        assert await store.prune_audit(5.0, 11.0, 1) == 1
+        assert await store.prune_audit(5.0, 12.0, 100) == 1
+        assert await store.prune_audit(5.0, 13.0, 100) == 0
+        verifier = Verifier(b"")
+        for record in await store.audit_sealed(0, 100):
+            verifier.add(record)
+        verdict = verifier.verdict()
+        assert (verdict.broken, verdict.pruned, verdict.records) == (None, 2, 5)
+        assert [(n, record.act) for n, record in await store.audit(0, 100)][-1] == (7, "audit.pruned")
+        assert await store.prune_audit(1e9, 1e9, 100) == 5  # its record of that is what is left
+        assert [record.act for _, record in await store.audit(0, 100)] == ["audit.pruned"]
 
 
 class Deliveries:

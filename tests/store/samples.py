@@ -68,6 +68,7 @@ def audit(act: str, about: Task | None = None, **details: Any) -> AuditRecord:
         at=1.5,
         act=act,
         key_id=about.spec.key_id,
+        trust_domain=about.spec.trust_domain,
         task_id=about.id,
         request_id=about.spec.request_id,
         peer_uid=1000,

@@ -88,6 +88,8 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     yield "record_chat"
     await store.record(audit("config.changed"))
     yield "record"
+    assert await store.prune_audit(1.75, 2.0, 100)
+    yield "prune_audit"
     await store.create_key(key(), audit("key.created"))
     yield "create_key"
     turn = task("task_3", lane=Lane.SESSION, session=SessionTurn(id="sess_1", transcript="t", message="m"))

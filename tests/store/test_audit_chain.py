@@ -1,0 +1,170 @@
+"""The audit's chain in the file: what somebody does to it who can write the file, and does not have the key."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from claude_daemon.core.audit import CHAIN_BEGUN, Verdict
+from claude_daemon.ports import StoreUnavailable
+from claude_daemon.service import audit as service
+from claude_daemon.service.audit import AuditDesk
+from claude_daemon.store import SqliteStore
+from claude_daemon.store.schema import MIGRATIONS
+from tests.store.samples import PATIENCE_S, audit
+
+KEY = b"a key beside the database"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "daemon.db"
+
+
+@pytest.fixture
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
+    opened = SqliteStore.open(path, audit_key=KEY)
+    for n in range(6):
+        await opened.record(audit(f"act_{n}", secret="of the record"))
+    yield opened
+    await opened.close()
+
+
+def desk(store: SqliteStore, key: bytes = KEY, told: list[tuple[str, dict[str, object]]] | None = None) -> AuditDesk:
+    heard = [] if told is None else told
+    return AuditDesk(store, key, retention_days=1, now=lambda: 1e9, told=lambda *said: heard.append(said))
+
+
+def sql(path: Path, statement: str) -> None:
+    with closing(sqlite3.connect(path)) as db, db:
+        db.execute(statement)
+
+
+async def verdict(store: SqliteStore) -> Verdict:
+    return await desk(store).verify()
+
+
+@pytest.mark.parametrize(
+    ("forgery", "at"),
+    [
+        ("UPDATE audit SET details = '{}' WHERE n = 3", 3),
+        ("UPDATE audit SET act = 'other' WHERE n = 1", 1),
+        ("UPDATE audit SET at = at + 1 WHERE n = 6", 6),
+        ("UPDATE audit SET peer_uid = 0 WHERE n = 2", 2),
+        ("UPDATE audit SET details = x'ff00' WHERE n = 2", 2),
+        ("UPDATE audit SET details = 7, act = x'00' WHERE n = 2", 2),
+        ("UPDATE audit SET hash = NULL WHERE n = 4", 4),
+        ("UPDATE audit SET hash = 'text' WHERE n = 4", 4),
+        ("UPDATE audit SET hash = NULL, prev_hash = NULL", None),
+        ("DELETE FROM audit WHERE n = 4", 5),
+        ("DELETE FROM audit WHERE n < 3", None),
+        ("INSERT INTO audit SELECT 7, at, act, key_id, trust_domain, task_id, request_id, peer_uid, details, "
+         "(SELECT hash FROM audit WHERE n = 6), hash FROM audit WHERE n = 5", 7),
+    ],
+)  # fmt: skip
+async def test_a_forgery_is_found(store: SqliteStore, path: Path, forgery: str, at: int | None) -> None:
+    assert (await verdict(store)).broken is None
+    anchor = await store.audit_head()
+    sql(path, forgery)
+    found = await desk(store).verify(anchor)
+    assert found.broken is not None and found.at == at
+
+
+async def test_who_goes_on_after_a_forgery_does_not_hide_it(store: SqliteStore, path: Path) -> None:
+    sql(path, "UPDATE audit SET act = 'other' WHERE n = 6")
+    await store.record(audit("later"))
+    assert (await verdict(store)).at == 6
+
+
+async def test_a_cut_end_needs_an_anchor_and_then_is_found(store: SqliteStore, path: Path) -> None:
+    anchor = await store.audit_head()
+    sql(path, "DELETE FROM audit WHERE n > 4")
+    assert (await verdict(store)).broken is None
+    assert "before the anchor" in str((await desk(store).verify(anchor)).broken)
+    for n in range(4):  # as many again as there were
+        await store.record(audit(f"act_{n}"))
+    found = await desk(store).verify(anchor)
+    assert found.at == 6 and "another one than the anchor says" in str(found.broken)
+
+
+async def test_nobody_inserts_without_the_key(store: SqliteStore, path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db, pytest.raises(sqlite3.OperationalError, match="audit_seal"):
+        db.execute("INSERT INTO audit (n, at, act, details, hash) VALUES (9, 1, 'x', '{}', audit_seal('', ''))")
+
+
+async def test_the_key_is_not_in_the_file(store: SqliteStore, path: Path) -> None:
+    await store.close()
+    assert KEY not in path.read_bytes()
+
+
+async def test_records_from_before_the_chain_are_covered_by_it(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        for script in sorted(MIGRATIONS.glob("*.sql"))[:4]:
+            db.executescript(script.read_text())
+        db.executescript("PRAGMA user_version = 4; PRAGMA application_id = 0x636c6431;")
+        for n in range(1, 4):
+            db.execute("INSERT INTO audit (at, act, details) VALUES (?, 'old', ?)", (n, f'{{"n":{n}}}'))
+        db.commit()
+    store = SqliteStore.open(path, audit_key=KEY)
+    assert (await verdict(store)).broken is None and await store.audit_head() is None
+    assert await store.prune_audit(100.0, 100.0, 100) == 0  # nothing is sealed yet that could tell of it
+    await store.record(audit("new"))
+    assert [record.act for _, record in await store.audit(0, 10)] == ["old", "old", "old", CHAIN_BEGUN, "new"]
+    assert (await verdict(store)).broken is None
+    sql(path, "UPDATE audit SET details = '{}' WHERE n = 2")
+    found = await verdict(store)
+    assert found.at == 4 and "have no seals, were changed" in str(found.broken)
+    assert await store.prune_audit(1.6, 100.0, 1) == 0  # the first of them are old enough, their record is not
+    assert await store.prune_audit(100.0, 100.0, 1) == 4
+    assert (await verdict(store)).broken is None
+    await store.close()
+
+
+async def test_long_chains_are_verified_in_pages(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PAGE_RECORDS", 4)
+    assert (await verdict(store)).records == 6
+    await store.record(audit("act"))
+    await store.record(audit("act"))
+    assert (await verdict(store)).records == 8
+
+
+async def test_the_head_is_told_once_and_each_day_prunes(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "ANCHOR_S", 0.001)
+    told: list[tuple[str, dict[str, object]]] = []
+    kept = desk(store, told=told)
+    head = await store.audit_head()
+    running = asyncio.ensure_future(kept.run())
+    async with asyncio.timeout(PATIENCE_S):
+        while len(told) < 3:
+            await asyncio.sleep(0.001)
+    after = await store.audit_head()
+    running.cancel()
+    assert told[:3] == [
+        ("audit.head", {"head": str(head)}),
+        ("audit.pruned", {"records": 6}),
+        ("audit.head", {"head": str(after)}),
+    ]
+    assert kept.check()["audit"].details == {"head": str(after)} and (await verdict(store)).broken is None
+
+
+async def test_a_chain_of_another_key_is_told_in_health(store: SqliteStore) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    strange = desk(store, b"another", told)
+    running = asyncio.ensure_future(strange.run())
+    async with asyncio.timeout(PATIENCE_S):
+        while not told:
+            await asyncio.sleep(0.001)
+    running.cancel()
+    assert told[0] == ("audit.strange", {"record": 6})
+    assert "record 6 is not sealed with this audit.key" in strange.check()["audit"].reason
+
+
+async def test_a_store_that_cannot_be_read_is_no_broken_chain(store: SqliteStore) -> None:
+    await store.close()
+    with pytest.raises(StoreUnavailable):
+        await verdict(store)
