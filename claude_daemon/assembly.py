@@ -15,6 +15,7 @@ from claude_daemon import journal
 from claude_daemon.api.anthropic import CountTokens
 from claude_daemon.api.chat import BodyLimits
 from claude_daemon.api.control import ControlSettings
+from claude_daemon.api.forwarded import networks
 from claude_daemon.api.server import Limits
 from claude_daemon.config import Loaded, Settings
 from claude_daemon.core.errors import Failure, Refusal
@@ -264,6 +265,7 @@ def limits(settings: Settings) -> Limits:
         max_body_bytes=http.max_body_bytes,
         max_connections=http.max_connections,
         max_connections_per_peer=http.max_connections_per_peer,
+        trusted_proxies=networks(http.trusted_proxies),
         header_timeout_s=http.header_timeout_s,
         body_timeout_s=http.body_timeout_s,
         keepalive_timeout_s=http.keepalive_timeout_s,

@@ -24,6 +24,9 @@ class Asked(Protocol):
     @property
     def path(self) -> str: ...
 
+    @property
+    def remote(self) -> str | None: ...
+
 
 def state_changed(old: DaemonState, new: DaemonState) -> None:
     log.info("daemon.state", old=old, new=new)
@@ -43,6 +46,7 @@ def access(request: Asked, status: int, seconds: float, sent: int) -> None:
         "http.access",
         method=request.method,
         path=request.path,
+        peer=request.remote,
         status=status,
         seconds=round(seconds, 6),
         bytes=sent,

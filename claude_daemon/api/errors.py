@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -15,6 +16,16 @@ from aiohttp import web
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.wire import anthropic, openai, problem
+
+SECURITY_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+        "Referrer-Policy": "no-referrer",
+    }
+)
+"""On every answer that does not set them itself: none is a page, and none is anybody's to keep or to frame."""
 
 
 class Dialect(StrEnum):
@@ -160,8 +171,7 @@ def raw_answer(failure: Failure, *, dialect: Dialect, request_id: str) -> bytes:
         "Content-Type": content_type,
         "Content-Length": str(len(body)),
         "X-Request-ID": request_id,
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
+        **SECURITY_HEADERS,
         **_own(dialect, request_id),
         **headers_of(failure),
         "Connection": "close",

@@ -16,6 +16,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from structlog.contextvars import bind_contextvars
 from yarl import URL
 
+from claude_daemon.api import cors
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import Key
 from claude_daemon.ports import Ids
@@ -106,12 +107,23 @@ class Gate:
 
         @web.middleware
         async def gate(request: web.Request, handler: Handler) -> web.StreamResponse:
+            if (answer := self._preflight(request)) is not None:
+                return answer
             self.check(request)
             if request.path not in self._open_routes:
                 await self._started()
             return await handler(request)
 
         return gate
+
+    def _preflight(self, request: web.Request) -> web.Response | None:
+        """A browser asks whether a page of another origin may ask. Raises Refusal as :meth:`check` does."""
+        error = request.match_info.http_exception
+        if not cors.is_preflight(request) or not isinstance(error, web.HTTPMethodNotAllowed):
+            return None
+        self._check_host(request)
+        self._check_origin(request)
+        return cors.preflight(request, error.allowed_methods) if cors.ORIGIN in request else None
 
     def check(self, request: web.Request) -> None:
         """Sets :data:`KEY`, or raises Refusal, or the router's 404 or 405."""
@@ -139,9 +151,11 @@ class Gate:
         origin = request.headers.get(hdrs.ORIGIN)
         if origin is None:
             return
-        origin = origin.lower()
-        own = request.headers.get(hdrs.HOST, "").lower()
-        if origin in self._origins or (own and origin in (f"http://{own}", f"https://{own}")):
+        own, asked = request.headers.get(hdrs.HOST, "").lower(), origin.lower()
+        if own and asked in (f"http://{own}", f"https://{own}"):
+            return
+        if asked in self._origins:
+            request[cors.ORIGIN] = origin
             return
         raise Refusal.because(
             Code.ORIGIN_NOT_ALLOWED, "This origin may not call us; http.allowed_origins lists those that may."

@@ -27,8 +27,9 @@ from aiohttp.web_protocol import ERROR
 from structlog.contextvars import bind_contextvars, bound_contextvars
 from yarl import URL
 
-from claude_daemon.api import errors
+from claude_daemon.api import cors, errors, forwarded
 from claude_daemon.api.connection import Connection, Peer, TurnedAway, peer_of
+from claude_daemon.api.errors import SECURITY_HEADERS
 from claude_daemon.api.middleware import (
     EXPECTS_CONTINUE,
     REQUEST_ID,
@@ -61,11 +62,13 @@ FLUSH_SECONDS: Final = 1.0
 class Limits:
     """What one server grants its clients. ``reserved_descriptors`` are left to the rest of the process, the
     control socket above all: a TCP connection whose descriptor would be among the last ones is turned
-    away."""
+    away. A connection from ``trusted_proxies`` is not one peer's but of all who come by it.
+    """
 
     max_body_bytes: int = 16 * 1024 * 1024
     max_connections: int = 4096
     max_connections_per_peer: int = 4096
+    trusted_proxies: tuple[forwarded.Network, ...] = ()
     header_timeout_s: float = 10
     body_timeout_s: float = 30
     keepalive_timeout_s: float = 75
@@ -85,8 +88,10 @@ class Request(web.Request):
         headers = response.headers
         headers.popall(hdrs.SERVER, None)
         headers["X-Request-ID"] = self[REQUEST_ID]
-        headers.setdefault("X-Content-Type-Options", "nosniff")
-        headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        for name, value in SECURITY_HEADERS.items():
+            headers.setdefault(name, value)
+        if (origin := self.get(cors.ORIGIN)) is not None:
+            headers.update(cors.headers_for(origin))
         if response.status != 101 and cast(Connection, self.protocol).closing:
             headers[hdrs.CONNECTION] = "close"
             response.force_close()
@@ -270,12 +275,13 @@ class HttpServer(web.Server):
             connection.peer = peer_of(sock)
             refused = len(self._connections) >= self.limits.max_connections
         else:
-            address = peer_address(transport.get_extra_info("peername"))
+            peername = transport.get_extra_info("peername")
+            address = peer_address(peername)
             scarce = sock.fileno() >= self._last_descriptor
             refused = (
                 scarce
                 or len(self._connections) >= self.limits.max_connections
-                or self._per_peer[address] >= self.limits.max_connections_per_peer
+                or (self._per_peer[address] >= self.limits.max_connections_per_peer and not self._is_proxy(peername))
             )
             if not refused:
                 self._per_peer[address] += 1
@@ -286,6 +292,9 @@ class HttpServer(web.Server):
         failure = Failure(code=Code.OVERLOADED, message="There are too many connections.")
         answer = errors.raw_answer(failure, dialect=errors.Dialect.PROBLEM, request_id=self._ids("req"))
         return TurnedAway(self._loop, answer, linger=not scarce)
+
+    def _is_proxy(self, peername: tuple[Any, ...]) -> bool:
+        return forwarded.is_proxy(str(peername[0]), self.limits.trusted_proxies)
 
     def connection_lost(self, handler: Any, exc: BaseException | None = None) -> None:
         super().connection_lost(handler, exc)
@@ -304,7 +313,8 @@ class HttpServer(web.Server):
             url = URL.build(path=path, encoded=True)
             message = message._replace(path=path, url=url, version=HttpVersion11)
         limit = self.limits.max_body_bytes
-        request = Request(message, payload, protocol, writer, task, self._loop, client_max_size=limit)
+        remote = self._remote(protocol, message)
+        request = Request(message, payload, protocol, writer, task, self._loop, client_max_size=limit, remote=remote)
         request[REQUEST_ID] = request_id_of(message.headers.get("X-Request-ID"), self._ids)
         if protocol.peer is not None:
             request[PEER] = protocol.peer
@@ -312,6 +322,15 @@ class HttpServer(web.Server):
             asked = message.headers[hdrs.EXPECT].lower() == "100-continue"
             request[EXPECTS_CONTINUE] = asked and request.version >= HttpVersion11
         return request
+
+    def _remote(self, protocol: Any, message: Any) -> str | None:
+        """The client's address, through the proxies that are trusted; None lets aiohttp say who is connected."""
+        trusted, transport = self.limits.trusted_proxies, protocol.transport
+        if not trusted or transport is None or protocol.peer is not None:
+            return None
+        peername = transport.get_extra_info("peername")
+        values = message.headers.getall(forwarded.HEADER, ())
+        return None if peername is None else forwarded.client_of(str(peername[0]), values, trusted)
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         """One request, from its head to its answer's last byte. Raises ConnectionError if not all was

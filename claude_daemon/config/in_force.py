@@ -19,7 +19,6 @@ PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
     {
         "limits": "rate limits",
         "budget": "budgets",
-        "http.trusted_proxies": "proxies",
     }
 )
 """Refused: without them somebody would be less protected than the file says."""

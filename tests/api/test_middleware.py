@@ -262,6 +262,65 @@ async def test_a_foreign_origin_is_403_on_every_route(origin: str) -> None:
             assert_ours(answer, 403, "origin_not_allowed")
 
 
+APP = "Origin: https://app.example"
+
+
+async def test_a_page_that_may_ask_is_told_so_before_it_asks() -> None:
+    async with serving(guarded) as served:
+        asks = ("Access-Control-Request-Method: POST", "Access-Control-Request-Headers: authorization,content-type")
+        answer = await ask(served, "/v1/messages", APP, *asks, method="OPTIONS")
+        assert (answer.status, answer.body) == (204, b"")
+        headers = answer.headers
+        assert headers["access-control-allow-origin"] == "https://app.example" and headers["vary"] == "Origin"
+        assert headers["access-control-allow-methods"] == "POST"
+        assert headers["access-control-allow-headers"] == "authorization,content-type"
+        assert "access-control-allow-credentials" not in headers
+        private = "Access-Control-Request-Private-Network: true"
+        answer = await ask(served, "/v1/tasks", APP, *asks, private, method="OPTIONS")
+        assert answer.headers["access-control-allow-private-network"] == "true"
+        assert answer.headers["access-control-allow-methods"] == "GET, HEAD, POST"
+
+
+@pytest.mark.parametrize("names", ["x y", "a\u00e9", "x" * 65, ",".join(["x"] * 65), "a;b"])
+async def test_names_of_headers_that_are_none_are_not_repeated(names: str) -> None:
+    async with serving(guarded) as served:
+        asks = ("Access-Control-Request-Method: POST", f"Access-Control-Request-Headers: {names}")
+        answer = await ask(served, "/v1/messages", APP, *asks, method="OPTIONS")
+        assert answer.status in (204, 400) and "access-control-allow-headers" not in answer.headers
+
+
+async def test_a_page_that_may_not_ask_is_not_told_otherwise() -> None:
+    async with serving(guarded) as served:
+        asks = "Access-Control-Request-Method: POST"
+        foreign = await ask(served, "/v1/messages", "Origin: https://evil.example", asks, method="OPTIONS")
+        assert foreign.status == 403
+        own = await ask(served, "/v1/messages", "Origin: http://localhost", asks, method="OPTIONS")
+        rebound = await ask(served, "/v1/messages", APP, asks, "Host: evil.example", method="OPTIONS")
+        nowhere = await ask(served, "/v1/nope", APP, asks, method="OPTIONS")
+        assert (own.status, rebound.status, nowhere.status) == (405, 421, 404)
+        for answer in (foreign, own, rebound):
+            assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+async def test_a_page_that_may_ask_may_read_answers_and_errors() -> None:
+    async with serving(guarded) as served:
+        for key, status in ((BEARER, 200), ("x-api-key: cd_none", 401)):
+            answer = await ask(served, "/v1/tasks", key, APP)
+            assert (answer.status, answer.headers["access-control-allow-origin"]) == (status, "https://app.example")
+            assert "X-Request-ID" in answer.headers["access-control-expose-headers"]
+        plain = await ask(served, "/v1/tasks", BEARER)
+        assert "access-control-allow-origin" not in plain.headers
+
+
+async def test_no_answer_is_to_be_kept_framed_or_guessed_at() -> None:
+    async with serving(guarded) as served:
+        for target in ("/live", "/v1/nope"):
+            headers = (await ask(served, target)).headers
+            assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+            assert headers["referrer-policy"] == "no-referrer"
+            assert headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+
+
 # routes and media types
 
 
