@@ -194,9 +194,9 @@ def test_every_key_can_be_set_by_its_variable_and_by_a_flag(tmp_path: Path) -> N
         for part in path:
             value = getattr(value, part)
         shown = oct(value) if path == ("control", "mode") else text(value)
-        loaded = load({}, {name: shown, "CLAUDE_DAEMON_PROFILE": "prod"}, home=tmp_path)
-        flagged = load({dotted(path): shown, "profile": "prod"}, {}, home=tmp_path)
-        assert loaded.settings == flagged.settings == load({"profile": "prod"}, {}, home=tmp_path).settings
+        loaded = load({}, {name: shown, "CLAUDE_DAEMON_PROFILE": "staging"}, home=tmp_path)
+        flagged = load({dotted(path): shown, "profile": "staging"}, {}, home=tmp_path)
+        assert loaded.settings == flagged.settings == load({"profile": "staging"}, {}, home=tmp_path).settings
         assert all(
             origin.where == name
             for key, origin in loaded.origins.items()
@@ -340,3 +340,13 @@ def test_values_that_are_no_unicode_are_faults_or_shown_escaped(tmp_path: Path) 
     odd = loaded(tmp_path, environ)
     assert ("store.path", '"/\\udcff"', "environment CLAUDE_DAEMON_STORE__PATH") in explain(odd)
     assert digest(odd)
+
+
+def test_prod_leaves_no_single_client_room_for_all(tmp_path: Path) -> None:
+    staging, prod = (load({"profile": name}, {}, home=tmp_path) for name in ("staging", "prod"))
+    assert (prod.settings.http.max_connections_per_peer, prod.settings.queue.max_queued_per_key) == (512, 1000)
+    assert prod.settings.http.max_connections_per_peer < staging.settings.http.max_connections_per_peer
+    assert prod.settings.queue.max_queued_per_key < prod.settings.queue.max_queued
+    assert str(prod.origins["queue.max_queued_per_key"]) == "profile prod"
+    own = load({"profile": "prod", "queue.max_queued_per_key": "7"}, {}, home=tmp_path)
+    assert own.settings.queue.max_queued_per_key == 7

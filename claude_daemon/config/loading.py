@@ -21,13 +21,21 @@ from claude_daemon.secret import Secret
 
 Profile = Literal["dev", "staging", "prod"]
 
-PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, str]]]] = MappingProxyType(
+PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, str | int]]]] = MappingProxyType(
     {
         "dev": {"engine": {"upstream": "auto"}, "log": {"format": "console"}},
         "staging": {"engine": {"upstream": "anthropic"}, "log": {"format": "json"}},
-        "prod": {"engine": {"upstream": "anthropic"}, "log": {"format": "json"}},
+        "prod": {
+            "engine": {"upstream": "anthropic"},
+            "log": {"format": "json"},
+            # one client or key alone must not fill what all share
+            "http": {"max_connections_per_peer": 512},
+            "queue": {"max_queued_per_key": 1000},
+        },
     }
 )
+"""What a situation wants otherwise than the defaults. Beside these, everywhere but in dev: no tool but Read, Grep and
+Glob without a sandbox."""
 
 FOREIGN: Final = MappingProxyType(
     {"ANTHROPIC_BASE_URL": ("engine", "base_url"), "CLAUDE_DAEMON_SOCKET": ("control", "socket")}
