@@ -133,7 +133,13 @@ def session_lane(loaded: Loaded, text: TextLane, agents: AgentLane) -> SessionLa
 
 def session_settings(settings: Settings) -> SessionSettings:
     engine = settings.engine
-    return SessionSettings(places=engine.workers, idle_s=engine.idle_session_s, turn_timeout_s=engine.turn_timeout_s)
+    return SessionSettings(
+        idle_s=engine.idle_session_s,
+        turn_timeout_s=engine.turn_timeout_s,
+        max_turns_per_worker=engine.max_turns_per_worker,
+        max_worker_age_s=engine.max_worker_age_s,
+        max_worker_rss_mb=engine.max_worker_rss_mb,
+    )
 
 
 def agent_settings(loaded: Loaded) -> AgentSettings:
@@ -149,7 +155,6 @@ def agent_settings(loaded: Loaded) -> AgentSettings:
     )
     own = (paths.home, paths.engine_dir, paths.run_dir, *files)
     return AgentSettings(
-        places=engine.workers,
         spares=engine.spares,
         max_spare_age_s=engine.max_worker_age_s,
         stall_timeout_s=engine.stall_timeout_s,

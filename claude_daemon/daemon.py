@@ -455,7 +455,7 @@ class Daemon:
         self.durable.apply(settings)
         self.drain.settings = assembly.drain_settings(settings)
         if self.direct is not None:
-            self.direct.settings = assembly.direct_settings(settings)
+            self.direct.apply(assembly.direct_settings(settings))
         if self.redis is not None and settings.redis.url is not None:
             self.redis.retarget(settings.redis.url)
         self._apply_engine(new, before)
@@ -487,7 +487,7 @@ class Daemon:
         self.agents.apply(assembly.agent_settings(new), assembly.prices(new.settings).get)
         self.sessions.apply(assembly.session_settings(new.settings))
         if told_otherwise:
-            self.sessions.recycle()
+            self.sessions.recycle_rolling("the configuration has changed")
             pool.recycle_rolling("the configuration has changed")
             self.agents.renew_spares()
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 from claude_daemon import stacks
 from claude_daemon.config import Level, Settings
@@ -27,6 +27,27 @@ UNSTORED_PAUSE: Final = (
 )
 
 
+_BY_HAND: Final = "an operator's word"
+
+
+class Crew(Protocol):
+    """The processes of one lane, by id."""
+
+    @property
+    def workers(self) -> Mapping[str, Worker]: ...
+
+    def recycle(self, worker_ids: Iterable[str], reason: str) -> None:
+        """Replaces those that are idle, and busy ones after their turn."""
+
+    def recycle_rolling(self, reason: str) -> None:
+        """The same with all, so that no more of them are missing at once than must be."""
+
+    def kill(self, worker_id: str) -> None: ...
+
+    def kill_busy(self) -> list[str]:
+        """The ids of those who had a turn."""
+
+
 class Operations:
     """Implements :class:`~claude_daemon.api.control_daemon.Operations`. ``settings``: those in force."""
 
@@ -46,8 +67,7 @@ class Operations:
         restart: Callable[[], Awaitable[int]],
     ) -> None:
         self._pool = pool
-        self._agents = agents
-        self._sessions = sessions
+        self._crews: tuple[Crew, ...] = (pool, agents, sessions)
         self._front = front
         self._drain = drain
         self._upkeep = upkeep
@@ -84,7 +104,7 @@ class Operations:
         return killed
 
     def _kill(self) -> list[str]:
-        return [*self._pool.kill_busy(), *self._agents.kill_busy(), *self._sessions.kill_busy()]
+        return [worker_id for crew in self._crews for worker_id in crew.kill_busy()]
 
     # workers
 
@@ -98,30 +118,31 @@ class Operations:
         return sizes
 
     def recycle_all(self, *, rolling: bool) -> list[str]:
-        ids = list(self._pool.workers)
-        if rolling:
-            self._pool.recycle_rolling("an operator's word")
-        else:
-            self._pool.recycle(self._pool.workers.values(), "an operator's word")
+        ids = [worker_id for crew in self._crews for worker_id in crew.workers]
+        for crew in self._crews:
+            if rolling:
+                crew.recycle_rolling(_BY_HAND)
+            else:
+                crew.recycle(list(crew.workers), _BY_HAND)
         return ids
 
     def recycle(self, worker_id: str) -> str:
         """The worker's state then. Raises Refusal."""
-        worker = self._worker(worker_id)
-        self._pool.recycle([worker], "an operator's word")
+        crew, worker = self._found(worker_id)
+        crew.recycle([worker_id], _BY_HAND)
         return worker.state.value
 
     def kill(self, worker_id: str) -> str:
         """The worker's state then. Raises Refusal."""
-        worker = self._worker(worker_id)
-        self._pool.kill(worker)
+        crew, worker = self._found(worker_id)
+        crew.kill(worker_id)
         return worker.state.value
 
-    def _worker(self, worker_id: str) -> Worker:
-        worker = self._pool.workers.get(worker_id)
-        if worker is None:
-            raise Refusal.because(Code.NOT_FOUND, f"there is no worker {worker_id}", param="id")
-        return worker
+    def _found(self, worker_id: str) -> tuple[Crew, Worker]:
+        for crew in self._crews:
+            if (worker := crew.workers.get(worker_id)) is not None:
+                return crew, worker
+        raise Refusal.because(Code.NOT_FOUND, f"there is no worker {worker_id}", param="id")
 
     # what it tells
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from claude_daemon import __version__
 from claude_daemon.configuration import Configuration
@@ -15,7 +15,7 @@ from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import HealthReport
-from claude_daemon.service.dispatch import Dispatcher
+from claude_daemon.service.dispatch import Dispatcher, Run
 from claude_daemon.service.health import Health
 from claude_daemon.sources import Source
 from claude_daemon.upstream.direct import DirectEngine
@@ -59,6 +59,7 @@ class Report:
     def status(self) -> dict[str, Any]:
         """Everything ``claudectl status`` shows."""
         started, pool = self.configuration.started, self.text.pool
+        lanes = (pool, self.agents, self.sessions)
         document = self.health.document(details=True)
         return {
             "version": __version__,
@@ -80,6 +81,7 @@ class Report:
                 "missing": pool.capabilities.missing(),
             },
             "lanes": self._lanes(),
+            "turns": {"running": pool.room.taken, "limit": pool.room.limit},
             "workers": pool.counts(),
             "agents": self.agents.counts(),
             "sessions": self.sessions.counts(),
@@ -89,7 +91,7 @@ class Report:
                 "queued": self.dispatcher.queued,
                 "paused": self.paused(),
             },
-            "starts": {start.value: pool.starts[start.value] for start in Start},
+            "starts": {start.value: sum(lane.starts[start.value] for lane in lanes) for start in Start},
             "checks": document["checks"],
         }
 
@@ -99,5 +101,15 @@ class Report:
         return [*(["direct"] if self.direct is not None else []), "text", *agents]
 
     def workers(self) -> list[dict[str, Any]]:
-        """Every worker, for ``claudectl workers list``."""
-        return self.text.pool.listing()
+        """Every process of every lane, for ``claudectl workers list``: with the task that has it, and how that found
+        it."""
+        told = [*self.text.pool.listing(), *self.agents.listing(), *self.sessions.listing()]
+        runs = self.dispatcher.by_worker
+        return [{**_NOBODYS, **one, **_whose(runs.get(one["id"]))} for one in told]
+
+
+_NOBODYS: Final = {"start": None, "task_id": None, "session_id": None}
+
+
+def _whose(run: Run | None) -> Mapping[str, Any]:
+    return {} if run is None else {"start": run.start, "task_id": run.task.id}

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +22,8 @@ from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.price import Price, cost_micro_usd, dearest
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
-from claude_daemon.core.worker import Start
+from claude_daemon.core.worker import Start, WorkerState
+from claude_daemon.engine import report
 from claude_daemon.engine.agent_quota import EVERY_S, larger_than
 from claude_daemon.engine.agent_spares import Identity, Spare, Wanted, identity
 from claude_daemon.engine.agent_turn import AgentReader
@@ -61,7 +61,7 @@ _TMP: Final = "/tmp"  # noqa: S108 - the sandbox's own
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentSettings:
-    """``places``: agents at once. ``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
+    """``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
     each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without
     symlinks; ``trusted``: those of them whose settings count where that is asked for. ``servers``: what MCP servers a
     task may name. ``work_quota_mb``: what it may keep in a directory that the daemon has made for it. ``wanted``: a
@@ -70,7 +70,6 @@ class AgentSettings:
     ``required``: without a sandbox no tool runs that could change anything.
     """
 
-    places: int
     spares: int
     max_spare_age_s: float
     stall_timeout_s: float
@@ -86,8 +85,8 @@ class AgentSettings:
 
 
 class AgentLane:
-    """Implements :class:`~claude_daemon.ports.Engine`. It shares the CLI, its probe and its processes' bookkeeping with
-    the text lane, and is up when that is."""
+    """Implements :class:`~claude_daemon.ports.Engine`. It shares the CLI, its probe, its room and its processes'
+    bookkeeping with the text lane, and is up when that is."""
 
     lane = Lane.AGENT
 
@@ -117,15 +116,15 @@ class AgentLane:
         self._scratch = directory / "work"
         self._unsupported = unsupported
         self._exposed = exposed
+        self.room = text.room
+        self.workers: dict[str, AgentWorker] = {}  # until they are forgotten
         self._leases: set[AgentLease] = set()
-        self._room: list[Callable[[], None]] = []
         self._wanted = Wanted()
         self._spares: list[Spare] = []
         self._generation = 0  # of the spares: those of an earlier one were started under other settings
         self._filling = False
         self._closed = False
         self.starts: Counter[str] = Counter()
-        text.pool.on_room(self._tell_room)
         text.pool.on_end(self._fill)  # now and then, whether or not any task comes: spares age, and die
 
     async def probe(self) -> None:
@@ -142,8 +141,6 @@ class AgentLane:
         before = self.settings
         self.settings = replace(settings, bwrap=before.bwrap, wanted=before.wanted, required=before.required)
         self.price = price
-        if settings.places > before.places:
-            self._tell_room()
         told = [(one.limits, one.roots, one.trusted) for one in (settings, before)]
         if told[0] != told[1]:
             self.renew_spares()
@@ -206,10 +203,20 @@ class AgentLane:
     def _outside(self, path: str) -> str | None:
         if (root := self._root_of(path)) is not None:
             private = self._is_private(Path(os.path.normpath(path)), root)
-            return "the daemon's own files are there." if private else None
+            return "the daemon's own files are there." if private else self._not_there(path)
         if not self.settings.roots:
             return "no directories are configured that tasks may work in: [[roots]]."
         return "it is not under one of the configured roots."
+
+    def _not_there(self, path: str) -> str | None:
+        """Why it cannot be opened now. It is opened when the task begins, whatever is found here."""
+        try:
+            os.close(self.opened(path).fd)
+        except NotBeneath as error:
+            return f"{error}."
+        except OSError:  # the machine is at fault, and may be no more by then
+            return None
+        return None
 
     def _root_of(self, path: str) -> Path | None:
         """The innermost, by its name alone; the directory itself is opened beneath the root when the task begins."""
@@ -227,23 +234,20 @@ class AgentLane:
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         return self._text.approximated(spec)
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        self._room.append(callback)
-
-    def _tell_room(self) -> None:
-        for callback in self._room:
-            callback()
-
     def unavailable(self) -> Failure | None:
         return self._text.unavailable()
 
     def lease(self, spec: TaskSpec) -> AgentLease | None:
-        if not self._text.up or len(self._leases) >= self.settings.places:
+        if not self._text.up or not self.room.free:
             return None
         spare = self._claim(spec)
-        lease = AgentLease(self, spec, spare, Start.COLD if spare is None else Start.SPARE)
+        if spare is not None:
+            spare.move(WorkerState.BUSY)
+        worker = spare or self.worker(self._shape(spec.model))
+        lease = AgentLease(self, spec, worker, Start.COLD if spare is None else Start.SPARE)
         self.starts[lease.start] += 1
         self._leases.add(lease)
+        self.room.take(lease)
         return lease
 
     def _claim(self, spec: TaskSpec) -> AgentWorker | None:
@@ -280,7 +284,7 @@ class AgentLane:
     def give_back(self, lease: AgentLease) -> None:
         if lease in self._leases:
             self._leases.discard(lease)
-            self._tell_room()
+            self.room.give_back(lease)
             self._fill()
 
     @property
@@ -292,7 +296,6 @@ class AgentLane:
         starts = {start.value: self.starts[start.value] for start in (Start.SPARE, Start.COLD)}
         return {
             "running": self.running,
-            "places": self.settings.places,
             "spares": sum(spare.alive for spare in self._spares),
             "starts": starts,
             "sandboxed": self.missing is None,
@@ -310,12 +313,34 @@ class AgentLane:
         status = Check.WARN if self._exposed() else Check.PASS
         return {"agents": HealthReport(status=status, reason=why, details=details)}
 
+    def listing(self) -> list[dict[str, Any]]:
+        """Every process with what it is and does, for people; spares are idle."""
+        return report.listing(self.workers.values(), self.lane)
+
+    # what an operator asks
+
+    def recycle(self, worker_ids: Iterable[str], reason: str) -> None:
+        """Replaces spares. Whoever has a turn has no other after it anyway."""
+        for spare in [spare for spare in self._spares if spare.worker.id in set(worker_ids)]:
+            self._drop(spare)
+        self._fill()
+
+    def recycle_rolling(self, reason: str) -> None:
+        """Replaces every spare, one after another."""
+        for spare in self._spares:
+            spare.worker.unfit = spare.worker.unfit or reason
+        self._fill()
+
+    def kill(self, worker_id: str) -> None:
+        """Ends its process now. A turn on it fails as one on a crashed process does, and is made again where it may."""
+        self.workers[worker_id].kill()
+        self.recycle([worker_id], "killed")
+
     def kill_busy(self) -> list[str]:
         """Ends the processes of all who have a turn, and those that wait for one; the ids of the former."""
-        busy = [lease.worker for lease in self._leases if lease.worker is not None]
+        busy = [lease.worker for lease in self._leases]
         for worker in busy:
-            if worker.process is not None:
-                worker.process.kill(signal.SIGKILL)
+            worker.kill()
         self.renew_spares()
         return [worker.id for worker in busy]
 
@@ -330,6 +355,8 @@ class AgentLane:
         for spare in list(self._spares):
             if spare.outline not in wanted or not spare.alive or now - spare.born >= self.settings.max_spare_age_s:
                 self._drop(spare)
+        if (worn := next((spare for spare in self._spares if spare.worker.unfit is not None), None)) is not None:
+            self._drop(worn)
         have = [spare.outline for spare in self._spares]
         missing = next((outline for outline in wanted if outline not in have), None)
         if missing is not None and self._text.up:
@@ -337,10 +364,10 @@ class AgentLane:
             self.own(self._bring_up(missing))
 
     async def _bring_up(self, outline: AgentSpec) -> None:
-        worker, shape = self.worker(self._text.pool.default_model)
+        worker = self.worker(self._shape(self._text.pool.default_model))
         generation = self._generation
         try:
-            places = await self.spawn(worker, shape, outline)
+            places = await self.spawn(worker, outline)
         except (NotBeneath, SpawnFailed, WorkerLost, OSError):
             await self._end_spare(worker)  # the task that needs it will say why
             return
@@ -419,6 +446,9 @@ class AgentLane:
             await asyncio.to_thread(self._remove, worker)
         finally:
             self._spawner.forget(worker)
+            self.workers.pop(worker.id, None)
+            if worker.state is not WorkerState.GONE:
+                worker.move(WorkerState.GONE)
             self._text.swept()
 
     def _remove(self, worker: AgentWorker) -> None:
@@ -441,24 +471,29 @@ class AgentLane:
     def cli_model(self, model: str) -> str:
         return self._text.pool.cli_model(model)
 
-    def worker(self, model: str) -> tuple[AgentWorker, Shape]:
-        shape = Shape(model=self.cli_model(model))
-        return self._spawner.prepare_as(AgentWorker, shape), shape
+    def _shape(self, model: str) -> Shape:
+        return Shape(model=self.cli_model(model))
 
-    async def spawn(self, worker: AgentWorker, shape: Shape, agent: AgentSpec) -> Identity:
+    def worker(self, shape: Shape) -> AgentWorker:
+        """One whose process is to be started; until it is forgotten, whether or not that has been done."""
+        worker = self._spawner.prepare_as(AgentWorker, shape)
+        self.workers[worker.id] = worker
+        return worker
+
+    async def spawn(self, worker: AgentWorker, agent: AgentSpec) -> Identity:
         """The directories that it was given by name. Raises SpawnFailed, WorkerLost, NotBeneath, OSError."""
         cwd, more = self.open(agent, self._scratch / worker.id)
         try:
             given = identity([*([cwd] if agent.cwd is not None else []), *more])
             enclose = self.enclosed(cwd, more)
             outfit = Outfit(agent=agent, add_dirs=tuple(place.path for place in more), enclose=enclose)
-            await self._spawner.spawn(worker, shape, worker.wake, outfit)
+            await self._spawner.spawn(worker, worker.wanted, worker.wake, outfit)
         except BaseException:
             for place in (cwd, *more):
                 os.close(place.fd)
             raise
         worker.places = (cwd, *more)  # until it is forgotten
-        await worker.ready()
+        await worker.brought_up()
         return given
 
     def enclosed(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
@@ -488,30 +523,24 @@ class AgentLane:
 class AgentLease:
     """See :class:`~claude_daemon.ports.GatedLease`."""
 
-    def __init__(self, lane: AgentLane, spec: TaskSpec, spare: AgentWorker | None, start: Start) -> None:
-        """``spare``: its process, if there was one."""
+    def __init__(self, lane: AgentLane, spec: TaskSpec, worker: AgentWorker, start: Start) -> None:
+        """``worker``: a spare, or one whose process is to be started."""
         self.gate: Gate | None = None
         self.ask: Ask | None = None
         self._lane = lane
         self._spec = spec
-        self._worker = spare
+        self.worker = worker
         self.start = start.value
         self._servers: Servers | None = None
         self._ending = False
 
     @property
-    def worker(self) -> AgentWorker | None:
-        """None until its process is about to be started."""
-        return self._worker
-
-    @property
-    def worker_id(self) -> str | None:
-        return None if self._worker is None else self._worker.id
+    def worker_id(self) -> str:
+        return self.worker.id
 
     @property
     def usage(self) -> Usage:
-        account = None if self._worker is None else self._worker.account
-        return Usage() if account is None else account.usage
+        return Usage() if self.worker.account is None else self.worker.account.usage
 
     async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         agent = self._spec.agent
@@ -520,16 +549,14 @@ class AgentLease:
             # since it was queued the sandbox, a root or a price may have gone, with a reload or another daemon
             yield [failed(refused)]
             return
-        spare = self._worker
-        worker, shape = (spare, None) if spare is not None else self._lane.worker(self._spec.model)
-        self._worker = worker
-        left = True
+        worker, left = self.worker, True
         try:
             try:
                 self._servers = servers = self._lane.servers(agent)
                 await servers.open()
-                if shape is not None:
-                    await self._lane.spawn(worker, shape, agent)
+                if worker.process is None:
+                    await self._lane.spawn(worker, agent)
+                    worker.move(WorkerState.BUSY)
             except McpFailed as error:
                 yield [failed(Failure(code=Code.MCP_UNAVAILABLE, message=f"the MCP server {error}"))]
                 return
@@ -653,10 +680,13 @@ class AgentLease:
                 await (worker.kill_now() if left else worker.stop())
 
     def release(self) -> None:
-        if self._worker is None:
+        """Its process ends unused, unless its end is under way."""
+        if self.worker.process is None and not self._ending:
+            self._ending = True
+            self._lane.own(self._lane.forget(self.worker))
             self._lane.give_back(self)
-        else:  # a spare that was not used after all, unless its end is under way
-            self._end_soon(self._worker, left=True)
+        else:
+            self._end_soon(self.worker, left=True)
 
 
 def failed(failure: Failure) -> Ended:

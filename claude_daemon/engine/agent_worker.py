@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, Final
 from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import TOOL_RESULT, TOOL_USE, Emission
+from claude_daemon.core.worker import WorkerState
 from claude_daemon.engine.agent_changes import Changes
 from claude_daemon.engine.agent_facts import Facts
 from claude_daemon.engine.agent_turn import AgentReader
@@ -40,6 +42,37 @@ class AgentWorker(Worker):
 
     places: tuple[Place, ...] = ()
     _servers: Servers | None = None
+    killed = False
+
+    def rss_bytes(self) -> int | None:
+        """Of the sandbox too, and of whatever its tools have left running."""
+        return self.process.tree_rss_bytes() if self.process is not None else None
+
+    async def brought_up(self) -> None:
+        """Waits until its process, which has just been started, can be used. Raises WorkerLost."""
+        if self.killed:  # before there was a process
+            raise WorkerLost("killed")
+        await self.ready()
+        self.move(WorkerState.IDLE)
+
+    def kill(self) -> None:
+        """Its process, or the one that it is about to have, ends now; whoever waits for it sees that."""
+        self.killed, self.unfit = True, self.unfit or "killed"
+        if self.process is not None:
+            self.process.kill(signal.SIGKILL)
+
+    def retire(self) -> None:
+        """It serves no further turn; before it is stopped or killed."""
+        if self.state not in (WorkerState.RETIRING, WorkerState.GONE):
+            self.move(WorkerState.RETIRING)
+
+    async def kill_now(self) -> None:
+        self.retire()
+        await super().kill_now()
+
+    async def stop(self) -> None:
+        self.retire()
+        await super().stop()
 
     async def agent_turn(
         self,

@@ -14,6 +14,7 @@ from typing import Any, Final
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.retry import Backoff
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.engine.capabilities import ROWS, Capabilities
 from claude_daemon.engine.launch import QUIET
@@ -76,8 +77,9 @@ class TextLane:
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         return self.pool.approximated(spec)
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        self.pool.on_room(callback)
+    @property
+    def room(self) -> Room:
+        return self.pool.room
 
     def lease(self, spec: TaskSpec) -> TextLease | None:
         return self.pool.lease(spec) if self.up else None
@@ -101,7 +103,7 @@ class TextLane:
                 failures += 1
                 self._error = str(error)
                 self._note()
-                self.pool.tell_room()  # those who wait are told that it is for nothing
+                self.room.tell()  # those who wait are told that it is for nothing
                 await self._pause(_BACKOFF.delay(failures, random.random()))  # noqa: S311 - jitter
                 continue
             if found is not None:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Lane, TaskSpec
 from claude_daemon.core.worker import LIVE, Start, WorkerState
 from claude_daemon.engine import client_tools, report
@@ -34,14 +35,13 @@ from claude_daemon.engine.lease import TextLease
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan
 from claude_daemon.engine.process import SpawnFailed
 from claude_daemon.engine.spawner import Spawner
+from claude_daemon.engine.wear import lifetime, worn_out
 from claude_daemon.engine.worker import Worker, refused_tools
 from claude_daemon.ports import HealthReport
 
 _UPKEEP_INTERVAL_S: Final = 10.0  # age and memory of idle workers
 # Starting a CLI takes half a second of one core: more at once would only make the first one late.
 _MAX_STARTING: Final = max(1, (os.cpu_count() or 1) // 2)
-# Those that were started together must not grow old together: each lives up to a fifth less than it may.
-_AGE_SPREAD: Final = 0.2
 _DEMAND_WINDOW_S: Final = 3.0  # how long a late binding counts as a sign that more are coming
 # /clear takes 10 to 35 ms, a late binding 100 more than a warm turn: so long a cleared worker is worth waiting for.
 _PATIENCE_S: Final = 0.25
@@ -49,7 +49,8 @@ _PATIENCE_S: Final = 0.25
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSettings:
-    """Sizes and limits, as in the configuration's ``engine`` section."""
+    """Sizes and limits, as in the configuration's ``engine`` section. ``workers``: turns at once, over all lanes that
+    run the CLI, and processes of this lane."""
 
     workers: int
     spares: int
@@ -85,6 +86,8 @@ class Pool:
         told: Callable[[PoolEvent], None] = lambda event: None,
     ) -> None:
         self.settings = settings
+        self.room = Room(settings.workers)
+        """Of every lane that runs the CLI."""
         self.capabilities = capabilities
         self.workers: dict[str, Worker] = {}
         self.starts: Counter[str] = Counter()
@@ -93,7 +96,6 @@ class Pool:
         self.told = told
         self._spawner = spawner
         self._unsupported = unsupported
-        self._room: list[Callable[[], None]] = []
         self._on_end: list[Callable[[], None]] = []
         self._tasks: asyncio.TaskGroup | None = None
         self._closing = asyncio.Event()
@@ -108,12 +110,13 @@ class Pool:
     def apply(self, settings: PoolSettings) -> None:
         """Other sizes and limits from now on; a turn under way keeps its own."""
         self.settings = settings
+        self.room.resize(settings.workers)
         self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
         self._changed()
 
-    def recycle(self, workers: Iterable[Worker], reason: str) -> None:
+    def recycle(self, worker_ids: Iterable[str], reason: str) -> None:
         """Replaces idle workers now, busy ones after their turn."""
-        for worker in list(workers):
+        for worker in [self.workers[worker_id] for worker_id in worker_ids]:
             self._wear_out(worker, reason)
             if worker.state is WorkerState.IDLE:
                 self._retire(worker, reason)
@@ -124,8 +127,9 @@ class Pool:
             self._wear_out(worker, reason)
         self._replace_unfit()
 
-    def kill(self, worker: Worker) -> None:
+    def kill(self, worker_id: str) -> None:
         """Ends its process now. A turn on it fails as one on a crashed worker does, and is made again where it may."""
+        worker = self.workers[worker_id]
         self._wear_out(worker, "killed")
         if worker.process is not None:
             worker.process.kill(signal.SIGKILL)
@@ -136,7 +140,7 @@ class Pool:
         """Ends the processes of all who have a turn; their ids."""
         busy = self._in(WorkerState.BUSY)
         for worker in busy:
-            self.kill(worker)
+            self.kill(worker.id)
         return [worker.id for worker in busy]
 
     def _wear_out(self, worker: Worker, reason: str) -> None:
@@ -171,9 +175,6 @@ class Pool:
             named.append("messages")
         return named
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        self._room.append(callback)
-
     def on_end(self, callback: Callable[[], None]) -> None:
         """Registers who is told when a worker has ended, and now and then besides."""
         self._on_end.append(callback)
@@ -187,7 +188,7 @@ class Pool:
         return Failure(code=Code.ENGINE_UNAVAILABLE, message=why, retry_after_seconds=wait)
 
     def lease(self, spec: TaskSpec) -> TextLease | None:
-        if self._closing.is_set() or self.count(WorkerState.BUSY) >= self.settings.workers:
+        if self._closing.is_set() or not self.room.free:
             return None
         turn_plan = plan(spec)
         worker, start = self._choose(turn_plan)
@@ -203,6 +204,7 @@ class Pool:
 
     def _lease(self, worker: Worker, turn_plan: TurnPlan, start: Start, request_id: str) -> TextLease:
         worker.move(WorkerState.BUSY)
+        self.room.take(worker)
         if worker.binding is None:
             self._late_bindings.append(time.monotonic())
             worker.bind(turn_plan.binding)
@@ -271,12 +273,13 @@ class Pool:
 
     def give_back(self, worker: Worker) -> None:
         """A turn is over, well or not: the worker is cleared in the background, or replaced."""
+        self.room.give_back(worker)
         worker.turns += 1
         worker.last_used = time.monotonic()
         if worker.form_refused and self._lends_forms:
             self._lends_forms = False
             why = "the upstream does not know output_config.format: schemas wait for processes of their own"
-            self._say("pool.forms_not_lent", "warning", worker, reason=why)
+            self.say("pool.forms_not_lent", "warning", worker, reason=why)
         if worker.state is not WorkerState.BUSY:
             return
         reason = self._worn_out(worker)
@@ -285,7 +288,6 @@ class Pool:
             return
         worker.move(WorkerState.RECYCLING)
         self.own(self._recycle(worker))
-        self.tell_room()
 
     # life
 
@@ -329,7 +331,7 @@ class Pool:
             self._retire(worker, "room for another binding")
         for shape in change.start:
             worker = self._spawner.prepare(shape)
-            worker.lifetime_s = self.settings.max_worker_age_s * (1 - _AGE_SPREAD * _jitter())
+            worker.lifetime_s = lifetime(self.settings.max_worker_age_s)
             self.workers[worker.id] = worker
             self.spawned += 1
             self.own(self._bring_up(worker, shape))
@@ -359,7 +361,7 @@ class Pool:
             return
         worker.move(WorkerState.IDLE)
         self._failures.ready()
-        self._say("worker.ready", "info", worker, seconds=round(time.monotonic() - worker.born, 3))
+        self.say("worker.ready", "info", worker, seconds=round(time.monotonic() - worker.born, 3))
         self._filled_once.set()
         self._changed()
         self._replace_unfit()
@@ -376,7 +378,7 @@ class Pool:
     async def _start_failed(self, worker: Worker, error: str) -> None:
         delay = self._failures.failed(error, time.monotonic(), _jitter())
         told = {"error": error, "stderr": worker.last_words(), "retry_seconds": round(delay, 3)}
-        self._say("worker.start_failed", "error", worker, **told)
+        self.say("worker.start_failed", "error", worker, **told)
         worker.ending = True
         self._bury(worker)
         self._filled_once.set()
@@ -392,7 +394,7 @@ class Pool:
             turns=worker.turns,
         )
         told = {"error": obituary, "stderr": worker.last_words(), "request_id": worker.request_id}
-        self._say("worker.crashed", "error", worker, **told)
+        self.say("worker.crashed", "error", worker, **told)
         self.own(self._fill_later(delay))
 
     async def _fill_later(self, delay_seconds: float) -> None:
@@ -413,7 +415,7 @@ class Pool:
 
     async def _recycle(self, worker: Worker) -> None:
         """Back to idle, or to its end. Who waits for it does so only for a while."""
-        patience = asyncio.get_running_loop().call_later(_PATIENCE_S, self.tell_room)
+        patience = asyncio.get_running_loop().call_later(_PATIENCE_S, self.room.tell)
         try:
             reason = await self._why_not_again(worker)
         finally:
@@ -441,18 +443,7 @@ class Pool:
     def _worn_out(self, worker: Worker) -> str | None:
         """Why the worker should be replaced, None if it is good for another turn."""
         settings = self.settings
-        if worker.process is None or worker.process.gone:
-            return "crashed"
-        if worker.unfit is not None:
-            return worker.unfit
-        if worker.turns >= settings.max_turns_per_worker:
-            return f"served {worker.turns} turns"
-        if time.monotonic() - worker.born >= worker.lifetime_s:
-            return f"older than {worker.lifetime_s:.0f} s"
-        rss = worker.process.rss_bytes()
-        if rss is not None and rss > settings.max_worker_rss_mb * 2**20 and worker.turns > 0:
-            return f"grew to {rss // 2**20} MB"
-        return None
+        return worn_out(worker, max_turns=settings.max_turns_per_worker, max_rss_mb=settings.max_worker_rss_mb)
 
     async def _upkeep(self) -> None:
         while True:
@@ -477,7 +468,7 @@ class Pool:
         starting = worker.state is WorkerState.STARTING
         worker.move(WorkerState.RETIRING)
         worker.ending = True
-        self._say("worker.retiring", "info", worker, reason=reason)
+        self.say("worker.retiring", "info", worker, reason=reason)
         if not starting or worker.process is not None:
             self.own(self._end(worker))
         self.own(self._after_retirement())
@@ -502,13 +493,8 @@ class Pool:
 
     def _changed(self) -> None:
         """Who waits comes first: filling may retire what nobody has taken."""
-        self.tell_room()
+        self.room.tell()
         self._fill()
-
-    def tell_room(self) -> None:
-        """Tells the dispatcher that a place may be free, or that none will be."""
-        for callback in self._room:
-            callback()
 
     def _tell_end(self) -> None:
         for callback in self._on_end:
@@ -522,7 +508,8 @@ class Pool:
     def count(self, state: WorkerState) -> int:
         return sum(1 for worker in self.workers.values() if worker.state is state)
 
-    def _say(self, name: str, level: str, worker: Worker, **fields: Any) -> None:
+    def say(self, name: str, level: str, worker: Worker, **fields: Any) -> None:
+        """Of this pool's processes, and of those of other lanes."""
         pid = worker.process.pid if worker.process is not None else None
         told = {"worker_id": worker.id, "pid": pid, "turns": worker.turns, **fields}
         self.told(PoolEvent(name=name, level=level, fields=told))
@@ -533,7 +520,7 @@ class Pool:
 
     def listing(self) -> list[dict[str, Any]]:
         """Every worker with what it is and does, for people."""
-        return report.listing(self.workers.values())
+        return report.listing(self.workers.values(), self.lane)
 
     def health(self) -> Mapping[str, HealthReport]:
         status, reason = report.status(self.counts(), self._failures, time.monotonic())

@@ -38,18 +38,18 @@ def status(counted: Mapping[str, int], failures: Failures, now: float) -> tuple[
     return Check.PASS, ""
 
 
-def listing(workers: Collection[Worker]) -> list[dict[str, Any]]:
-    """Every worker, oldest first."""
-    return [_listed(worker) for worker in sorted(workers, key=lambda worker: worker.born)]
+def listing(workers: Collection[Worker], lane: Lane) -> list[dict[str, Any]]:
+    """Every worker of a lane, oldest first."""
+    return [_listed(worker, lane) for worker in sorted(workers, key=lambda worker: worker.born)]
 
 
-def _listed(worker: Worker) -> dict[str, Any]:
-    rss = worker.process.rss_bytes() if worker.process is not None else None
+def _listed(worker: Worker, lane: Lane) -> dict[str, Any]:
+    rss = worker.rss_bytes()
     return {
         "id": worker.id,
         "pid": worker.process.pid if worker.process is not None else None,
         "state": worker.state.value,
-        "lane": Lane.TEXT.value,
+        "lane": lane.value,
         "bound": worker.binding.label if worker.binding is not None else None,
         "turns": worker.turns,
         "age_seconds": round(time.monotonic() - worker.born, 1),

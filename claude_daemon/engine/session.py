@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
-import signal
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence, Set
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,8 @@ from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.session import SessionTurn
 from claude_daemon.core.task import Kind, Lane, State, TaskSpec
-from claude_daemon.core.worker import Start
+from claude_daemon.core.worker import Start, WorkerState
+from claude_daemon.engine import report
 from claude_daemon.engine.agent import AgentLane, AgentLease, failed
 from claude_daemon.engine.agent_spares import Identity
 from claude_daemon.engine.agent_worker import AgentWorker
@@ -37,7 +38,8 @@ from claude_daemon.engine.removal import remove_tree
 from claude_daemon.engine.sandbox import NotBeneath
 from claude_daemon.engine.session_home import Home
 from claude_daemon.engine.spawner import Conversation, Outfit
-from claude_daemon.ports import Ended, HealthReport, McpFailed
+from claude_daemon.engine.wear import lifetime, worn_out
+from claude_daemon.ports import Ended, HealthReport, McpFailed, NotYet
 
 _GONE: Final = "the session's transcript is not there any more"
 _NO_FORM: Final = "`output_config.format` is not supported in a session's chats: submit a task with a `schema`."
@@ -45,12 +47,14 @@ _NO_FORM: Final = "`output_config.format` is not supported in a session's chats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSettings:
-    """``places``: processes at once, those that are only kept included. ``idle_s``: how long one is kept for its
-    session's next turn. ``turn_timeout_s``: a chat's."""
+    """``idle_s``: how long a process is kept for its session's next turn. ``turn_timeout_s``: a chat's. A process is
+    replaced after so many turns, so many seconds or above so much memory, as a text worker is."""
 
-    places: int
     idle_s: float
     turn_timeout_s: float
+    max_turns_per_worker: int
+    max_worker_age_s: float
+    max_worker_rss_mb: int
 
 
 class TranscriptGone(Exception):
@@ -60,6 +64,7 @@ class TranscriptGone(Exception):
 class SessionWorker(AgentWorker):
     """A session's process: one turn after the other, for the same tools and directories."""
 
+    session_id = ""
     outline: AgentSpec
     schema: bytes | None = None
     identity: Identity = ()
@@ -79,6 +84,7 @@ class SessionWorker(AgentWorker):
 
     def begin_turn(self, message: str) -> None:
         """What has come since the last turn is nobody's, and what it used has been told."""
+        self.move(WorkerState.BUSY)
         self._inbox.clear()
         self._inbox_bytes = 0
         if self._held and self.process is not None:
@@ -105,11 +111,12 @@ async def _nothing_to_write_down(tool: str, given: Mapping[str, Any]) -> str | N
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """A session with a process or a turn. ``users``: turns that have it or wait for the one before to be over;
-    ``lock``: who may start, use or end its process."""
+    """A session with a process or a turn. ``users``: turns that have it; ``lock``: who may start, use or end its
+    process; ``ending``: its process is about to be ended, or being so."""
 
     worker: SessionWorker | None = None
     users: int = 0
+    ending: bool = False
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     expiry: asyncio.TimerHandle | None = None
 
@@ -122,6 +129,8 @@ class SessionLane:
     def __init__(self, settings: SessionSettings, text: TextLane, agents: AgentLane, directory: Path) -> None:
         """``directory``: where sessions live; it is made when the first does."""
         self.settings = settings
+        self.room = text.room
+        self.workers: dict[str, SessionWorker] = {}  # until they are forgotten
         self.agents = agents
         self.starts: Counter[str] = Counter()
         self.keeps_ids = True
@@ -131,13 +140,10 @@ class SessionLane:
         self._directory = directory
         self._seats: dict[str, Seat] = {}  # the one that was used last is last
         self._leases: set[SessionLease] = set()
-        self._room: list[Callable[[], None]] = []
-        text.pool.on_room(self._tell_room)
 
     def apply(self, settings: SessionSettings) -> None:
-        before, self.settings = self.settings, settings
-        if settings.places > before.places:
-            self._tell_room()
+        """For the turns and the processes that begin from now on."""
+        self.settings = settings
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         if not self._spawner.brokered:
@@ -153,38 +159,52 @@ class SessionLane:
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         return self._text.approximated(spec)
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        self._room.append(callback)
-
-    def _tell_room(self) -> None:
-        for callback in self._room:
-            callback()
-
     def unavailable(self) -> Failure | None:
         return self._text.unavailable()
 
     def lease(self, spec: TaskSpec) -> SessionLease | None:
         turn = spec.session
         assert turn is not None
-        if not self._text.up or len(self._leases) >= self.settings.places:
+        if not self._text.up or not self.room.free:
             return None
+        if self._engaged(turn.id) or (turn.source is not None and self._engaged(turn.source) and self._copies(turn)):
+            raise NotYet
         seat = self._seats.pop(turn.id, None) or Seat()
         self._seats[turn.id] = seat
         seat.users += 1
         if seat.expiry is not None:
             seat.expiry.cancel()
-        warm = seat.worker is not None and self._fits(seat.worker, spec)
-        lease = SessionLease(self, seat, spec, Start.WARM if warm else Start.COLD)
+        kept = seat.worker if seat.worker is not None and self._serves(seat.worker, spec) else None
+        worker = kept or self._prepared(spec, turn)
+        lease = SessionLease(self, seat, spec, worker, Start.COLD if kept is None else Start.WARM)
         self.starts[lease.start] += 1
         self._leases.add(lease)
+        self.room.take(lease)
         self._make_room()
         return lease
+
+    def _engaged(self, session_id: str) -> bool:
+        """Whether a turn of the session is under way or being tidied up after, or its process is being ended."""
+        seat = self._seats.get(session_id)
+        return seat is not None and (seat.users > 0 or seat.ending or seat.lock.locked())
+
+    def _copies(self, turn: SessionTurn) -> bool:
+        """Whether it begins with a copy of its source; it does so once."""
+        return not self.home(turn.id).config.exists()
+
+    def _prepared(self, spec: TaskSpec, turn: SessionTurn) -> SessionWorker:
+        """A worker for this turn, whose process is to be started."""
+        assert spec.agent is not None
+        worker = self._spawner.prepare_as(SessionWorker, Shape(model=self.agents.cli_model(spec.model)))
+        worker.session_id, worker.outline, worker.schema = turn.id, spec.agent.outline, plan(spec).binding.schema
+        self.workers[worker.id] = worker
+        return worker
 
     def _make_room(self) -> None:
         """Of the processes that are only kept, those that were used longest ago go where more need a place."""
         taken = [name for name, seat in self._seats.items() if seat.users or seat.worker is not None]
         kept = [name for name in taken if not self._seats[name].users]
-        for name in kept[: max(0, len(taken) - self.settings.places)]:
+        for name in kept[: max(0, len(taken) - self.room.limit)]:
             self.close_kept(name)
 
     def _fits(self, worker: SessionWorker, spec: TaskSpec) -> bool:
@@ -193,6 +213,14 @@ class SessionLane:
         same = worker.lasts and worker.outline == spec.agent.outline and worker.schema == plan(spec).binding.schema
         model = self._text.pool.capabilities.set_model or worker.model == self.agents.cli_model(spec.model)
         return worker.alive and same and model
+
+    def _serves(self, worker: SessionWorker, spec: TaskSpec) -> bool:
+        """The same, and its directories still bear their names."""
+        assert spec.agent is not None
+        try:
+            return self._fits(worker, spec) and worker.identity == self.agents.identity_of(spec.agent)
+        except (NotBeneath, OSError):  # the start of another one will say why
+            return False
 
     # what is kept
 
@@ -228,9 +256,12 @@ class SessionLane:
         """Of a session that is at nobody's turn, or whose turn was just over."""
         seat = self._seats.get(session_id)
         if seat is not None:
-            async with seat.lock:
-                await self._end_kept(seat)
-            self._tidy(session_id, seat)
+            try:
+                async with seat.lock:
+                    await self._end_kept(seat)
+            finally:
+                self._tidy(session_id, seat)
+                self.room.tell()
 
     async def _end_kept(self, seat: Seat) -> None:
         """Under its lock. The process is given the time to write its transcript."""
@@ -256,76 +287,86 @@ class SessionLane:
         if seat.expiry is not None:
             seat.expiry.cancel()
         if worker is not None:
+            seat.ending = True
             self.own(self._close(session_id, seat, worker))
         else:
             self._tidy(session_id, seat)
 
     async def _close(self, session_id: str, seat: Seat, worker: SessionWorker) -> None:
         """It is given the time to write its transcript."""
-        async with seat.lock:
-            with contextlib.suppress(OSError):
-                await worker.stop()
-            await self.forget(worker)
-        self._tidy(session_id, seat)
-        self._tell_room()
+        try:
+            async with seat.lock:
+                with contextlib.suppress(OSError):
+                    await worker.stop()
+                await self.forget(worker)
+        finally:
+            seat.ending = False
+            self._tidy(session_id, seat)
+            self.room.tell()
 
     def _tidy(self, session_id: str, seat: Seat) -> None:
-        if not seat.users and seat.worker is None and not seat.lock.locked() and self._seats.get(session_id) is seat:
+        if seat.worker is None and not self._engaged(session_id) and self._seats.get(session_id) is seat:
             del self._seats[session_id]
 
     def close(self) -> None:
         """Before the text lane's pool is closed."""
-        self.recycle()
+        self.recycle_rolling("closing")
 
-    def recycle(self) -> list[str]:
-        """Ends the processes that are only kept, others after their turn; the ids of the former's workers."""
-        ended = []
-        for name, seat in list(self._seats.items()):
-            if seat.worker is not None and seat.users:
-                seat.worker.unfit = seat.worker.unfit or "recycled"
-            elif seat.worker is not None:
-                ended.append(seat.worker.id)
-                self.close_kept(name)
-        return ended
+    # what an operator asks
+
+    def recycle(self, worker_ids: Iterable[str], reason: str) -> None:
+        """Ends the processes that are only kept, others after their turn; the session's next turn resumes it."""
+        for worker in [self.workers[worker_id] for worker_id in worker_ids]:
+            worker.unfit = worker.unfit or reason
+            self._close_if_kept(worker)
+
+    def _close_if_kept(self, worker: SessionWorker) -> None:
+        seat = self._seats.get(worker.session_id)
+        if seat is not None and seat.worker is worker:
+            self.close_kept(worker.session_id)
+
+    def recycle_rolling(self, reason: str) -> None:
+        """All of them: none is made anew before it is asked for, so there is nothing to do it one after another for."""
+        self.recycle(list(self.workers), reason)
+
+    def kill(self, worker_id: str) -> None:
+        """Ends its process now. A turn on it fails as one on a crashed process does, and is made again where it may."""
+        worker = self.workers[worker_id]
+        worker.kill()
+        self._close_if_kept(worker)
 
     def kill_busy(self) -> list[str]:
         """Ends the processes of all who have a turn, and those that are only kept; the ids of the former."""
-        busy = [seat.worker for seat in self._seats.values() if seat.worker is not None and seat.users]
+        busy = [lease.worker for lease in self._leases]
         for worker in busy:
-            worker.unfit = worker.unfit or "killed"
-            if worker.process is not None:
-                worker.process.kill(signal.SIGKILL)
-        self.recycle()
+            worker.kill()
+        self.recycle_rolling("killed")
         return [worker.id for worker in busy]
 
     # for its leases
 
-    async def worker(self, spec: TaskSpec, seat: Seat, copied: Callable[[str], None]) -> SessionWorker:
-        """The session's process for this turn. Under the seat's lock.
+    async def start(self, lease: SessionLease, seat: Seat) -> None:
+        """Starts the lease's process, unless it goes on with the one that is kept. Under the seat's lock.
 
         Raises SpawnFailed, WorkerLost, NotBeneath, OSError, TranscriptGone.
         """
-        turn, agent = spec.session, spec.agent
-        assert turn is not None and agent is not None
-        kept = seat.worker
-        if kept is not None and self._fits(kept, spec) and self._same_places(kept, agent):
-            return kept
+        assert lease.spec.agent is not None
+        if lease.worker is seat.worker:
+            if self._serves(lease.worker, lease.spec):
+                return
+            lease.worker = self._prepared(lease.spec, lease.turn)  # that one has died since
         await self._end_kept(seat)
-        conversation = await self._conversation(turn)
-        if turn.source is not None:
-            copied(turn.source)
-        seat.worker = await self._spawn(spec, agent, turn, conversation)
-        return seat.worker
-
-    def _same_places(self, worker: SessionWorker, agent: AgentSpec) -> bool:
-        """Whether its directories still bear their names. Raises NotBeneath, OSError."""
-        return worker.identity == self.agents.identity_of(agent)
+        conversation = await self._conversation(lease.turn)
+        if lease.turn.source is not None:
+            lease.copied(lease.turn.source)
+        seat.worker = lease.worker  # from here on it ends with its seat's turn
+        await self._spawn(lease.worker, lease.spec.agent, conversation)
 
     async def _conversation(self, turn: SessionTurn) -> Conversation:
         """What the new process goes on with. Raises OSError, TranscriptGone."""
         home = self.home(turn.id)
         source = turn.source
-        if source is not None and not home.config.exists():
+        if source is not None and self._copies(turn):
             await self._end_process(source)  # which writes the last of its transcript then
             await asyncio.to_thread(home.copy, self.home(source))
 
@@ -343,33 +384,20 @@ class SessionLane:
 
         return await asyncio.to_thread(found)
 
-    async def _spawn(
-        self, spec: TaskSpec, agent: AgentSpec, turn: SessionTurn, conversation: Conversation
-    ) -> SessionWorker:
-        shape = Shape(model=self.agents.cli_model(spec.model))
-        worker = self._spawner.prepare_as(SessionWorker, shape)
-        worker.outline, worker.schema = agent.outline, plan(spec).binding.schema
-        try:
-            cwd, more = self.agents.open(agent, self.home(turn.id).work)
-            worker.places = (cwd, *more)  # until it is forgotten
-            worker.identity = self.agents.identity_of(agent)
-            outfit = Outfit(
-                agent=agent,
-                add_dirs=tuple(place.path for place in more),
-                enclose=self.agents.enclosed(cwd, more),
-                conversation=conversation,
-            )
-            await self._spawner.spawn(worker, shape, lambda: self._exited(turn.id, worker), outfit)
-            await worker.ready()
-        except BaseException:
-            self.own(self._kill(worker))
-            raise
-        return worker
-
-    async def _kill(self, worker: SessionWorker) -> None:
-        with contextlib.suppress(OSError):
-            await worker.kill_now()
-        await self.forget(worker)
+    async def _spawn(self, worker: SessionWorker, agent: AgentSpec, conversation: Conversation) -> None:
+        session_id = worker.session_id
+        cwd, more = self.agents.open(agent, self.home(session_id).work)
+        worker.places = (cwd, *more)  # until it is forgotten
+        worker.identity = self.agents.identity_of(agent)
+        worker.lifetime_s = lifetime(self.settings.max_worker_age_s)
+        outfit = Outfit(
+            agent=agent,
+            add_dirs=tuple(place.path for place in more),
+            enclose=self.agents.enclosed(cwd, more),
+            conversation=conversation,
+        )
+        await self._spawner.spawn(worker, worker.wanted, lambda: self._exited(session_id, worker), outfit)
+        await worker.brought_up()
 
     def _exited(self, session_id: str, worker: SessionWorker) -> None:
         """Its process has ended: a turn on it sees that, and one that was only kept is not any more."""
@@ -398,8 +426,16 @@ class SessionLane:
             self.keeps_ids = False
 
     async def _good(self, worker: SessionWorker) -> bool:
+        worker.turns += 1
+        worker.last_used = time.monotonic()
         if not (await worker.settle() and worker.alive and worker.lasts):
             return False
+        settings = self.settings
+        worn = worn_out(worker, max_turns=settings.max_turns_per_worker, max_rss_mb=settings.max_worker_rss_mb)
+        if worn is not None:
+            self._text.pool.say("worker.retiring", "info", worker, reason=worn)
+            return False
+        worker.move(WorkerState.IDLE)
         if worker.account is not None:
             worker.account.bar("its session is at nobody's turn")
         return True
@@ -407,6 +443,8 @@ class SessionLane:
     def leave(self, lease: SessionLease, seat: Seat) -> None:
         """The turn is over, or was none."""
         self._leases.discard(lease)
+        if lease.worker is not seat.worker and lease.worker.id in self.workers:  # it was not needed after all
+            self.own(self.forget(lease.worker))
         seat.users -= 1
         if not seat.users:
             if seat.worker is not None:
@@ -415,13 +453,16 @@ class SessionLane:
             else:
                 self._tidy(lease.turn.id, seat)
             self._make_room()
-        self._tell_room()
+        self.room.give_back(lease)
 
     def own(self, ending: Coroutine[Any, Any, None]) -> None:
         self.agents.own(ending)
 
     async def forget(self, worker: SessionWorker) -> None:
-        await self.agents.forget(worker)
+        try:
+            await self.agents.forget(worker)
+        finally:
+            self.workers.pop(worker.id, None)
 
     # what it tells
 
@@ -429,7 +470,12 @@ class SessionLane:
         """For ``status``. ``kept``: processes that wait for their session's next turn."""
         kept = sum(1 for seat in self._seats.values() if seat.worker is not None and not seat.users)
         starts = {start.value: self.starts[start.value] for start in (Start.WARM, Start.COLD)}
-        return {"running": len(self._leases), "kept": kept, "places": self.settings.places, "starts": starts}
+        return {"running": len(self._leases), "kept": kept, "starts": starts}
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Every process with what it is and does, for people; those that are only kept are idle."""
+        told = report.listing(self.workers.values(), self.lane)
+        return [{**one, "session_id": self.workers[one["id"]].session_id} for one in told]
 
     def health(self) -> Mapping[str, HealthReport]:
         if not self.keeps_ids:
@@ -441,8 +487,10 @@ class SessionLane:
 class SessionLease(AgentLease):
     """See :class:`~claude_daemon.ports.GatedLease` and :class:`~claude_daemon.ports.CopyingLease`."""
 
-    def __init__(self, lane: SessionLane, seat: Seat, spec: TaskSpec, start: Start) -> None:
-        super().__init__(lane.agents, spec, None, start)
+    worker: SessionWorker
+
+    def __init__(self, lane: SessionLane, seat: Seat, spec: TaskSpec, worker: SessionWorker, start: Start) -> None:
+        super().__init__(lane.agents, spec, worker, start)
         assert spec.session is not None
         self.spec = spec
         self.turn = spec.session
@@ -451,11 +499,6 @@ class SessionLease(AgentLease):
         self._sessions = lane
         self._seat = seat
         self._ran = False
-        self._found = seat.worker.id if seat.worker is not None else None
-
-    @property
-    def worker_id(self) -> str | None:
-        return self._found if self._worker is None else self._worker.id
 
     async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         self._ran = True
@@ -495,9 +538,9 @@ class SessionLease(AgentLease):
             lane.own(lane.after_turn(self, seat, left=left))
 
     async def _begun(self) -> SessionWorker:
-        worker = await self._sessions.worker(self.spec, self._seat, self.copied)
+        await self._sessions.start(self, self._seat)
+        worker = self.worker
         worker.begin_turn(self.turn.message)
-        self._worker = worker
         agent = self.spec.agent
         assert agent is not None
         self._servers = servers = self._sessions.agents.servers(agent)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
 from claude_daemon.engine.ledger import nonce_of, start_time
+from claude_daemon.engine.process import children_of
 
 # A child that is being started is known after some passes of the loop; on a machine at its limit that takes a while.
 GRACE_S: Final = 5.0
@@ -66,12 +65,7 @@ class Strays:
 
 def children() -> set[int]:
     """The pids of this process's children, zombies among them (Linux; elsewhere none)."""
-    found: set[int] = set()
-    if sys.platform == "linux":
-        for tasks in Path("/proc/self/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                found.update(int(word) for word in tasks.read_text().split())
-    return found
+    return children_of("self")
 
 
 def _kill(pid: int) -> bool:

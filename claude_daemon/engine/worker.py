@@ -94,6 +94,10 @@ class Worker:
             self._inbox.clear()
             self._inbox_bytes = 0
 
+    def rss_bytes(self) -> int | None:
+        """Resident memory, None where nobody can tell."""
+        return self.process.rss_bytes() if self.process is not None else None
+
     def received(self, messages: list[dict[str, Any]], size_bytes: int) -> None:
         for message in messages:
             if client_tools.is_server_request(message):

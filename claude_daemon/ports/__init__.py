@@ -16,6 +16,7 @@ from claude_daemon.ports.engine import (
     Lease,
     Limit,
     Loan,
+    NotYet,
     Question,
     Schemas,
 )
@@ -87,6 +88,7 @@ __all__ = [
     "McpFailed",
     "McpServer",
     "McpTransport",
+    "NotYet",
     "Question",
     "QueueLimits",
     "QueuedTask",

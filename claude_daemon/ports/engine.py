@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from claude_daemon.core.errors import Failure, Fault
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Lane, Outcome, TaskSpec, Usage
 
 Clock = Callable[[], float]
@@ -112,22 +113,27 @@ class CopyingLease(Lease, Protocol):
     copied: Callable[[str], None]
 
 
+class NotYet(Exception):
+    """There is a place, and the task waits for something of its own: nobody else waits for that behind it."""
+
+
 class Engine(Protocol):
-    """One lane."""
+    """One lane. ``room``: its places; lanes that share them share the order in which they are given."""
 
     lane: Lane
 
+    @property
+    def room(self) -> Room: ...
+
     def unsupported(self, spec: TaskSpec) -> Failure | None:
-        """Why this lane cannot run the task as asked, naming the parameter; None if it can. Pure."""
+        """Why this lane cannot run the task as asked, naming the parameter; None if it can. Changes nothing."""
 
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         """Parameters that this lane honours only approximately, e.g. ``max_tokens``. Pure."""
 
     def lease(self, spec: TaskSpec) -> Lease | None:
-        """A place for the task now, or None: then ``on_room`` will be called when there may be one. Synchronous."""
-
-    def on_room(self, callback: Callable[[], None]) -> None:
-        """Registers who is told when a place may have become free."""
+        """A place for the task now, or None: there is none, or no process for it yet. Raises NotYet. In either case
+        ``room`` tells when to ask again. Synchronous."""
 
     def unavailable(self) -> Failure | None:
         """Why no place will come soon, so that nobody waits for one; None while one may."""

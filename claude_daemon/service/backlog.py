@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
 from typing import Final
 
 from claude_daemon.core.task import Lane, Task
@@ -15,14 +15,14 @@ READ_AHEAD: Final = 4
 
 
 class Backlog:
-    """Keeps the tickets, and puts them into their lane's queue unless they are held back, all or by their session."""
+    """Keeps the tickets, and puts them into the queue unless they are held back, all or by their session."""
 
-    def __init__(self, queues: Mapping[Lane, ReadyQueue[Run | Ticket]], turns: Turns) -> None:
-        self._queues = queues
+    def __init__(self, queue: ReadyQueue[Run | Ticket], turns: Turns) -> None:
+        self._queue = queue
         self._turns = turns
         self._tickets: dict[str, Ticket] = {}
         self._read: set[Ticket] = set()
-        self._waiting: dict[Lane, int] = dict.fromkeys(queues, 0)
+        self._waiting: Counter[Lane] = Counter()
         self.held = False
         """No task is begun: the queue is paused, or the daemon drains."""
 
@@ -77,18 +77,17 @@ class Backlog:
                 self._put(ticket)
 
     def in_queue(self, lane: Lane) -> int:
-        """Tickets that stand in the lane's queue now."""
+        """Tickets of the lane that stand in the queue now."""
         return self._waiting[lane]
 
     def _put(self, ticket: Ticket, *, first: bool = False) -> None:
         if self._turns.may_begin(ticket.id):
-            self._queues[ticket.lane].add(ticket, first=first)
+            self._queue.add(ticket, first=first)
             self._waiting[ticket.lane] += 1
 
     def _pull(self, ticket: Ticket) -> None:
-        queue = self._queues[ticket.lane]
-        if ticket in queue:
-            queue.discard(ticket)
+        if ticket in self._queue:
+            self._queue.discard(ticket)
             self._waiting[ticket.lane] -= 1
 
     def __contains__(self, task_id: object) -> bool:

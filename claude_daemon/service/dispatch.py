@@ -1,9 +1,10 @@
 """One ready queue for everything that wants to run, and who gets the next place.
 
 Next is: the highest priority (a waiting task gains one a minute), then the key with the least running, then the one
-that has waited longest. A lane that has no place for the next one of its queue serves nobody behind it: no one
-overtakes. A task whose session is at another's turn does not stand in the queue yet, and holds up nobody. Chats wait in
-RAM, and only for a while. Durable tasks wait as tickets, and what they ask is read when their turn comes near.
+that has waited longest, whatever their lanes: lanes that share their room share its order. Nobody overtakes. Where the
+next one has a place and its lane no process for it yet, one place is kept for it, and others of its lane wait behind
+it. A task whose session is at another's turn does not stand in the queue yet, and holds up nobody. Chats wait in RAM,
+and only for a while. Durable tasks wait as tickets, and what they ask is read when their turn comes near.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Any, Final, TypeVar
 
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Emission
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Effects, Lane, Outcome, State, Task, TaskSpec, advance
-from claude_daemon.ports import Clock, CopyingLease, Ended, Engine, Ids, Lease, Schemas, StoreUnavailable
+from claude_daemon.ports import Clock, CopyingLease, Ended, Engine, Ids, Lease, NotYet, Schemas, StoreUnavailable
 from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.attempt import Attempts
 from claude_daemon.service.backlog import Backlog
@@ -110,15 +112,14 @@ class Dispatcher:
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
         self._running_per_key: Counter[str] = Counter()
-        self._queues: dict[Lane, ReadyQueue[Run | Ticket]] = {
-            lane: ReadyQueue(self._running_per_key.__getitem__) for lane in self._engines
-        }
+        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._running_per_key.__getitem__)
         self.turns = Turns()
-        self._backlog = Backlog(self._queues, self.turns)
+        self._backlog = Backlog(self._queue, self.turns)
         self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
         self._deadlines = Deadlines(self._too_late)
         self._runs: dict[str, Run] = {}
-        self._pumps: set[Lane] = set()
+        self._lanes: dict[Room, list[Lane]] = {}
+        self._pumps: set[Room] = set()
         self._group: asyncio.TaskGroup | None = None
         self._closing = asyncio.Event()
         self.unsaved = 0
@@ -126,7 +127,9 @@ class Dispatcher:
         self.idled = Hint()
         """Given each time the last task has ended."""
         for engine in engines:
-            engine.on_room(self._pumper(engine.lane))
+            self._lanes.setdefault(engine.room, []).append(engine.lane)
+        for room in self._lanes:
+            room.on_change(partial(self._pump_soon, room))
 
     def apply(self, settings: DispatchSettings) -> None:
         """For what comes from now on."""
@@ -150,10 +153,10 @@ class Dispatcher:
         run = self._runs[task.id] = Run(task, self._monotonic())
         self.turns.enter(task.id, spec.sessions)
         if self.turns.may_begin(task.id):
-            self._queues[spec.lane].add(run)
+            self._queue.add(run)
         else:
             self._in_line[task.id] = run
-        self._pump(spec.lane)
+        self._pump(self._engines[spec.lane].room)
         if run.attempt is None and not run.task.state.terminal:
             self._expire_later(run)
         return run
@@ -171,18 +174,18 @@ class Dispatcher:
             return
         if timeout_s is not None:
             self._deadlines.add(ticket.id, timeout_s)
-        self._pump_soon(ticket.lane)
+        self._pump_lane_soon(ticket.lane)
 
     def hold(self) -> None:
         """From now on no durable task is begun; they wait."""
         self._backlog.hold()
-        for lane in self._engines:
-            self._pump_soon(lane)  # a chat may have stood behind one
+        for room in self._lanes:
+            self._pump_soon(room)  # a chat may have stood behind one
 
     def unhold(self) -> None:
         self._backlog.unhold()
-        for lane in self._engines:
-            self._pump_soon(lane)
+        for room in self._lanes:
+            self._pump_soon(room)
 
     def withdraw(self, task_id: str) -> bool:
         """Takes a durable task out of the queue, for whoever ends it; False when it does not wait here."""
@@ -226,7 +229,7 @@ class Dispatcher:
     @property
     def waiting(self) -> int:
         """Chats that wait for a place."""
-        return sum(map(self._chats, self._queues))
+        return sum(map(self._chats, self._engines))
 
     @property
     def queued(self) -> int:
@@ -238,6 +241,11 @@ class Dispatcher:
         return len(self._running)
 
     @property
+    def by_worker(self) -> dict[str, Run]:
+        """What runs now, by the id of the process that it has."""
+        return {run.worker_id: run for run in self._running if run.worker_id is not None}
+
+    @property
     def idle(self) -> bool:
         """Nothing runs, no chat waits, and every end is saved."""
         return not self._running and not self._saving and not self.waiting
@@ -246,8 +254,8 @@ class Dispatcher:
         """Owns every attempt until :meth:`close`; what runs by then is interrupted, and its end saved."""
         async with asyncio.TaskGroup() as self._group:
             try:
-                for lane in self._engines:
-                    self._pump(lane)
+                for room in self._lanes:
+                    self._pump(room)
                 await self._closing.wait()
             finally:
                 self._closing.set()
@@ -274,56 +282,72 @@ class Dispatcher:
 
     def _chats(self, lane: Lane) -> int:
         in_line = len(self._in_line) if lane is Lane.SESSION else 0
-        return len(self._queues[lane]) - self._backlog.in_queue(lane) + in_line
+        return self._queue.waiting(lane) - self._backlog.in_queue(lane) + in_line
 
     def _step(self, task_id: str, session: str | None = None) -> None:
         """The task leaves its session, or one of its two: whoever stands behind it may begin."""
         for other in self.turns.leave(task_id, session):
             run = self._in_line.pop(other, None)
             if run is not None:
-                self._queues[run.lane].add(run)
+                self._queue.add(run)
             else:
                 self._backlog.step(other)
-            self._pump_soon(Lane.SESSION)
+            self._pump_lane_soon(Lane.SESSION)
 
     def _expire_later(self, run: Run) -> None:
         loop = asyncio.get_running_loop()
         run.expiry = loop.call_later(self._settings.wait_timeout_s, self._expire, run)
 
-    def _pumper(self, lane: Lane) -> Callable[[], None]:
-        return lambda: self._pump_soon(lane)
+    def _pump_lane_soon(self, lane: Lane) -> None:
+        self._pump_soon(self._engines[lane].room)
 
-    def _pump_soon(self, lane: Lane) -> None:
+    def _pump_soon(self, room: Room) -> None:
         """In the next pass of the loop: who gives a place back is then no longer counted as running."""
-        if lane not in self._pumps:
-            self._pumps.add(lane)
-            asyncio.get_running_loop().call_soon(self._pump, lane)
+        if room not in self._pumps:
+            self._pumps.add(room)
+            asyncio.get_running_loop().call_soon(self._pump, room)
 
-    def _pump(self, lane: Lane) -> None:
-        """Starts whoever can start, in order, and stops at the first who cannot."""
-        self._pumps.discard(lane)
-        queue, engine = self._queues[lane], self._engines[lane]
-        while queue and self._group is not None and not self._closing.is_set():
-            waiting = queue.next(self._monotonic())
-            task = waiting.task
+    def _pump(self, room: Room) -> None:
+        """Starts whoever can start, and tells those who wait in vain."""
+        self._pumps.discard(room)
+        if self._group is None or self._closing.is_set() or not self._queue:
+            return
+        self._fill(room)
+        self._queue.restore()
+        for lane in self._lanes[room] if self._queue else ():
+            if self._queue.waiting(lane):
+                self._fail_all(lane, self._engines[lane].unavailable())
+
+    def _fill(self, room: Room) -> None:
+        """Gives out places in order. A lane is left at the first of it who cannot start, and a place is kept for that
+        one: it waits for its process, or for what it asks, and neither takes long."""
+        lanes, kept = set(self._lanes[room]), 0
+        while room.free > kept and (waiting := self._queue.next(self._monotonic(), lanes)) is not None:
+            task, engine = waiting.task, self._engines[waiting.lane]
             if task is None:
                 assert isinstance(waiting, Ticket)
                 self._read(waiting)
-                return
+                lanes.discard(waiting.lane)
+                kept += 1
+                continue
             try:
                 lease = engine.lease(task.spec)
-                why = engine.unavailable() if lease is None else None
+                in_vain = lease is None and engine.unavailable() is not None
+            except NotYet:
+                self._queue.pass_over(waiting)
+                continue
             except Exception as error:  # an attempt begins here: one that cannot must not hold up those behind it
                 self._broken(task, error)
                 self._give_up(waiting, task)
                 continue
             if lease is None:
-                self._fail_all(lane, why)
-                return
+                lanes.discard(waiting.lane)
+                kept += not in_vain
+                continue
             self._start(waiting if isinstance(waiting, Run) else self._taken(waiting, task), lease)
 
     def _read(self, ticket: Ticket) -> None:
-        """What the ticket asks comes from the store; then its lane goes on."""
+        """What the ticket asks comes from the store; then it goes on."""
         if not ticket.reading:
             ticket.reading = True
             self._own(self._reading(ticket))
@@ -342,7 +366,7 @@ class Dispatcher:
             ticket.reading = False
         if task is not None and ticket.id in self._backlog:
             self._backlog.has_read(ticket, task)
-        self._pump(ticket.lane)
+        self._pump(self._engines[ticket.lane].room)
 
     def _taken(self, ticket: Ticket, task: Task) -> Run:
         """A ticket's run. Its deadline stays."""
@@ -362,7 +386,7 @@ class Dispatcher:
 
     def _fail_all(self, lane: Lane, failure: Failure | None) -> None:
         """No chat waits for an engine that cannot come up; a task does."""
-        for waiting in self._queues[lane] if failure is not None else ():
+        for waiting in self._queue.of(lane) if failure is not None else ():
             if isinstance(waiting, Run):
                 self._settle(waiting, Outcome(state=State.FAILED, failure=failure))
 
@@ -497,9 +521,9 @@ class Dispatcher:
             self._end_durable(run, ended)
         elif self._may_rerun(run, ended) and run.first_delta_at is None and run.task.spec.session is None:
             run.task = advance(run.task, State.QUEUED)
-            self._queues[run.lane].add(run, first=True)
+            self._queue.add(run, first=True)
             self._expire_later(run)
-            self._pump_soon(run.lane)
+            self._pump_lane_soon(run.lane)
         else:
             self._settle(run, ended.outcome)
 
@@ -586,7 +610,7 @@ class Dispatcher:
     # the end of a chat
 
     def _unqueue(self, run: Run) -> None:
-        self._queues[run.lane].discard(run)
+        self._queue.discard(run)
         self._in_line.pop(run.task.id, None)
         if run.expiry is not None:
             run.expiry.cancel()

@@ -1,11 +1,14 @@
-"""Who is next: the order of everything that waits for a place on one lane."""
+"""Who is next: the order of everything that waits for a place, whatever its lane."""
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from itertools import count
 from typing import Final, Generic, Protocol, TypeVar
+
+from claude_daemon.core.task import Lane
 
 AGEING_SECONDS: Final = 60.0
 """What waits gains one priority in this time."""
@@ -18,6 +21,9 @@ class Waiting(Protocol):
     """What the order looks at. ``queued_at`` is monotonic seconds. Told apart by identity."""
 
     queued_at: float
+
+    @property
+    def lane(self) -> Lane: ...
 
     @property
     def priority(self) -> int: ...
@@ -33,14 +39,16 @@ _Entry = tuple[float, int, W]
 class ReadyQueue(Generic[W]):
     """The highest priority first, then the key with the least running, then the one that has waited longest.
 
-    One heap for each key: within a key, the order of any two never changes, since both age alike. So adding costs the
-    logarithm of a key's own queue, and choosing the number of keys, however many wait.
+    One heap for each lane and key: within it, the order of any two never changes, since both age alike. So adding costs
+    the logarithm of a key's own queue, and choosing the number of keys, however many wait.
     """
 
     def __init__(self, running: Callable[[str], int]) -> None:
         self._running = running
-        self._heaps: dict[str, list[_Entry[W]]] = {}
+        self._heaps: dict[tuple[Lane, str], list[_Entry[W]]] = {}
         self._numbers: dict[W, int] = {}
+        self._in_lane: Counter[Lane] = Counter()
+        self._aside: list[_Entry[W]] = []
         self._gone = 0
         self._last = count(1)
         self._first = count(-1, -1)
@@ -48,23 +56,47 @@ class ReadyQueue(Generic[W]):
     def add(self, item: W, *, first: bool = False) -> None:
         """``first``: among equals it goes before those that are there."""
         number = next(self._first if first else self._last)
+        self._in_lane[item.lane] += item not in self._numbers
         self._numbers[item] = number
         # two that differ by one priority are as far apart as two that differ by a minute's wait
         age = item.queued_at - item.priority * AGEING_SECONDS
-        heapq.heappush(self._heaps.setdefault(item.key_id, []), (age, number, item))
+        self._push((age, number, item))
+
+    def _push(self, entry: _Entry[W]) -> None:
+        heapq.heappush(self._heaps.setdefault((entry[2].lane, entry[2].key_id), []), entry)
 
     def discard(self, item: W) -> None:
         if self._numbers.pop(item, None) is not None:
+            self._in_lane[item.lane] -= 1
             self._gone += 1
             if self._gone > len(self._numbers) + _SLACK:
                 self._sweep()
 
-    def next(self, now: float) -> W:
-        """Who is next; it stays in the queue. Raises ValueError when nobody waits."""
-        heads = [head for key in tuple(self._heaps) if (head := self._head(key)) is not None]
-        return min(heads, key=lambda entry: self._rank(entry, now))[2]
+    def next(self, now: float, lanes: Collection[Lane]) -> W | None:
+        """Who is next of these lanes, None when nobody is; it stays in the queue."""
+        keys = [key for key in self._heaps if key[0] in lanes]
+        heads = [head for key in keys if (head := self._head(key)) is not None]
+        return min(heads, key=lambda entry: self._rank(entry, now))[2] if heads else None
 
-    def _head(self, key: str) -> _Entry[W] | None:
+    def pass_over(self, item: W) -> None:
+        """The one that is next is not, until :meth:`restore`; it stays in the queue."""
+        self._aside.append(heapq.heappop(self._heaps[item.lane, item.key_id]))
+        assert self._aside[-1][2] is item
+
+    def restore(self) -> None:
+        """Whoever was passed over stands where it stood."""
+        for entry in self._aside:
+            self._push(entry)
+        self._aside.clear()
+
+    def waiting(self, lane: Lane) -> int:
+        return self._in_lane[lane]
+
+    def of(self, lane: Lane) -> list[W]:
+        """All of a lane, in no order."""
+        return [item for item in self._numbers if item.lane is lane]
+
+    def _head(self, key: tuple[Lane, str]) -> _Entry[W] | None:
         heap = self._heaps[key]
         while heap and not self._is_here(heap[0]):
             heapq.heappop(heap)
@@ -90,6 +122,7 @@ class ReadyQueue(Generic[W]):
                 self._heaps[key] = kept
             else:
                 del self._heaps[key]
+        self._aside = [entry for entry in self._aside if self._is_here(entry)]
         self._gone = 0
 
     def __len__(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -14,6 +14,7 @@ import orjson
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Emission
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.ports import Ended, HealthReport
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
@@ -40,7 +41,6 @@ class DirectLease:
     def __init__(self, engine: DirectEngine, spec: TaskSpec) -> None:
         self._engine = engine
         self._spec = spec
-        self._released = False
         self._meter = CallMeter(streaming=spec.stream)
 
     @property
@@ -76,9 +76,7 @@ class DirectLease:
         yield [Ended(outcome=_outcome(meter, failure))]
 
     def release(self) -> None:
-        if not self._released:
-            self._released = True
-            self._engine.released()
+        self._engine.room.give_back(self)
 
 
 class DirectEngine:
@@ -89,8 +87,12 @@ class DirectEngine:
     def __init__(self, client: MessagesClient, settings: DirectSettings) -> None:
         self.client = client
         self.settings = settings
-        self.running = 0
-        self._room: list[Callable[[], None]] = []
+        self.room = Room(settings.direct_max)
+
+    def apply(self, settings: DirectSettings) -> None:
+        """For the calls that begin from now on."""
+        self.settings = settings
+        self.room.resize(settings.direct_max)
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         return None
@@ -98,19 +100,9 @@ class DirectEngine:
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         return ()
 
-    def on_room(self, callback: Callable[[], None]) -> None:
-        self._room.append(callback)
-
     def lease(self, spec: TaskSpec) -> DirectLease | None:
-        if self.running >= self.settings.direct_max:
-            return None
-        self.running += 1
-        return DirectLease(self, spec)
-
-    def released(self) -> None:
-        self.running -= 1
-        for callback in self._room:
-            callback()
+        lease = DirectLease(self, spec)
+        return lease if self.room.take(lease) else None
 
     def unavailable(self) -> Failure | None:
         return None

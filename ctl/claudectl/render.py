@@ -161,7 +161,10 @@ def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
     cli = mapping(document.get("cli"))
     yield "cli", joined(" at ", cli.get("version"), cli.get("path"))
     yield "lanes", ", ".join(texts(document.get("lanes")))
+    yield "turns", _turns(mapping(document.get("turns")))
     yield "workers", _workers(mapping(document.get("workers")))
+    for lane in ("agents", "sessions"):
+        yield lane, _counts(_numbers(mapping(document.get(lane))))
     yield "queue", _queue(mapping(document.get("queue")))
     yield "starts", _counts(mapping(document.get("starts")))
     yield "checks", _summary(mapping(document.get("checks")), paint)
@@ -179,7 +182,17 @@ def _config(config: Document) -> str:
     return " · ".join(parts)
 
 
+def _turns(turns: Document) -> str:
+    """Of all lanes that run the CLI."""
+    return f"{plain(turns.get('running'))} of {plain(turns['limit'])} running" if "limit" in turns else ""
+
+
+def _numbers(counts: Document) -> Document:
+    return {name: count for name, count in counts.items() if isinstance(count, int) and not isinstance(count, bool)}
+
+
 def _workers(workers: Document) -> str:
+    """Of the text lane."""
     live = [f"{plain(workers['live'])} live"] if "live" in workers else []
     if live and "limit" in workers:
         live = [f"{live[0]} of {plain(workers['limit'])}"]
@@ -216,7 +229,7 @@ def workers(document: Document, paint: Paint) -> str:
     return table(_WORKER_HEADER, rows, paint, right=frozenset({"PID", "TURNS", "RSS MB"}))
 
 
-_WORKER_HEADER = ("ID", "PID", "STATE", "LANE", "BOUND", "TURNS", "AGE", "RSS MB", "MODEL")
+_WORKER_HEADER = ("ID", "PID", "STATE", "LANE", "BOUND", "TURNS", "AGE", "RSS MB", "MODEL", "START", "TASK", "SESSION")
 
 
 def _worker(worker: Document) -> list[str]:
@@ -225,7 +238,7 @@ def _worker(worker: Document) -> list[str]:
         *plain_cells,
         duration(worker.get("age_seconds")),
         plain(worker.get("rss_mb")),
-        plain(worker.get("model")),
+        *(plain(worker.get(key)) for key in ("model", "start", "task_id", "session_id")),
     ]
 
 

@@ -36,6 +36,7 @@ from claude_daemon.core.event import MESSAGE_EVENT, Emission, Event
 from claude_daemon.core.key import Key, Keyring, digest, new_secret
 from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.role import BUILT_IN
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.durable import Durable
 from claude_daemon.engine.session import SessionLane
@@ -117,6 +118,7 @@ class _NoRoom:
     """An engine that has no place: whatever is queued stays queued."""
 
     lane = Lane.TEXT
+    room = Room(0)
 
     def unsupported(self, spec: TaskSpec) -> None:
         return None
@@ -126,9 +128,6 @@ class _NoRoom:
 
     def lease(self, spec: TaskSpec) -> None:
         return None
-
-    def on_room(self, callback: Callable[[], None]) -> None:
-        pass
 
     def unavailable(self) -> None:
         return None

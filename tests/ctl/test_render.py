@@ -35,6 +35,9 @@ STATUS = {
     "credential": {"kind": "api_key", "origin": "ANTHROPIC_API_KEY"},
     "cli": {"path": "/x/claude", "version": "2.1.330"},
     "lanes": ["direct", "text"],
+    "turns": {"running": 2, "limit": 4},
+    "agents": {"running": 1, "spares": 2, "starts": {"spare": 1}, "sandboxed": True},
+    "sessions": {"running": 0, "kept": 3},
     "workers": {"limit": 4, "live": 4, "busy": 1, "idle": 3, "starting": 0, "spares": 1},
     "queue": {"waiting": 2, "running": 1, "queued": 3},
     "starts": {"warm": 9, "spare": 1, "cold": 2},
@@ -52,12 +55,15 @@ WORKERS = [
         "age_seconds": 360.2,
         "rss_mb": 210.5,
         "model": "sonnet",
+        "start": "warm",
+        "task_id": "task_1",
     },
     {
         "id": "w_10",
         "pid": 12222,
         "state": "idle",
-        "lane": "text",
+        "lane": "session",
+        "session_id": "sess_1",
         "bound": False,
         "turns": 0,
         "age_seconds": 3,
@@ -88,7 +94,10 @@ def test_status_is_one_aligned_screen() -> None:
         "  credential  api_key from ANTHROPIC_API_KEY\n"
         "  cli         2.1.330 at /x/claude\n"
         "  lanes       direct, text\n"
+        "  turns       2 of 4 running\n"
         "  workers     4 live of 4 · 1 busy · 3 idle · 0 starting · 1 spares\n"
+        "  agents      1 running · 2 spares\n"
+        "  sessions    0 running · 3 kept\n"
         "  queue       2 waiting · 1 running · 3 queued\n"
         "  starts      9 warm · 1 spare · 2 cold\n"
         "  checks      engine pass · worker_pool warn (3 of 4 live)"
@@ -114,9 +123,9 @@ def test_status_and_health_tell_what_of_the_configuration_is_not_in_force(more: 
 
 def test_workers_are_an_aligned_table() -> None:
     assert render.workers({"workers": WORKERS}, colourless) == (
-        "ID      PID  STATE  LANE  BOUND  TURNS  AGE    RSS MB  MODEL\n"
-        "w_1      12  busy   text  yes       12  6 min   210.5  sonnet\n"
-        "w_10  12222  idle   text  no         0  3 s         -  -"
+        "ID      PID  STATE  LANE     BOUND  TURNS  AGE    RSS MB  MODEL   START  TASK    SESSION\n"
+        "w_1      12  busy   text     yes       12  6 min   210.5  sonnet  warm   task_1  -\n"
+        "w_10  12222  idle   session  no         0  3 s         -  -       -      -       sess_1"
     )
 
 

@@ -65,7 +65,7 @@ def said(task: dict[str, Any]) -> list[str]:
 
 def held(go: Path) -> str:
     """A prompt whose turn lasts until this file is there."""
-    given = orjson.dumps({"command": f"until [ -e {go} ]; do sleep 0.05; done"}).decode()
+    given = orjson.dumps({"command": f"touch {go}.awaited; until [ -e {go} ]; do sleep 0.05; done"}).decode()
     return f"[[tool=Bash]] [[input={given}]] [[tokens=1]]"
 
 
@@ -75,6 +75,13 @@ async def runs(daemon: DaemonProcess, task_id: str) -> None:
         async for line in response.content:
             if line.strip() == b"event: tool.use":
                 return
+
+
+async def awaits(go: Path) -> None:
+    """Waits until the turn of :func:`held` has come so far: that a tool runs is durable by then."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not Path(f"{go}.awaited").exists():
+            await asyncio.sleep(0.02)
 
 
 async def state_of(daemon: DaemonProcess, session_id: str) -> str:
@@ -303,7 +310,7 @@ async def test_a_turn_that_had_not_begun_is_made_after_a_kill(sessions: Sessions
     first = await turn(daemon, "begin", {}, cwd=str(repository))
     name = {"id": first["session_id"]}
     running = await submit(daemon, held(repository / "go"), name, tools={"allow": ["Bash"]})
-    await runs(daemon, running["id"])
+    await awaits(repository / "go")
     waiting = await submit(daemon, "[[history]] the other", {"id": first["session_id"]})
     await daemon.stop(signal.SIGKILL)
     daemon = await sessions()

@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -131,9 +132,9 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
         turn_timeout_s=5.0,
     )
     pool = Pool(sizes, spawner, capabilities=Capabilities(), default_model="sonnet", unsupported=lambda spec: None)
+    pool.room.resize(1)  # for an agent, though the text lane has no process
     text = TextLane(cli, tmp_path / "cache", spawner, pool, default_model="sonnet")
     settings = AgentSettings(
-        places=1,
         spares=1,
         max_spare_age_s=600.0,
         stall_timeout_s=5.0,
@@ -362,12 +363,131 @@ async def test_a_panic_ends_those_who_work_and_those_who_wait(stage: Stage) -> N
     stage.behave(user=["hang"])
     lease = stage.lease(AgentSpec(allow=("Read",)))
     attempt = asyncio.ensure_future(stage.outcome(lease))
-    await stage.until(lambda: lease.worker is not None and lease.worker.process is not None)
+    await stage.until(lambda: lease.worker.process is not None)
     before = set(stage.processes)
     assert stage.lane.kill_busy() == [lease.worker_id]
     outcome = await attempt
     assert outcome.failure is not None and outcome.failure.code is Code.ENGINE_CRASHED
     await stage.until(lambda: not before & stage.processes)
+
+
+# what an operator asks
+
+
+def replaced(stage: Stage, old: str) -> bool:
+    return old not in stage.lane.workers and states(stage) == ["idle"]
+
+
+def states(stage: Stage) -> list[str]:
+    return sorted(one["state"] for one in stage.lane.listing())
+
+
+async def test_every_process_is_listed_with_what_it_does(stage: Stage) -> None:
+    await stage.spare()
+    assert states(stage) == ["idle"]
+    stage.behave(user=["hang"])
+    lease = stage.lease(AgentSpec(allow=("Read",)))
+    assert states(stage) == ["idle", "starting"]
+    attempt = asyncio.ensure_future(stage.outcome(lease))
+    await stage.until(lambda: states(stage) == ["busy", "idle"])
+    busy = next(one for one in stage.lane.listing() if one["state"] == "busy")
+    assert (busy["id"], busy["lane"], busy["pid"] in stage.processes) == (lease.worker_id, "agent", True)
+    stage.lane.kill_busy()
+    await attempt
+    await stage.until(lambda: stage.lane.running == 0)
+    assert lease.worker_id not in stage.lane.workers
+
+
+async def test_who_is_cold_has_its_workers_id_from_the_beginning(stage: Stage) -> None:
+    lease = stage.lease()
+    before = lease.worker_id
+    assert (lease.start, list(stage.lane.workers)) == ("cold", [before])
+    await stage.outcome(lease)
+    assert lease.worker_id == before
+
+
+async def test_a_spare_that_is_recycled_or_killed_is_replaced(stage: Stage) -> None:
+    await stage.spare()
+    for act in ("recycle", "kill"):
+        (old,) = stage.lane.workers
+        if act == "kill":
+            stage.lane.kill(old)
+        else:
+            stage.lane.recycle([old], "by hand")
+        await stage.until(partial(replaced, stage, old))
+        assert stage.lease().start == "spare"
+        (lease,) = stage.lane._leases
+        lease.release()
+        await stage.until(lambda: stage.lane.running == 0)
+        for _ in range(2):
+            stage.lane._wanted.note(BASH)
+        stage.lane._fill()
+        await stage.until(lambda: states(stage) == ["idle"])
+
+
+async def test_spares_are_replaced_one_after_another(stage: Stage) -> None:
+    read = AgentSpec(allow=("Read",))
+    stage.lane.settings = replace(stage.lane.settings, spares=2)
+    for agent in (BASH, read, BASH, read):
+        stage.lane._wanted.note(agent)
+    stage.lane._fill()
+    await stage.until(lambda: states(stage) == ["idle", "idle"])
+    old = set(stage.lane.workers)
+    stage.lane.recycle_rolling("by hand")
+    least = len(stage.lane._spares)
+    while old & set(stage.lane.workers) or stage.lane.counts()["spares"] < 2:
+        least = min(least, len(stage.lane._spares))
+        await asyncio.sleep(0.005)
+    assert least == 1
+    assert {spare.outline for spare in stage.lane._spares} == {BASH, read}
+
+
+@pytest.mark.parametrize("when", ["before its process", "at its turn"])
+async def test_an_agent_that_is_killed_fails_as_after_a_crash(stage: Stage, when: str) -> None:
+    stage.behave(user=["hang"])
+    lease = stage.lease()
+    attempt = None
+    if when == "at its turn":
+        attempt = asyncio.ensure_future(stage.outcome(lease))
+        await stage.until(lambda: states(stage) == ["busy"])
+    stage.lane.kill(lease.worker_id)
+    outcome = await (attempt or stage.outcome(lease))
+    assert outcome.failure is not None and outcome.failure.code is Code.ENGINE_CRASHED
+    await stage.until(lambda: stage.lane.running == 0 and not stage.processes)
+
+
+async def test_an_agent_that_is_recycled_goes_on(stage: Stage) -> None:
+    lease = stage.lease()
+    stage.lane.recycle([lease.worker_id], "by hand")
+    stage.lane.recycle_rolling("by hand")
+    assert (await stage.outcome(lease)).state is State.SUCCEEDED
+
+
+# directories
+
+
+@pytest.mark.parametrize("field", ["cwd", "add_dirs"])
+@pytest.mark.parametrize("name", ["gone", "file", "loop", "out"])
+async def test_a_directory_that_is_not_there_is_refused_by_name(stage: Stage, field: str, name: str) -> None:
+    (stage.root / "file").write_text("x")
+    (stage.root / "loop").symlink_to("loop")
+    (stage.root / "out").symlink_to("/")
+    path = str(stage.root / name)
+    agent = replace(BASH, cwd=path) if field == "cwd" else replace(BASH, add_dirs=(path,))
+    failure = stage.lane.unsupported(stage.spec(agent))
+    assert failure is not None
+    assert (failure.code, failure.param) == (Code.INVALID_REQUEST, field)
+    assert name in failure.message and str(stage.root) in failure.message
+
+
+async def test_a_machine_without_descriptors_refuses_nobodys_directory(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str) -> Any:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(stage.lane, "opened", full)
+    assert stage.lane.unsupported(stage.spec(replace(BASH, cwd=str(stage.root / "a")))) is None
 
 
 # a turn
@@ -400,7 +520,7 @@ async def test_no_model_call_is_made_once_the_turn_has_ended(stage: Stage) -> No
     barred: list[Any] = []
     async for batch in lease.run():
         if isinstance(batch[-1], Ended):
-            assert lease._worker is not None and lease._worker.account is not None
-            barred.append(lease._worker.account.barred)  # type: ignore[attr-defined]
+            assert lease.worker.account is not None
+            barred.append(lease.worker.account.barred)  # type: ignore[attr-defined]
     lease.release()
     assert barred == ["the turn is over"]

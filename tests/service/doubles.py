@@ -9,8 +9,9 @@ from typing import Any
 
 from claude_daemon.core.errors import Code, Failure, Fault
 from claude_daemon.core.event import MESSAGE_EVENT, TERMINAL, Emission, Event
+from claude_daemon.core.room import Room
 from claude_daemon.core.task import Kind, Lane, Outcome, State, TaskSpec, Usage
-from claude_daemon.ports import Ended, HealthReport
+from claude_daemon.ports import Ended, HealthReport, NotYet
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 
 SPEC = TaskSpec(
@@ -98,21 +99,30 @@ class FakeLease:
     def release(self) -> None:
         if not self.released:
             self.released = True
-            self._engine.give_back()
+            self._engine.room.give_back(self)
 
 
 class FakeEngine:
-    """``places`` at once; ``down``: why there will be none; ``broken``: raised instead of a lease."""
+    """``places`` at once, or those of a ``room`` that is shared. ``down``: why there will be none; ``broken``: raised
+    instead of a lease; ``not_yet``: the request ids of those that wait for something of their own; ``ready``: whether
+    there is a process for anybody."""
 
-    def __init__(self, places: int = 1, lane: Lane = Lane.TEXT) -> None:
+    def __init__(self, places: int = 1, lane: Lane = Lane.TEXT, room: Room | None = None) -> None:
         self.lane = lane
-        self.places = places
+        self.room = room or Room(places)
         self.down: Failure | None = None
         self.broken: Exception | None = None
+        self.not_yet: set[str] = set()
+        self.ready = True
         self.leases: list[FakeLease] = []
-        self._taken = 0
-        self._room: list[Callable[[], None]] = []
-        self._leased = asyncio.Condition()
+
+    @property
+    def places(self) -> int:
+        return self.room.limit
+
+    @places.setter
+    def places(self, places: int) -> None:
+        self.room.limit = places
 
     def unsupported(self, spec: TaskSpec) -> Failure | None:
         if "tools" in spec.request:
@@ -126,22 +136,16 @@ class FakeEngine:
         if self.broken is not None:
             error, self.broken = self.broken, None
             raise error
-        if self._taken >= self.places:
+        if spec.request_id in self.not_yet:
+            raise NotYet
+        lease = FakeLease(self, spec)
+        if not self.ready or not self.room.take(lease):
             return None
-        self._taken += 1
-        self.leases.append(lease := FakeLease(self, spec))
+        self.leases.append(lease)
         return lease
 
-    def give_back(self) -> None:
-        self._taken -= 1
-        self.tell_room()
-
-    def on_room(self, callback: Callable[[], None]) -> None:
-        self._room.append(callback)
-
     def tell_room(self) -> None:
-        for callback in self._room:
-            callback()
+        self.room.tell()
 
     def unavailable(self) -> Failure | None:
         return self.down

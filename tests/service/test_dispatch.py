@@ -299,10 +299,10 @@ async def test_a_lease_that_cannot_be_given_back_is_told_and_its_task_ends_all_t
     async with Desk() as desk:
         error = KeyError("a bug")
 
-        def broken() -> None:
+        def broken(holder: object) -> None:
             raise error
 
-        desk.engine.give_back = broken  # type: ignore[method-assign]
+        desk.engine.room.give_back = broken  # type: ignore[method-assign]
         run = desk.submit()
         desk.dispatcher.cancel(run)  # before its run has begun: only the dispatcher gives it back
         assert code_of(await ended(run)) is Code.CANCELLED

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import pytest
 
+from claude_daemon.core.task import Lane
 from claude_daemon.service.queue import ReadyQueue
+
+LANES = frozenset(Lane)
 
 
 @dataclass(eq=False)
@@ -16,24 +19,25 @@ class Item:
     queued_at: float = 0.0
     priority: int = 0
     key_id: str = "k"
+    lane: Lane = Lane.TEXT
 
 
 def order(*items: Item, running: dict[str, int] | None = None, now: float = 10.0) -> list[str]:
     queue: ReadyQueue[Item] = ReadyQueue(Counter(running or {}).__getitem__)
-    for item in items:
-        queue.add(item)
+    for one in items:
+        queue.add(one)
     names = []
-    while queue:
-        names.append(queue.next(now).name)
-        queue.discard(queue.next(now))
+    while (item := queue.next(now, LANES)) is not None:
+        names.append(item.name)
+        queue.discard(item)
+    assert not queue
     return names
 
 
 def test_nobody_waits() -> None:
     queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
     assert not queue
-    with pytest.raises(ValueError, match="empty"):
-        queue.next(0.0)
+    assert queue.next(0.0, LANES) is None
 
 
 def test_age_decides_among_equals() -> None:
@@ -64,11 +68,11 @@ def test_waiting_a_minute_is_worth_one_priority(now: float, key: str) -> None:
 
 def test_who_is_put_first_goes_before_its_equals() -> None:
     queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
-    queue.add(Item("a"))
+    queue.add(a := Item("a"))
     queue.add(again := Item("again"), first=True)
-    assert queue.next(0.0) is again
+    assert queue.next(0.0, LANES) is again
     queue.discard(again)
-    assert queue.next(0.0).name == "a"
+    assert queue.next(0.0, LANES) is a
 
 
 def test_a_long_queue_is_left_in_order_and_forgets_who_has_left() -> None:
@@ -78,7 +82,7 @@ def test_a_long_queue_is_left_in_order_and_forgets_who_has_left() -> None:
         queue.add(item)
     for item in items[1:]:
         queue.discard(item)
-    assert (len(queue), queue.next(0.0)) == (1, items[0])
+    assert (len(queue), queue.next(0.0, LANES)) == (1, items[0])
     assert sum(len(heap) for heap in queue._heaps.values()) < 100
 
 
@@ -86,3 +90,50 @@ def test_discarding_who_is_not_there_is_nothing() -> None:
     queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
     queue.discard(Item("a"))
     assert len(queue) == 0
+
+
+def test_the_order_is_one_over_all_lanes_that_are_asked_for() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    text, agent = Item("text", 2), Item("agent", 1, lane=Lane.AGENT)
+    for item in (text, agent):
+        queue.add(item)
+    assert queue.next(10.0, LANES) is agent
+    assert queue.next(10.0, {Lane.TEXT, Lane.SESSION}) is text
+    assert queue.next(10.0, {Lane.SESSION}) is None
+    assert [queue.waiting(lane) for lane in (Lane.TEXT, Lane.AGENT, Lane.SESSION)] == [1, 1, 0]
+    assert queue.of(Lane.AGENT) == [agent]
+    queue.discard(agent)
+    queue.discard(agent)
+    assert (queue.waiting(Lane.AGENT), queue.of(Lane.AGENT)) == (0, [])
+
+
+def test_who_is_passed_over_holds_up_nobody_and_keeps_its_place() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    items = [Item(name, 1.0) for name in "abc"]
+    for item in items:
+        queue.add(item)
+    queue.pass_over(items[0])
+    assert queue.next(10.0, LANES) is items[1]
+    assert (len(queue), items[0] in queue) == (3, True)
+    queue.pass_over(items[1])
+    queue.discard(items[1])  # it leaves the queue meanwhile
+    queue.restore()
+    assert queue.next(10.0, LANES) is items[0]
+    queue.discard(items[0])
+    assert queue.next(10.0, LANES) is items[2]
+
+
+def test_a_sweep_keeps_who_is_passed_over() -> None:
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__)
+    items = [Item(str(n), float(n), key_id=f"k{n % 3}") for n in range(300)]
+    for item in items:
+        queue.add(item)
+    queue.pass_over(items[0])
+    queue.pass_over(items[1])
+    for item in items[1:]:
+        queue.discard(item)
+    queue.restore()
+    assert (len(queue), queue.next(0.0, LANES)) == (1, items[0])
+    queue.discard(items[0])
+    assert queue.next(0.0, LANES) is None
+    assert queue._gone == sum(len(heap) for heap in queue._heaps.values())

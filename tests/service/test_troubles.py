@@ -297,10 +297,10 @@ async def test_a_task_that_was_tried_again_keeps_its_place_over_a_restart(store:
         clock.now += 24 * 3600
         await office.desk.retry(OPERATOR, old.id)
         urgent = await office.submit(priority=10)
-        assert office.dispatcher._queues[Lane.TEXT].next(clock()).id == urgent.id  # type: ignore[union-attr]
+        assert office.dispatcher._queue.next(clock(), {Lane.TEXT}).id == urgent.id  # type: ignore[union-attr]
     async with Office(store, clock, places=0, node="node_2") as second:
         await second.recovery.start()
-        assert second.dispatcher._queues[Lane.TEXT].next(clock()).id == urgent.id  # type: ignore[union-attr]
+        assert second.dispatcher._queue.next(clock(), {Lane.TEXT}).id == urgent.id  # type: ignore[union-attr]
 
 
 async def test_no_more_is_tried_again_than_may_be_queued(store: SqliteStore) -> None:
@@ -319,12 +319,12 @@ async def test_a_chat_goes_before_tasks_until_they_have_waited_longer_than_any_c
     async with Office(store, clock, places=0) as office:
         task = await office.submit()
         chat = office.dispatcher.submit(_chat())
-        queue = office.dispatcher._queues[Lane.TEXT]
-        assert queue.next(clock()) is chat
+        queue, lanes = office.dispatcher._queue, {Lane.TEXT}
+        assert queue.next(clock(), lanes) is chat
         office.dispatcher.cancel(chat)
         clock.now += CHAT_PRIORITY * 60 + 1
         later = office.dispatcher.submit(_chat())
-        assert queue.next(clock()).id == task.id  # type: ignore[union-attr]
+        assert queue.next(clock(), lanes).id == task.id  # type: ignore[union-attr]
         office.dispatcher.cancel(later)
 
 

@@ -66,7 +66,7 @@ async def run(engine: DirectEngine, task: TaskSpec) -> tuple[dict[str, Any], Out
                 assert item.raw is not None and orjson.loads(item.raw) == item.data
                 builder.add(item.data)
     assert outcome is not None
-    assert engine.running == 0
+    assert engine.room.taken == 0
     return builder.message, outcome
 
 
@@ -127,12 +127,12 @@ async def test_a_caller_who_leaves_ends_the_call(engine: DirectEngine, model: Of
         await anext(batches)
     async with asyncio.timeout(5):
         await model.wait_until(lambda m: m.active == 0)
-    assert engine.running == 0
+    assert engine.room.taken == 0
 
 
 async def test_no_more_calls_at_once_than_allowed_and_room_is_told(engine: DirectEngine) -> None:
     told: list[int] = []
-    engine.on_room(lambda: told.append(engine.running))
+    engine.room.on_change(lambda: told.append(engine.room.taken))
     first, second = engine.lease(spec("a")), engine.lease(spec("b"))
     assert first is not None and second is not None
     assert engine.lease(spec("c")) is None

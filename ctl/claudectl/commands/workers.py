@@ -12,7 +12,7 @@ from claudectl.render import Document, Paint, plain, texts
 
 @click.group(cls=Group, name="workers")
 def command() -> None:
-    """The warm Claude Code processes.
+    """The Claude Code processes: text workers, agents and their spares, sessions.
 
     \b
     Examples:
@@ -24,7 +24,7 @@ def command() -> None:
 @command.command("list")
 @click.pass_obj
 def list_(options: Options) -> None:
-    """List the workers: state, lane, turns, age and memory.
+    """List the workers of every lane: state, turns, age, memory, and whose they are.
 
     \b
     Examples:
@@ -40,9 +40,9 @@ def list_(options: Options) -> None:
 @click.option("--spares", type=click.IntRange(min=0), metavar="N", help="So many unbound and idle (engine.spares).")
 @click.pass_obj
 def scale(options: Options, workers: int | None, spares: int | None) -> None:
-    """Change how many workers there are, busy ones after their turn.
+    """Change how many turns run at once, over all lanes, and how many workers there are for them.
 
-    Holds until the next restart, or a reload that changes these settings.
+    What runs goes on. Holds until the next restart, or a reload that changes these settings.
 
     \b
     Examples:
@@ -65,6 +65,8 @@ def _sizes(document: Document, _: Paint) -> str:
 @click.pass_obj
 def recycle(options: Options, worker_id: str | None, all_at_once: bool) -> None:
     """Replace worker ID, or all workers, by new processes; busy ones after their turn.
+
+    An agent's process ends with its turn anyway. A session's next turn resumes it on a new one.
 
     \b
     Examples:
