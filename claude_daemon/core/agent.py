@@ -17,6 +17,8 @@ READ_ONLY: Final = frozenset({"Read", "Grep", "Glob"})
 """Tools that change nothing outside: an attempt that has used no other may be made again."""
 TOOLS: Final = ("Read", "Grep", "Glob", "Edit", "Write", "NotebookEdit", "Bash", "TodoWrite")
 """Claude Code's own tools that a task can be given. Not those that reach the network or ask a person."""
+CHANGES_FILES: Final = frozenset({"Edit", "Write", "NotebookEdit"})
+"""Those of them that change a file which their input names."""
 STARTS_AGENTS: Final = "Agent"
 """Claude Code's tool that starts a subagent; there where a task defines some, and for those alone."""
 MAX_RULES: Final = 64
@@ -64,7 +66,7 @@ class AgentSpec:
 
     ``allow`` and ``deny`` are rules: a tool's name, or a name with a pattern; or a server's tools, or one of them.
     ``cwd`` and ``add_dirs`` are absolute paths under configured roots; ``cwd`` None is an empty directory that ends
-    with the attempt. ``max_turns`` counts model calls of the main conversation. ``append_system`` is added to Claude
+    with the attempt. ``max_turns`` counts answers of models, subagents' included. ``append_system`` is added to Claude
     Code's own system prompt; with a ``system`` of the request's own it stands there. ``mcp_servers`` are names of
     configured ones. ``project_settings``: those of its directories are read, hooks and all.
     """
@@ -105,6 +107,18 @@ class AgentSpec:
         line = str(given.get("command") or "")
         return all(any(matches(command, pattern) for pattern in patterns) for command in commands(line))
 
+    def asks(self, tool: str, given: Mapping[str, Any]) -> bool:
+        """Whether this call is made only after somebody has allowed it, if at all; of a file tool, in the task's own
+        directories. False where nobody can tell: a rule for one file tool may count for all of them, and a project's
+        settings may allow anything."""
+        if self.approval is Approval.AUTO or self.project_settings:
+            return False
+        if tool == "Bash":
+            return not self.ruled(tool, given)
+        if tool in CHANGES_FILES:
+            return not any(tool_of(rule) in CHANGES_FILES for rule in self.allow)
+        return tool.startswith("mcp__") and not any(_covers(rule, tool) for rule in self.allow)
+
     @property
     def touches_directories(self) -> bool:
         return self.cwd is not None or bool(self.add_dirs)
@@ -134,6 +148,11 @@ def shown_name(server: str, tool: str) -> str:
 
 def _covered(name: str, server: str, rules: tuple[str, ...]) -> bool:
     return name in rules or f"mcp__{server}" in rules
+
+
+def _covers(rule: str, shown: str) -> bool:
+    """Whether a rule may be about this tool of a server; names of servers may begin alike."""
+    return shown == rule or shown.startswith(f"{rule}__")
 
 
 def _servers_meant(rule: str, servers: Iterable[str]) -> list[str]:

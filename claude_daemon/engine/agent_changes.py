@@ -8,7 +8,9 @@ tool has touched the file too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,26 +64,40 @@ class Changes:
         """None where nothing is known to have changed."""
         return await asyncio.to_thread(self._diff) if self._before else None
 
+    def reaches(self, tool: str, given: Mapping[str, Any]) -> bool:
+        """Whether the file that the call may change is named as one in the task's directories."""
+        path = given.get(PATHS.get(tool, ""))
+        return isinstance(path, str) and any(_beneath(os.path.normpath(path), place) for place in self._places)
+
+    async def proposed(self, tool: str, given: Mapping[str, Any]) -> str | None:
+        """What the call would change in its file as that is now; None where that cannot be told."""
+        return await asyncio.to_thread(self._proposed, tool, given) if self.reaches(tool, given) else None
+
+    def _proposed(self, tool: str, given: Mapping[str, Any]) -> str | None:
+        path = given[PATHS[tool]]
+        before = self._read(path)
+        if before is UNTOLD:
+            return f"[{self._name(path)} is too large to be compared]\n"
+        assert not isinstance(before, Untold)
+        texts = _would_be(tool, before, given)
+        told = _Told()
+        if texts is not None and texts[0] != texts[1]:
+            told.add(self._name(path), *texts)
+        return told.text
+
     def _diff(self) -> str | None:
-        told, compared = bytearray(), 0
+        told = _Told()
         for path, before in sorted(self._before.items()):
             after = self._read(path)
             if before == after and before is not UNTOLD:
                 continue
-            if before is UNTOLD or after is UNTOLD:
-                told += f"[{self._name(path)} is too large to be compared]\n".encode()
-                continue
-            assert not isinstance(before, Untold) and not isinstance(after, Untold)
-            old, new = _lines(before), _lines(after)
-            matcher, pairs = _compared(old, new, MAX_COMPARED - compared)
-            compared += pairs
-            name = self._name(path)
-            heads = "/dev/null" if before is None else f"a/{name}", "/dev/null" if after is None else f"b/{name}"
-            for line in _unified(heads, old, new, matcher):
-                told += (line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n").encode()
-                if len(told) > MAX_DIFF_BYTES:
-                    return told[:MAX_DIFF_BYTES].decode(errors="ignore") + _CUT
-        return told.decode() or None
+            if isinstance(before, Untold) or isinstance(after, Untold):
+                told.remark(f"[{self._name(path)} is too large to be compared]\n")
+            else:
+                told.add(self._name(path), before, after)
+            if told.full:
+                break
+        return told.text
 
     def _name(self, path: str) -> str:
         cwd = self._places[0].path
@@ -90,7 +106,7 @@ class Changes:
     def _read(self, path: str) -> str | Untold | None:
         """The text of a file in one of the directories; None where there is none."""
         for place in self._places:
-            if not Path(path).is_relative_to(place.path):
+            if not _beneath(path, place):
                 continue
             try:
                 fd = open_file_beneath(place, str(Path(path).relative_to(place.path)))
@@ -107,6 +123,79 @@ class Changes:
                 os.close(fd)
             return content.decode(errors="replace") if len(content) <= MAX_FILE_BYTES else UNTOLD
         return None
+
+
+class _Told:
+    """A diff as it grows; ``full`` once no more of it is told."""
+
+    def __init__(self) -> None:
+        self._told = bytearray()
+        self._compared = 0
+        self.full = False
+
+    @property
+    def text(self) -> str | None:
+        """None where nothing is told."""
+        if self.full:
+            return self._told[:MAX_DIFF_BYTES].decode(errors="ignore") + _CUT
+        return self._told.decode() or None
+
+    def remark(self, line: str) -> None:
+        self._told += line.encode()
+        self.full = len(self._told) > MAX_DIFF_BYTES
+
+    def add(self, name: str, before: str | None, after: str | None) -> None:
+        """One file; None: there is none."""
+        old, new = _lines(before), _lines(after)
+        matcher, pairs = _compared(old, new, MAX_COMPARED - self._compared)
+        self._compared += pairs
+        heads = "/dev/null" if before is None else f"a/{name}", "/dev/null" if after is None else f"b/{name}"
+        for line in _unified(heads, old, new, matcher):
+            self.remark(line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n")
+            if self.full:
+                return
+
+
+def _beneath(path: str, place: Place) -> bool:
+    return Path(path).is_relative_to(place.path)
+
+
+def _would_be(tool: str, before: str | None, given: Mapping[str, Any]) -> tuple[str | None, str | None] | None:
+    """The text before and after the call, of a notebook that of one cell; None where the tool would fail, or does more
+    than is known of it."""
+    if tool == "Write":
+        content = given.get("content")
+        return (before, content) if isinstance(content, str) else None
+    if tool == "Edit":
+        return _edited(before, given)
+    return None if before is None else _cell_edited(before, given)
+
+
+def _edited(before: str | None, given: Mapping[str, Any]) -> tuple[str | None, str] | None:
+    old, new = given.get("old_string"), given.get("new_string")
+    if not isinstance(old, str) or not isinstance(new, str):
+        return None
+    if not old:  # makes a file, or fills an empty one
+        return (before, new) if not before else None
+    text = (before or "").replace("\r\n", "\n")  # as Claude Code reads it
+    found = text.count(old)
+    every = given.get("replace_all") is True
+    return (text, text.replace(old, new)) if found == 1 or (found and every) else None
+
+
+def _cell_edited(before: str, given: Mapping[str, Any]) -> tuple[str, str] | None:
+    """A new cell has nothing before it, one that is deleted nothing after it."""
+    mode, new = given.get("edit_mode") or "replace", given.get("new_source")
+    if mode == "insert":
+        return ("", new) if isinstance(new, str) else None
+    wanted = given.get("cell_id")
+    with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        for number, cell in enumerate(json.loads(before)["cells"]):
+            if wanted in (cell.get("id"), f"cell-{number}"):
+                source = cell["source"]
+                old = source if isinstance(source, str) else "".join(source)
+                return old, "" if mode == "delete" else str(new or "")
+    return None
 
 
 def _compared(old: Sequence[str], new: Sequence[str], most: int) -> tuple[difflib.SequenceMatcher[str], int]:

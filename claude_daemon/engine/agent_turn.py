@@ -8,6 +8,7 @@ published Python SDK reads.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Failure
@@ -21,13 +22,26 @@ STRUCTURED_OUTPUT: Final = "StructuredOutput"
 """Claude Code's own tool, by which a model answers in the asked form: with that the turn ends by itself."""
 _SEPARATOR: Final = "\n\n"
 """Between what is said before a tool call and after it."""
+_NO_ANSWER: Final = object()
+
+
+@dataclass(slots=True)
+class _Conversation:
+    """The task's own, or a subagent's. ``answer``: the id of its last one, ``whole`` once that is known to be complete.
+    ``calls``: made by it, without a result: id -> tool. ``asking``: a model is asked, or is about to be."""
+
+    answer: Any = _NO_ANSWER
+    whole: bool = True
+    calls: dict[str, str] = field(default_factory=dict)
+    asking: bool = True
 
 
 class AgentReader:
     """Feed it each message of the turn until :attr:`outcome` is set.
 
     :attr:`interrupt` turns True when the turn should be interrupted; the CLI's ``result`` still ends it. ``max_turns``:
-    model calls of the main conversation; the one that would ask for more tools after the last ends the turn.
+    answers of a model, subagents' included; the turn ends when one more is about to be asked for. Only answers count
+    that belong to a conversation: not what the CLI asks for its own ends, nor a try that broke.
     """
 
     def __init__(self, *, show_thinking: bool = False, structured: bool = False, max_turns: int | None = None) -> None:
@@ -42,7 +56,11 @@ class AgentReader:
         self._saying: list[str] = []  # since then
         self._streamed = False  # of the message under way, deltas were told
         self._message_id: Any = None
-        self._tools: dict[str, str] = {}  # calls without a result: id -> tool
+        self._own = _Conversation()
+        self._inner: dict[str, _Conversation] = {}  # subagents' by the call that started each
+        self._started_by: dict[str, str] = {}  # subagent -> that call
+        self._structured_by_tool = False  # with that the turn ends by itself: no model is asked again
+        self._early: dict[str, str] = {}  # subagents' calls that were told before their message came: id -> tool
         self._out: list[Emission] = []
 
     def feed(self, message: Mapping[str, Any]) -> list[Emission]:
@@ -69,10 +87,21 @@ class AgentReader:
         assert self.outcome is not None
         return self.outcome
 
+    def called(self, call: str, tool: str, given: Mapping[str, Any], subagent: str | None) -> list[Emission]:
+        """A call is about to be made; one of a subagent is told here, for its message may still be on its way."""
+        self._out = []
+        parent = self._started_by.get(subagent) if subagent is not None else None
+        conversation = self._inner.get(parent) if parent is not None else None
+        told = call in self._early or (conversation is not None and call in conversation.calls)
+        if parent is not None and self._failure is None and not told:
+            self._early[call] = tool
+            self._emit(TOOL_USE, {"id": call, "name": tool, "input": given, "parent": parent})
+        return self._out
+
     @property
     def tool_runs(self) -> bool:
         """Calls were made that have no result yet."""
-        return bool(self._tools)
+        return bool(self._own.calls)
 
     def _read(self, message: Mapping[str, Any]) -> None:
         kind = message.get("type")
@@ -80,14 +109,41 @@ class AgentReader:
             self._end(message)
         elif kind == "system" and message.get("subtype") == "api_retry":
             self._emit(RETRY, retry_data(message))
-        elif self._failure is not None or message.get("parent_tool_use_id") is not None:
-            return  # what a subagent says is its caller's: told as that tool's result
+        elif self._failure is not None:
+            return
+        elif kind == "system" and message.get("subtype") == "task_started":
+            self._started_by[str(message.get("task_id"))] = str(message.get("tool_use_id"))
+        elif (parent := message.get("parent_tool_use_id")) is not None:
+            self._subagent(str(parent), message)
         elif kind == "stream_event":
             self._stream_event(message["event"])
         elif kind == "assistant":
             self._assistant(message["message"])
         elif kind == "user":
             self._user(message["message"].get("content"))
+        self._keep_turns()
+
+    def _subagent(self, parent: str, message: Mapping[str, Any]) -> None:
+        """What it does is told as it does it. What it says is its caller's: told as the result of that call."""
+        kind = message.get("type")
+        if kind not in ("assistant", "user"):
+            return
+        conversation = self._inner.setdefault(parent, _Conversation())
+        if kind == "user":
+            self._results(conversation, message["message"].get("content"), {"parent": parent})
+            return
+        body = message["message"]
+        if body.get("model") == "<synthetic>":
+            return
+        if body.get("id") != conversation.answer:
+            self._take_back(conversation)
+        self._answered(conversation, body.get("id"))
+        for block in body.get("content") or ():
+            if block["type"] == "tool_use":
+                conversation.calls[block["id"]] = block["name"]
+                if self._early.pop(block["id"], None) is None:
+                    data = {"id": block["id"], "name": block["name"], "input": block.get("input") or {}}
+                    self._emit(TOOL_USE, {**data, "parent": parent})
 
     def _stream_event(self, event: Mapping[str, Any]) -> None:
         kind = event["type"]
@@ -97,12 +153,16 @@ class AgentReader:
             name = event["delta"]["type"]
             self._say(str(event["delta"][_SHOWN[name]]), name)
             self._streamed = True
-        elif kind == "message_delta" and event.get("usage"):
-            self._emit(MESSAGE_EVENT, {"type": "message_delta", "delta": {}, "usage": event["usage"]})
+        elif kind == "message_delta":
+            self._own.whole = self._own.whole or bool((event.get("delta") or {}).get("stop_reason"))
+            if event.get("usage"):
+                self._emit(MESSAGE_EVENT, {"type": "message_delta", "delta": {}, "usage": event["usage"]})
 
     def _begin(self, message_id: Any) -> None:
         """A new model call; or the same again, when the one before was cut: what it had said is taken back."""
-        self._tools.clear()  # calls of the one that was cut are not made: no result of theirs comes
+        self._take_back(self._own)
+        self._own.whole = False
+        self._inner, self._started_by = {}, {}  # none is left that runs: their caller has gone on
         if self._saying:
             self._saying = []
             self._emit(TEXT_RESET, {})
@@ -110,37 +170,65 @@ class AgentReader:
                 self._delta("".join(self._said), "text_delta")
         self._message_id, self._streamed = message_id, False
 
+    def _take_back(self, conversation: _Conversation) -> None:
+        """Another answer begins. One that was cut counts for nothing, and its calls are not made: no result comes."""
+        if conversation.answer is not _NO_ANSWER and (conversation.calls or not conversation.whole):
+            self.turns -= 1
+        conversation.answer, conversation.asking = _NO_ANSWER, True
+        conversation.calls.clear()
+
+    def _answered(self, conversation: _Conversation, answer: Any) -> None:
+        """An answer is there, or one more part of it."""
+        if conversation.answer is _NO_ANSWER:
+            conversation.answer = answer
+            self.turns += 1
+        conversation.asking = False
+
+    def _keep_turns(self) -> None:
+        asking = sum(one.asking for one in (self._own, *self._inner.values()))
+        if self._max_turns is not None and self.turns + asking > self._max_turns and self.outcome is None:
+            why = f"the task came to no end within its {self._max_turns} turns"
+            self.fail(Failure(code=Code.MAX_TURNS, message=why))
+
     def _assistant(self, body: Mapping[str, Any]) -> None:
         """An answer, or a part of it: the CLI tells each block as it is complete."""
         if body.get("model") == "<synthetic>":
             return
         if body.get("id") != self._message_id:
             self._begin(body.get("id"))
+            self._own.whole = True  # a call that was not streamed
+        self._answered(self._own, body.get("id"))
         for block in body.get("content") or ():
             if block["type"] == "text" and not self._streamed:
                 self._say(block["text"], "text_delta")  # a call that was not streamed
             elif block["type"] == "tool_use":
                 self._separate()
-                self._tools[block["id"]] = block["name"]
+                self._own.calls[block["id"]] = block["name"]
                 self._emit(TOOL_USE, {"id": block["id"], "name": block["name"], "input": block.get("input") or {}})
 
     def _user(self, content: Any) -> None:
         """Tool results; after them the model is asked again."""
-        results = [block for block in content if block["type"] == "tool_result"] if isinstance(content, list) else []
-        answered = False
-        for block in results:
-            name = self._tools.pop(block["tool_use_id"], None)
-            answered = answered or (name == STRUCTURED_OUTPUT and not block.get("is_error"))
-            data = {"id": block["tool_use_id"], "name": name, "is_error": bool(block.get("is_error"))}
-            self._emit(TOOL_RESULT, {**data, "content": told_content(block.get("content"))})
-        if results and not self._tools:
+        if self._results(self._own, content, {}) and not self._own.calls:
             self._separate()
             self._said += self._saying
             self._saying = []
-            self.turns += 1
-            if self._max_turns is not None and self.turns >= self._max_turns and not answered:
-                why = f"the task came to no end within its {self._max_turns} turns"
-                self.fail(Failure(code=Code.MAX_TURNS, message=why))
+
+    def _results(self, conversation: _Conversation, content: Any, told: Mapping[str, Any]) -> bool:
+        """Whether there are any. ``told``: with each of them."""
+        results = [block for block in content if block["type"] == "tool_result"] if isinstance(content, list) else []
+        for block in results:
+            call, is_error = block["tool_use_id"], bool(block.get("is_error"))
+            name = conversation.calls.pop(call, None) or self._early.pop(call, None)
+            ended = self._inner.pop(call, None)
+            if ended is not None and ended.asking and not is_error:
+                self.turns += 1  # a subagent's last answer, which is told as this result alone
+            if name == STRUCTURED_OUTPUT and not is_error:
+                self._structured_by_tool = True
+            data = {"id": call, "name": name, "is_error": is_error, "content": told_content(block.get("content"))}
+            self._emit(TOOL_RESULT, {**data, **told})
+        if results and not conversation.calls:
+            conversation.whole, conversation.asking = True, not self._structured_by_tool
+        return bool(results)
 
     def _separate(self) -> None:
         if self._saying and self._saying[-1] is not _SEPARATOR:
@@ -170,8 +258,9 @@ class AgentReader:
             self._end_failed(usage)
         else:
             text = str(result.get("result") or "")
-            stop_reason = str(result.get("stop_reason") or "end_turn")
             structured = result.get("structured_output") if self._structured else None
+            # the tool by which it answers is ours, not one whose result anybody waits for
+            stop_reason = str(result.get("stop_reason") or "end_turn") if structured is None else "end_turn"
             self.outcome = Outcome(
                 state=State.SUCCEEDED, usage=usage, stop_reason=stop_reason, text=text, structured=structured
             )

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import signal
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import TOOL_RESULT, TOOL_USE, Emission
 from claude_daemon.core.worker import WorkerState
-from claude_daemon.engine.agent_changes import Changes
+from claude_daemon.engine.agent_changes import PATHS, Changes
 from claude_daemon.engine.agent_facts import Facts
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.client_tools import is_server_request
@@ -26,6 +27,7 @@ from claude_daemon.ports import Answer, Ask, Ended, Gate, Limit, Question
 
 _HOOK: Final = "before-tool"
 _ANY_TOOL: Final = "*"
+_NOBODY: Final = "the daemon is not there to write it down"
 _ALLOW, _DENY, _ASK = "allow", "deny", "ask"
 """A hook's decisions. To ask is to deny where there is nobody to be asked."""
 _HOOK_TIMEOUT_S: Final = 600
@@ -99,6 +101,7 @@ class AgentWorker(Worker):
         self._agent, self._gate, self._gated = agent, gate, set[str]()
         self._ask, self._where = ask, where
         self._asked: dict[str, Callable[[], None]] = {}  # by the CLI's request; what takes the question back
+        self._answers: deque[tuple[str, Question, Answer]] = deque()  # to such, that the CLI is still to be told
         self._subagents, self._servers = frozenset(one.name for one in agent.agents), servers or Servers(agent)
         self._changes, self._facts = Changes(self.places), Facts()
         try:
@@ -122,7 +125,7 @@ class AgentWorker(Worker):
             fields["hooks"] = {
                 "PreToolUse": [{"matcher": None, "hookCallbackIds": [_HOOK], "timeout": _HOOK_TIMEOUT_S}]
             }
-        elif (why := await self._may(_ANY_TOOL, {})) is not None:
+        elif (why := await self._may(_ANY_TOOL, {}, asked=False)) is not None:
             raise WorkerLost(why)
         assert self._servers is not None
         self._servers.unasked = not self._can.hooks
@@ -152,6 +155,8 @@ class AgentWorker(Worker):
             if reader.interrupt and not interrupted:
                 interrupted = True
                 self._interrupt("the turn is over", watch)
+            while self._answers:
+                await self._pass_on(*self._answers.popleft(), over=interrupted)
             async with watch:
                 messages = await self._messages()
             if self._refused is not None:  # else it would be the model of its start that answers
@@ -164,6 +169,8 @@ class AgentWorker(Worker):
                         take_back()
                     continue
                 if message.get("type") == "control_request":
+                    if (hooked := _hooked(message)) is not None:
+                        batch += self._facts.add({}, reader.called(*hooked))
                     if batch:  # what it is about to do is told before it does it
                         yield batch
                         batch = []
@@ -188,7 +195,7 @@ class AgentWorker(Worker):
         for emission in emissions:
             if not self._can.hooks:
                 if emission.type == TOOL_USE:
-                    await self._may(emission.data["name"], emission.data["input"])
+                    await self._may(emission.data["name"], emission.data["input"], asked=False)
                     await self._changes.before(emission.data["name"], emission.data["input"])
                 continue
             ran = emission.type == TOOL_RESULT and not emission.data["is_error"]
@@ -198,41 +205,31 @@ class AgentWorker(Worker):
         return emissions
 
     def _check(self, reader: AgentReader, message: Mapping[str, Any]) -> None:
-        """Of what the reader leaves out: whether the servers are there, and whether subagents have asked us too."""
+        """Of what the reader leaves out: whether the servers are there."""
         if message.get("type") == "system" and message.get("subtype") == "init":
             names = self._servers.names if self._servers is not None else ()
             for server in message.get("mcp_servers") or ():
                 if server.get("name") in names and server.get("status") != "connected":
                     why = f"Claude Code does not reach the MCP server {server['name']}: {server.get('status')}"
                     reader.fail(Failure(code=Code.MCP_UNAVAILABLE, message=why))
-        if message.get("type") == "user" and message.get("parent_tool_use_id") is not None:
-            content = message["message"].get("content")
-            for block in content if isinstance(content, list) else ():
-                ran = block.get("type") == "tool_result" and not block.get("is_error")
-                if ran and self._can.hooks and block.get("tool_use_id") not in self._gated:
-                    why = "Claude Code ran a subagent's tool without asking the daemon"
-                    reader.fail(Failure(code=Code.INTERNAL, message=why))
 
     async def _answer_request(self, message: Mapping[str, Any]) -> Sequence[Emission]:
         """What followers are told of it at once."""
         request_id, request = str(message.get("request_id")), message.get("request") or {}
         if is_server_request(message):
             return ()  # answered as it came
-        if request.get("subtype") == "hook_callback" and request.get("callback_id") == _HOOK:
-            asked = request.get("input") or {}
-            call, tool = str(request.get("tool_use_id") or asked.get("tool_use_id")), str(asked.get("tool_name"))
-            decision, why = await self._decide(tool, asked.get("tool_input") or {})
-            self._gated.add(call)
+        if (hooked := _hooked(message)) is not None:
+            decision, why = await self._decide(hooked.call, hooked.tool, hooked.given)
             self._write(control_reply(request_id, _decision(decision, why) if decision is not None else {}))
             if decision == _DENY:
-                return self._facts.denied(call, tool, why)
+                return self._facts.denied(hooked.call, hooked.tool, why)
         elif request.get("subtype") == "can_use_tool":
-            self._permit(request_id, request)
+            await self._permit(request_id, request)
         else:
             self._write(control_refusal(request_id, f"unknown request {request.get('subtype')}"))
         return ()
 
-    def _permit(self, request_id: str, request: Mapping[str, Any]) -> None:
+    async def _permit(self, request_id: str, request: Mapping[str, Any]) -> None:
         """No rule of the task allows the call: somebody is asked, or nobody."""
         given = request.get("input") or {}
         if self._agent.approval is Approval.AUTO:  # without hooks it has come to this
@@ -243,35 +240,56 @@ class AgentWorker(Worker):
             return
 
         def answered(answer: Answer) -> None:
-            if self._asked.pop(request_id, None) is None or not self._turn_open:
-                return
-            allowed = {"behavior": "allow", "updatedInput": given}
-            why = answer.message or "it was denied"
-            denied = {"behavior": "deny", "message": why}
-            if not answer.allow:
-                self._facts.expect(question.tool_use_id, why)
-            self._write(control_reply(request_id, allowed if answer.allow else denied))
+            self._answers.append((request_id, question, answer))
+            self.wake()
 
+        tool = str(request.get("tool_name"))
         question = Question(
-            tool=str(request.get("tool_name")),
+            tool=tool,
             tool_use_id=str(request.get("tool_use_id") or ""),
             given=given,
             cwd=self._where,
+            diff=await self._changes.proposed(tool, given),
         )
         self._asked[request_id] = self._ask(question, answered)
 
-    async def _may(self, tool: str, given: Mapping[str, Any]) -> str | None:
-        return "the daemon is not there to write it down" if self._gate is None else await self._gate(tool, given)
+    async def _pass_on(self, request_id: str, question: Question, answer: Answer, *, over: bool) -> None:
+        """Somebody's answer to the CLI, unless its question was taken back. What is allowed is written down first: who
+        is killed in between has done nothing, or is known to have done something. ``over``: nothing begins any more."""
+        if self._asked.pop(request_id, None) is None or over:
+            return
+        why = await self._granted(question) if answer.allow else answer.message or "it was denied"
+        if why is None:
+            self._write(control_reply(request_id, {"behavior": "allow", "updatedInput": question.given}))
+            return
+        self._facts.expect(question.tool_use_id, why)
+        self._write(control_reply(request_id, {"behavior": "deny", "message": why}))
 
-    async def _decide(self, tool: str, given: Mapping[str, Any]) -> tuple[str | None, str]:
+    async def _granted(self, question: Question) -> str | None:
+        """Why a call that somebody has allowed is not made after all."""
+        why = _NOBODY if self._gate is None else await self._gate.allowed(question.tool)
+        if why is None:
+            self._may_run(question.tool_use_id, question.tool)
+        return why
+
+    def _may_run(self, call: str, tool: str) -> None:
+        if call not in self._gated and self._servers is not None:
+            self._servers.grant(tool)
+        self._gated.add(call)
+
+    async def _may(self, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        return _NOBODY if self._gate is None else await self._gate.called(tool, given, asked=asked)
+
+    async def _decide(self, call: str, tool: str, given: Mapping[str, Any]) -> tuple[str | None, str]:
         """What the CLI is told, and why. None leaves it to the rules, which it has from its command line."""
         why = self._no_agent(given) if tool in _START_AGENTS else None
+        asked = self._agent.asks(tool, given) and (tool not in PATHS or self._changes.reaches(tool, given))
         if why is None:
-            why = await self._may(tool, given)
+            why = await self._may(tool, given, asked=asked)
         if why is not None:
             return _DENY, why
-        if self._servers is not None:
-            self._servers.grant(tool)
+        if not asked:
+            self._may_run(call, tool)
         await self._changes.before(tool, given)
         if self._agent.approval is Approval.AUTO:
             return _ALLOW, "the task's approval is auto"
@@ -294,6 +312,24 @@ class AgentWorker(Worker):
     def _over(self, reader: AgentReader, failure: Failure) -> Ended:
         self._bar()
         return Ended(outcome=replace(self._metered(reader.give_up(failure)), files=tuple(self._facts.files)))
+
+
+class _Hooked(NamedTuple):
+    """A call that the hook tells of; ``subagent`` None: the main conversation's."""
+
+    call: str
+    tool: str
+    given: Mapping[str, Any]
+    subagent: str | None
+
+
+def _hooked(message: Mapping[str, Any]) -> _Hooked | None:
+    request = message.get("request") or {}
+    if request.get("subtype") != "hook_callback" or request.get("callback_id") != _HOOK:
+        return None
+    told = request.get("input") or {}
+    call = str(request.get("tool_use_id") or told.get("tool_use_id"))
+    return _Hooked(call, str(told.get("tool_name")), told.get("tool_input") or {}, told.get("agent_id"))
 
 
 def _decision(what: str, why: str) -> Mapping[str, Any]:

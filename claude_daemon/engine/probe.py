@@ -220,13 +220,7 @@ class _Prober:
 
     async def _hooks(self) -> bool:
         """An agent's calls are put before us, and those that are denied are not made. It calls Read, on nothing."""
-        asked: list[str] = []
-        refused: list[bool] = []
-
-        async def gate(tool: str, given: Mapping[str, Any]) -> str | None:
-            asked.append(tool)
-            return "not in a probe"
-
+        gate, refused = _Closed(), list[bool]()
         worker = self._spawner.prepare_as(AgentWorker, self._shape, canned=True)
         agent = AgentSpec(allow=("Read",))
         outfit = Outfit(agent=agent, add_dirs=(), enclose=lambda command, launch: command)
@@ -254,7 +248,7 @@ class _Prober:
         finally:
             await worker.stop()
             self._spawner.forget(worker)
-        return asked == ["Read", "Read"] and refused == [True, True]
+        return gate.calls == ["Read", "Read"] and refused == [True, True]
 
     async def _turn(self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """One turn; what the upstream was sent. Raises ValueError when the answer tells nothing."""
@@ -272,6 +266,20 @@ class _Prober:
                 else:
                     raise ValueError(str(item.outcome.failure))
         raise ValueError("the turn has no end")
+
+
+class _Closed:
+    """A :class:`~claude_daemon.ports.Gate` that lets nothing pass."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    async def called(self, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        self.calls.append(tool)
+        return "not in a probe"
+
+    async def allowed(self, tool: str) -> str | None:
+        return "not in a probe"
 
 
 def _told(events: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

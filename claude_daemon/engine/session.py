@@ -78,7 +78,7 @@ class SessionWorker(AgentWorker):
 
     async def set_up_for_chat(self, system: Mapping[str, Any], agent: AgentSpec) -> None:
         """The same for a turn without tools."""
-        self._agent, self._gate, self._ask, self._servers = agent, _nothing_to_write_down, None, Servers(agent)
+        self._agent, self._gate, self._ask, self._servers = agent, _NothingToWriteDown(), None, Servers(agent)
         self._subagents = frozenset[str]()
         await self.set_up(system)
 
@@ -105,8 +105,14 @@ class SessionWorker(AgentWorker):
         return self.process is not None and not self.process.gone and not self.ending and self.unfit is None
 
 
-async def _nothing_to_write_down(tool: str, given: Mapping[str, Any]) -> str | None:
-    return None
+class _NothingToWriteDown:
+    """The :class:`~claude_daemon.ports.Gate` of a turn without tools."""
+
+    async def called(self, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        return None
+
+    async def allowed(self, tool: str) -> str | None:
+        return None
 
 
 @dataclass(slots=True, eq=False)

@@ -6,7 +6,7 @@ engine's workers talk to. Clock and ids are plain callables.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -69,19 +69,27 @@ class Lease(Protocol):
         """Gives an unused lease back."""
 
 
-Gate = Callable[[str, Mapping[str, Any]], Awaitable[str | None]]
-"""Told of a tool call, name and input, before it is made: why it must not be, or None once all is written down that
-must be known of it."""
+class Gate(Protocol):
+    """Told of a tool call before it is made. Each says why it must not be, or None once all is written down that must
+    be known of it."""
+
+    async def called(self, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        """The model calls a tool with this input. ``asked``: it is not made before :meth:`allowed` was told of it."""
+
+    async def allowed(self, tool: str) -> str | None:
+        """A call that was asked for has been allowed, and is about to be made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A tool call that no rule allows: may it be made? ``cwd`` is where, None in a directory of the attempt's own."""
+    """A tool call that no rule allows: may it be made? ``cwd`` is where, None in a directory of the attempt's own.
+    ``diff``: what it would change in a file, where that is known."""
 
     tool: str
     tool_use_id: str
     given: Mapping[str, Any] = field(repr=False)
     cwd: str | None
+    diff: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,8 @@ Tell = Callable[[Emission], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What is asked, of whom it may be told: times in seconds since the epoch. ``given`` is the call's input."""
+    """What is asked, of whom it may be told: times in seconds since the epoch. ``given`` is the call's input, ``diff``
+    what it would change in a file, where that is known."""
 
     id: str
     task_id: str
@@ -30,6 +31,7 @@ class Asked:
     tool_use_id: str
     given: Mapping[str, Any] = field(repr=False)
     cwd: str | None
+    diff: str | None = field(repr=False)
     requested_at: float
     expires_at: float
 
@@ -40,6 +42,7 @@ class Asked:
             "tool_use_id": self.tool_use_id,
             "input": dict(self.given),
             "cwd": self.cwd,
+            **({"diff": self.diff} if self.diff is not None else {}),
             "expires_at": self.expires_at,
         }
 
@@ -75,6 +78,7 @@ class Approvals:
             tool_use_id=question.tool_use_id,
             given=question.given,
             cwd=question.cwd,
+            diff=question.diff,
             requested_at=at,
             expires_at=at + self.timeout_s,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -70,7 +70,7 @@ class Attempts:
         # an agent's answer is not its text: what it says on its way is told as it comes
         judge = Judge(self._schemas, schema) if schema is not None and run.task.spec.agent is None else None
         if isinstance(lease, GatedLease):
-            lease.gate = partial(self._gate, run)
+            lease.gate = _ToolGate(self, run, self._book) if self._book is not None else None
             lease.ask = partial(self._ask, run)
         try:
             return await self._read(run, lease, judge)
@@ -108,15 +108,6 @@ class Attempts:
             return ended
         return replace(ended, outcome=replace(outcome, state=State.FAILED, failure=failure, structured=None))
 
-    async def _gate(self, run: Run, tool: str, given: Mapping[str, Any]) -> str | None:
-        """Before a tool runs: what it may change, and that it was called, is durable."""
-        assert self._book is not None
-        try:
-            async with asyncio.timeout(self.stall_s):
-                return await self._book.before_tool(run, tool, given)
-        except (TimeoutError, StoreUnavailable):
-            return "nothing can be stored now, so nothing may be changed"
-
     def _ask(self, run: Run, question: Question, answer: Callable[[Answer], None]) -> Callable[[], None]:
         """What is asked is told among the task's events, wherever its answer comes from."""
 
@@ -145,3 +136,26 @@ class Attempts:
         except TimeoutError:
             return Ended(outcome=ended_with(STALLED))
         return Ended(outcome=ended_with(LOST)) if run.tail.lost else None
+
+
+class _ToolGate:
+    """Implements :class:`~claude_daemon.ports.Gate` for one attempt: before a tool runs, what it may change, and that
+    it was called, is durable."""
+
+    def __init__(self, attempts: Attempts, run: Run, book: Book) -> None:
+        self._attempts = attempts
+        self._run = run
+        self._book = book
+
+    async def called(self, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        return await self._written(self._book.tool_called(self._run, tool, given, asked=asked))
+
+    async def allowed(self, tool: str) -> str | None:
+        return await self._written(self._book.before_tool(self._run, tool))
+
+    async def _written(self, writing: Awaitable[str | None]) -> str | None:
+        try:
+            async with asyncio.timeout(self._attempts.stall_s):
+                return await writing
+        except (TimeoutError, StoreUnavailable):
+            return "nothing can be stored now, so nothing may be changed"

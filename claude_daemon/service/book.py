@@ -101,16 +101,21 @@ class Book:
             run.spent = usage
             self.store.spent(run.task.id, run.task.fence, usage)
 
-    async def before_tool(self, run: Run, tool: str, given: Mapping[str, Any]) -> str | None:
-        """Keeps that a tool is called, and that it may change something unless it only reads; why it must not run.
+    async def tool_called(self, run: Run, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        """Keeps that a tool is called, and what :meth:`before_tool` does unless somebody is ``asked`` before it runs;
+        why it must not run. Raises StoreUnavailable."""
+        why = None if asked else await self.before_tool(run, tool)
+        if why is None:
+            await self.store.record(self.audit("tool.called", run.task, tool=tool, call=_in_short(given)))
+        return why
 
-        Raises StoreUnavailable.
-        """
+    async def before_tool(self, run: Run, tool: str) -> str | None:
+        """Keeps that the attempt may change something, unless the tool only reads; why it must not run. Raises
+        StoreUnavailable."""
         if tool not in _HARMLESS and run.task.effects is Effects.NONE:
             if not await self.store.set_effects(run.task.id, run.task.fence):
                 return "the task is held by somebody else now"
             run.task = replace(run.task, effects=Effects.POSSIBLE)
-        await self.store.record(self.audit("tool.called", run.task, tool=tool, call=_in_short(given)))
         return None
 
     async def settle(self, run: Run, outcome: Outcome) -> bool:

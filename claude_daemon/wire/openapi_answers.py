@@ -171,18 +171,30 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         _object(code=_TEXT, message=_TEXT), errors=_FAULTS, retry_after_s={"type": "number", "minimum": 0}
     ),
     "TaskList": _object(object={"const": "list"}, data=_list(_ref("Task")), next=_MAYBE_TEXT),
-    "Approval": _object(
-        object={"const": "approval"},
-        task=_TEXT,
-        approval=_TEXT,
-        allow={"type": "boolean"},
-        tool=_TEXT,
-        tool_use_id=_TEXT,
-        input={"type": "object"},
-        cwd=_MAYBE_TEXT,
-        expires_at=_TIME,
+    "Approval": _and_perhaps(
+        _object(
+            object={"const": "approval"},
+            task=_TEXT,
+            approval=_TEXT,
+            allow={"type": "boolean"},
+            tool=_TEXT,
+            tool_use_id=_TEXT,
+            input={"type": "object"},
+            cwd=_MAYBE_TEXT,
+            expires_at=_TIME,
+        ),
+        diff={"type": "string", "description": "What the call would change in a file, as a unified diff."},
     ),
-    "TaskEvent": _object(task=_TEXT, seq=_COUNT, type=_TEXT, at=_TIME, data={"type": "object"}),
+    "TaskEvent": {
+        **_object(task=_TEXT, seq=_COUNT, type=_TEXT, at=_TIME, data={"type": "object"}),
+        "description": (
+            "Of a tool call, `tool.use` tells `id`, `name` and `input`, `tool.result` `id`, `name`, `is_error` and "
+            "`content`, `tool.denied` `id`, `name` and `message`, `file.changed` `id`, `name` and `path`. A subagent's "
+            "calls and results also have `parent`: the id of the call that started it. `approval.requested` is the "
+            "call as an Approval has it. `data` is at most 64 KiB: what is longer is cut, with `truncated` and "
+            "`size_bytes`."
+        ),
+    },
     "DrainNotice": _object(task=_TEXT, cursor=_COUNT, retry_after_ms=_COUNT),
     "Batch": _object(
         id=_TEXT,

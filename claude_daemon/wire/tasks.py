@@ -260,7 +260,8 @@ class TaskRequest(Strict):
     system: System | None = None
     append_system: str | None = None
     max_turns: Annotated[int, Field(ge=1, le=MAX_TURNS)] | None = None
-    """Model calls; a task without tools makes one."""
+    """Answers of models at most, subagents' included; a task without tools makes one. One that is tried again counts
+    once; what Claude Code asks for its own ends, such as whether a model exists, does not count."""
     timeout_s: Annotated[float, Field(gt=0, le=MAX_TIMEOUT_S, allow_inf_nan=False)] | None = None
     """From the submission on, waiting included."""
     output_schema: Annotated[dict[str, Any] | None, Field(alias="schema")] = None

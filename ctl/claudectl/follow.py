@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
@@ -42,11 +42,21 @@ def approval_path(task_id: str, approval: str) -> str:
 class Reader:
     """Tells of one task's events: as they are with ``raw``, else as a transcript. Knows how far it has come.
 
-    ``task_id`` None: the events will say it. ``asks``: over which somebody at the terminal answers what is asked.
+    ``task_id`` None: the events will say it, and ``begun`` is told. ``asks``: over which somebody at the terminal
+    answers what is asked.
     """
 
-    def __init__(self, *, raw: bool, task_id: str | None = None, after: int = 0, asks: Client | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        raw: bool,
+        task_id: str | None = None,
+        after: int = 0,
+        asks: Client | None = None,
+        begun: Callable[[str], None] = lambda task_id: None,
+    ) -> None:
         self._asks = asks
+        self._begun = begun
         self.task_id = task_id
         self.after = after
         self._raw = raw
@@ -98,6 +108,7 @@ class Reader:
             self.after = seq
         if self.task_id is None and isinstance(task := event.get("task"), str):
             self.task_id = task
+            self._begun(task)
         if self._raw:
             sys.stdout.buffer.write(line + b"\n")
             sys.stdout.buffer.flush()

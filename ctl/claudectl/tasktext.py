@@ -11,6 +11,8 @@ from claudectl.render import Document, Paint, duration, joined, known, mapping, 
 
 # What of an error fits beside the other columns; `tasks show` tells the rest.
 MAX_ERROR_CHARACTERS = 60
+MAX_FILES = 20
+"""Named of those that a task has changed."""
 
 _HEADER = ("ID", "STATE", "MODEL", "AGE", "ATTEMPT", "ERROR")
 _TOKENS = {
@@ -40,15 +42,51 @@ def tasks(rows: Sequence[Sequence[str]], paint: Paint) -> str:
 
 
 def task(document: Document, paint: Paint) -> str:
-    """The facts, and below them the answer."""
-    facts = screen(_title(document, paint), _facts(document))
-    text = mapping(document.get("result")).get("text")
-    return f"{facts}\n\n{clean(text)}".rstrip("\n") if isinstance(text, str) else facts
+    """The facts, below them the answer, and then what was changed."""
+    facts, result = screen(_title(document, paint), _facts(document)), mapping(document.get("result"))
+    text, diff = result.get("text"), result.get("diff")
+    told = f"{facts}\n\n{clean(text)}".rstrip("\n") if isinstance(text, str) else facts
+    return "\n".join([told, "", *lines(diff, MAX_DIFF_LINES)]) if isinstance(diff, str) else told
 
 
 # What of a call's input says most, by its name.
 _TELLING = ("command", "file_path", "notebook_path", "pattern", "path", "description")
 MAX_CALL = 200
+MAX_DIFF_LINES = 200
+"""Of what a task has changed; the whole is in the JSON."""
+MAX_ASKED_LINES = 60
+"""Of what a call would do: as much as somebody reads before they answer."""
+MAX_LINE = 2000
+"""Characters of a line that is asked for."""
+# What a call would write, by its name in the input, and how that is marked.
+_WRITTEN = (("old_string", "-"), ("new_string", "+"), ("content", "+"), ("new_source", "+"))
+
+
+def lines(text: str, most: int) -> Iterator[str]:
+    """Text in lines that can do nothing to a terminal; says what it leaves out."""
+    every = clean(text).rstrip("\n").split("\n")
+    for line in every[:most]:
+        left = len(line) - MAX_LINE
+        yield line if left <= 0 else f"{line[:MAX_LINE]}… ({left} more characters)"
+    if len(every) > most:
+        yield f"… ({len(every) - most} more lines)"
+
+
+def proposal(given: object, diff: object) -> Iterator[str]:
+    """What a call would do, as far as :func:`call` does not tell it: its diff, its command, or what else it says."""
+    inputs = mapping(given)
+    command = inputs.get("command")
+    written = [(mark, text) for name, mark in _WRITTEN if isinstance(text := inputs.get(name), str)]
+    if isinstance(diff, str):
+        yield from lines(diff, MAX_ASKED_LINES)
+    elif isinstance(command, str):
+        if "\n" in command.strip() or len(command) > MAX_CALL:
+            yield from lines(command, MAX_ASKED_LINES)
+    elif written:
+        for mark, text in written:
+            yield from (f"{mark} {line}" for line in lines(text, MAX_ASKED_LINES))
+    elif len(inputs) > 1 or len(json.dumps(dict(inputs))) > MAX_CALL:
+        yield from lines(json.dumps(dict(inputs), indent=2, ensure_ascii=False), MAX_ASKED_LINES)
 
 
 def call(tool: object, given: object) -> str:
@@ -85,10 +123,18 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     yield "tokens", _tokens(mapping(document.get("usage")))
     cost = document.get("cost_usd")
     yield "cost", f"${cost:.6f}" if isinstance(cost, int | float) else ""
-    yield "stopped by", known(mapping(document.get("result")).get("stop_reason"))
+    result = mapping(document.get("result"))
+    yield "stopped by", known(result.get("stop_reason"))
+    yield "files", _files(result.get("files"))
     yield "error", _error(document.get("error"))
     metadata = mapping(document.get("metadata"))
     yield "metadata", ", ".join(f"{plain(name)}={plain(value)}" for name, value in metadata.items())
+
+
+def _files(files: object) -> str:
+    named = [plain(name) for name in files] if isinstance(files, list) else []
+    more = len(named) - MAX_FILES
+    return ", ".join(named[:MAX_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _moment(at: object) -> str:

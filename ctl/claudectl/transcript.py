@@ -15,9 +15,6 @@ from claudectl.options import note
 from claudectl.progress import Progress
 from claudectl.render import Document, mapping, plain
 
-MAX_SHOWN = 20
-"""Lines of an edit that is asked for."""
-
 
 class Type:
     """Public event types that have no inner form of their own: the daemon makes them from messages."""
@@ -67,10 +64,10 @@ class Transcript:
                 self._start_over()
             case event_types.TOOL_USE:
                 self._phase = f"running {plain(data.get('name'))}"
-                self._aside(tasktext.call(data.get("name"), data.get("input")))
+                self._aside(f"{_depth(data)}{tasktext.call(data.get('name'), data.get('input'))}")
             case event_types.TOOL_RESULT if data.get("is_error"):
                 first = str(data.get("content", "")).strip().partition("\n")[0]
-                self._aside(f"{plain(data.get('name'))} failed: {plain(first[: tasktext.MAX_CALL])}")
+                self._aside(f"{_depth(data)}{plain(data.get('name'))} failed: {plain(first[: tasktext.MAX_CALL])}")
             case event_types.TOOL_DENIED:
                 self._aside(f"{plain(data.get('name'))} denied: {plain(data.get('message'))}")
             case event_types.FILE_CHANGED:
@@ -136,15 +133,20 @@ class Transcript:
             sys.stdout.flush()
 
 
+def _depth(data: Document) -> str:
+    """What a subagent does stands below the call that started it."""
+    return "  " if data.get("parent") is not None else ""
+
+
 def _asked(event: Document, data: Document) -> str:
     """What is asked, where, and how it is answered; of an edit, what goes and what comes."""
     given = mapping(data.get("input"))
     lines = [f"may it run {tasktext.call(data.get('tool'), given)}"]
     if data.get("cwd") is not None:
         lines.append(f"  in {plain(data.get('cwd'))}")
-    for name, mark in (("old_string", "-"), ("new_string", "+"), ("content", "+")):
-        if isinstance(text := given.get(name), str):
-            lines += [f"  {mark} {plain(line)}" for line in text.splitlines()[:MAX_SHOWN]]
+    lines += [f"  {line}" for line in tasktext.proposal(given, data.get("diff"))]
+    if data.get("truncated"):
+        lines.append("  this is not all of it: claudectl tasks approvals --json has the whole")
     lines.append(f"  claudectl tasks approve {plain(event.get('task'))} {plain(data.get('approval'))} [--deny]")
     return "\n".join(lines)
 

@@ -72,3 +72,27 @@ def test_nothing_that_a_server_or_a_project_brings_only_reads() -> None:
     assert AgentSpec(allow=("Read",)).read_only
     assert not AgentSpec(allow=("Read",), mcp_servers=("tickets",)).read_only
     assert not AgentSpec(allow=("Read",), project_settings=True).read_only
+
+
+@pytest.mark.parametrize(
+    ("agent", "tool", "asks"),
+    [
+        (AgentSpec(approval=Approval.ASK), "Write", True),
+        (AgentSpec(approval=Approval.ASK), "Bash", True),
+        (AgentSpec(approval=Approval.ASK), "Read", False),
+        (AgentSpec(approval=Approval.ASK), "TodoWrite", False),
+        (AgentSpec(approval=Approval.ASK, allow=("Edit(src/**)",)), "Write", False),  # a rule for one counts for all
+        (AgentSpec(approval=Approval.ASK, allow=("Bash(git *)",)), "Bash", True),
+        (AgentSpec(approval=Approval.ASK, allow=("Bash(make)",)), "Bash", False),
+        (AgentSpec(approval=Approval.ASK, project_settings=True), "Write", False),  # the project may allow it
+        (AgentSpec(approval=Approval.AUTO), "Write", False),
+        (AgentSpec(approval=Approval.NEVER, allow=("Bash(git *)",)), "Bash", True),  # of nobody: it is denied
+        (AgentSpec(approval=Approval.NEVER, allow=("Write",)), "Write", False),
+        (AgentSpec(approval=Approval.ASK, mcp_servers=("a",)), "mcp__a__t", True),
+        (AgentSpec(approval=Approval.ASK, mcp_servers=("a",), allow=("mcp__a",)), "mcp__a__t", False),
+        (AgentSpec(approval=Approval.ASK, mcp_servers=("a",), allow=("mcp__a__t",)), "mcp__a__t", False),
+        (AgentSpec(approval=Approval.ASK, mcp_servers=("a", "ab"), allow=("mcp__a",)), "mcp__ab__t", True),
+    ],
+)
+def test_what_is_certain_to_be_asked_for(agent: AgentSpec, tool: str, asks: bool) -> None:
+    assert agent.asks(tool, {"command": "make"}) is asks

@@ -339,3 +339,52 @@ def test_what_is_asked_is_told_with_how_to_answer_it_where_there_is_no_terminal(
         assert line in result.stderr
     assert "claudectl tasks approve task_1 appr_1 [--deny]" in result.stderr
     assert len(daemon.requests) == 1  # nobody was asked, and nothing answered
+
+
+def test_a_question_shows_the_diff_rather_than_the_input(daemon: Daemon, invoke: Invoke) -> None:
+    asked = event("approval.requested", approval="appr_1", tool="Edit", input={"file_path": "/srv/a.py"})
+    asked["data"]["input"] |= {"old_string": "one", "new_string": "two"}
+    asked["data"] |= {"diff": "--- a/a.py\n+++ b/a.py\n@@ -7 +7 @@\n-\x1b]0;x\x07one\n+two\n", "truncated": True}
+    daemon.tells("POST", "tasks", asked, SUCCEEDED)
+    lines = invoke("run", "hi", "--approval", "ask").stderr.splitlines()
+    at = lines.index("  --- a/a.py")
+    assert lines[at : at + 5] == ["  --- a/a.py", "  +++ b/a.py", "  @@ -7 +7 @@", "  -one", "  +two"]
+    assert "not all of it" in lines[at + 5]
+
+
+def test_what_a_subagent_does_stands_below_the_call_that_started_it(daemon: Daemon, invoke: Invoke) -> None:
+    inner = {"id": "toolu_2", "name": "Bash", "parent": "toolu_1"}
+    daemon.tells(
+        "POST",
+        "tasks",
+        event("tool.use", id="toolu_1", name="Agent", input={"description": "look"}),
+        event("tool.use", **inner, input={"command": "ls"}),
+        event("tool.result", **inner, is_error=True, content="no"),
+        SUCCEEDED,
+    )
+    told = [line.removeprefix("note: ") for line in invoke("run", "hi").stderr.splitlines()]
+    assert told == ["Agent: look", "  Bash: ls", "  Bash failed: no"]
+
+
+@pytest.mark.parametrize("options", [["--session", "new"], ["--session", "sess_0", "--fork"]])
+def test_the_id_of_a_new_session_is_told(daemon: Daemon, invoke: Invoke, options: list[str]) -> None:
+    daemon.tells("POST", "tasks", STARTED, text("Hello"), SUCCEEDED)
+    daemon.says("GET", "tasks/task_1", {"id": "task_1", "session_id": "sess_1"})
+    result = invoke("run", "hi", *options)
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello\n", "note: session sess_1\n")
+    daemon.says("POST", "tasks", {"id": "task_1", "session_id": "sess_1"})
+    result = invoke("run", "hi", "--detach", *options)
+    assert (result.stdout, result.stderr) == ("task_1\n", "note: session sess_1\n")
+
+
+def test_a_session_that_is_gone_on_with_is_known(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", STARTED, SUCCEEDED)
+    assert invoke("run", "hi", "--session", "sess_1").stderr == ""
+    assert len(daemon.requests) == 1
+
+
+def test_a_session_whose_id_cannot_be_had_costs_no_answer(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "tasks", STARTED, text("Hello"), SUCCEEDED)
+    daemon.refuses("GET", "tasks/task_1", 503, "store_unavailable", "Nothing can be read now.")
+    result = invoke("run", "hi", "--session", "new")
+    assert (result.exit_code, result.stdout) == (0, "Hello\n")

@@ -316,3 +316,56 @@ def test_the_calls_that_wait_are_listed(daemon: Daemon, invoke: Invoke) -> None:
     assert invoke("tasks", "approvals").stdout == "task_1 appr_1  Bash: make\n"
     daemon.says("GET", "approvals", page())
     assert invoke("tasks", "approvals").stdout == "nothing waits\n"
+
+
+def waiting(**fields: Any) -> dict[str, Any]:
+    return {"task": "task_1", "approval": "appr_1", **fields}
+
+
+def test_what_a_call_that_waits_would_do_is_shown(daemon: Daemon, invoke: Invoke) -> None:
+    diff = "--- a/x\n+++ b/x\n@@ -1 +1 @@\n-\told\x1b[2J\n+\tnew\n"
+    daemon.says(
+        "GET",
+        "approvals",
+        page(
+            waiting(tool="Write", input={"file_path": "/srv/x", "content": "\tnew\n"}, diff=diff),
+            waiting(tool="Bash", input={"command": "cd /srv\nmake\n"}),
+            waiting(tool="mcp__db__run", input={"query": "drop table x", "path": "main"}),
+        ),
+    )
+    assert invoke("tasks", "approvals").stdout.splitlines() == [
+        "task_1 appr_1  Write: /srv/x",
+        *(f"    {line}" for line in ("--- a/x", "+++ b/x", "@@ -1 +1 @@", "-\told", "+\tnew")),
+        "task_1 appr_1  Bash: cd /srv make",
+        *(f"    {line}" for line in ("cd /srv", "make")),
+        "task_1 appr_1  mcp__db__run: main",
+        *(f"    {line}" for line in ("{", '  "query": "drop table x",', '  "path": "main"', "}")),
+    ]
+
+
+def test_what_is_left_out_of_a_call_is_said() -> None:
+    long = "true; " + " " * tasktext.MAX_LINE + "rm -rf ~"
+    (line,) = tasktext.proposal({"command": long}, None)
+    assert line.endswith("… (14 more characters)")
+    told = list(tasktext.proposal({"command": "x\n" * (tasktext.MAX_ASKED_LINES + 3)}, None))
+    assert (len(told), told[-1]) == (tasktext.MAX_ASKED_LINES + 1, "… (3 more lines)")
+
+
+@pytest.mark.parametrize("junk", [None, 7, True, "text", [], {}, {"command": 7}, {"content": None, "x": [1]}])
+def test_no_call_breaks_what_is_told_of_it(junk: object) -> None:
+    assert all(isinstance(line, str) for line in tasktext.proposal(junk, junk))
+
+
+def test_an_approval_whose_attempt_is_over_fails(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.refuses("POST", "tasks/task_1/approvals/appr_1", 404, "not_found", "There is no such approval.")
+    assert invoke("tasks", "approve", "task_1", "appr_1").exit_code == 1
+
+
+def test_show_ends_with_what_was_changed() -> None:
+    diff = "--- a/x\n+++ b/x\n" + "+\x9b2Jnew\n" * tasktext.MAX_DIFF_LINES
+    result = {"text": "Done.\n", "files": ["/srv/x", *map(str, range(tasktext.MAX_FILES))], "diff": diff}
+    shown = tasktext.task(DONE | {"result": result}, colourless).split("\n")
+    assert next(line for line in shown if line.startswith("  files")).endswith(", 18 and 1 more")
+    at = shown.index("Done.")
+    assert shown[at : at + 5] == ["Done.", "", "--- a/x", "+++ b/x", "+new"]
+    assert shown[-1] == "… (2 more lines)"

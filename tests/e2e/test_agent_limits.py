@@ -226,7 +226,8 @@ async def test_an_agent_answers_in_the_asked_form(agents: Agents, repository: Pa
     wish = {"tools": {"allow": ["Read"]}, "cwd": str(repository), "schema": schema}
     task, events = await run(daemon, read, **wish)
     assert task["state"] == "succeeded", (task, events)
-    assert isinstance(task["result"]["structured"]["n"], int)
+    result = task["result"]
+    assert (type(result["structured"]["n"]), result["stop_reason"]) == (int, "end_turn")
     task, _ = await run(daemon, f"{read} [[no-structured]]", **wish)
     assert (task["state"], task["error"]["code"]) == ("failed", "schema_mismatch"), task
 

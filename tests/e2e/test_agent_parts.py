@@ -12,7 +12,9 @@ import orjson
 import pytest
 from aiohttp import web
 
+from claude_daemon.offline import OfflineModel
 from tests.e2e.agents import Agents, call, run, told
+from tests.e2e.test_engine_requests import asked_with
 from tests.ordinary import give
 from tests.support import DaemonProcess, sse
 
@@ -46,14 +48,59 @@ async def test_a_subagents_calls_are_seen_like_all_others(
     task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, agents={"helper": helper}, cwd=str(repository))
     assert task["state"] == "succeeded", (task, events)
     assert (repository / "made.txt").read_text() == "by the helper\n"
-    assert [use["name"] for use in told(events, "tool.use")] == ["Agent"]  # its own are its result
-    (result,) = told(events, "tool.result")
-    assert (result["name"], result["is_error"]) == ("Agent", False), result
+    agent, bash = told(events, "tool.use")
+    assert (agent["name"], "parent" in agent) == ("Agent", False)
+    assert (bash["name"], bash["parent"]) == ("Bash", agent["id"])
+    assert bash["input"]["command"] == "echo by the helper > made.txt"
+    ran, handed_back = told(events, "tool.result")
+    assert (ran["id"], ran["name"], ran["parent"], ran["is_error"]) == (bash["id"], "Bash", agent["id"], False)
+    assert (handed_back["id"], "parent" in handed_back, handed_back["is_error"]) == (agent["id"], False, False)
+    assert "".join(delta["text"] for delta in told(events, "text.delta")) == task["result"]["text"]
     assert task["usage"]["model_calls"] == 4
     effects, calls = written(daemon)
     assert effects == "possible"
     assert [one["tool"] for one in calls] == ["Agent", "Bash"]
     assert calls[0]["call"]["subagent_type"] == "helper"
+
+
+async def test_what_subagents_change_is_in_the_result(agents: Agents, repository: Path) -> None:
+    """Two of them, at once."""
+    daemon = await agents()
+    paths = [str(repository / name) for name in ("one.txt", "two.txt")]
+    inner = [f"{call('Write', file_path=path, content='x')} [[tokens=2]]" for path in paths]
+    starts = " ".join(call("Agent", description="d", prompt=one, subagent_type="helper") for one in inner)
+    task, events = await run(
+        daemon,
+        f"{starts} [[tokens=2]]",
+        tools={"allow": ["Write"]},
+        agents={"helper": HELPER},
+        cwd=str(repository),
+    )
+    assert task["state"] == "succeeded", (task, events)
+    uses = told(events, "tool.use")
+    parents = {use["input"]["file_path"]: use["parent"] for use in uses if use["name"] == "Write"}
+    started = {use["input"]["prompt"]: use["id"] for use in uses if use["name"] == "Agent"}
+    assert parents == {path: started[prompt] for path, prompt in zip(paths, inner, strict=True)}
+    assert sorted(task["result"]["files"]) == paths
+    assert sorted(changed["path"] for changed in told(events, "file.changed")) == paths
+    assert all(f"+++ b/{Path(path).name}" in task["result"]["diff"] for path in paths)
+
+
+@pytest.mark.parametrize(
+    ("max_turns", "state", "made"), [(4, "succeeded", True), (3, "failed", True), (1, "failed", False)]
+)
+async def test_subagents_turns_are_turns_of_the_task(
+    agents: Agents, repository: Path, model: OfflineModel, max_turns: int, state: str, made: bool
+) -> None:
+    """One that starts the helper, two of the helper's, and one that says so."""
+    daemon, mark = await agents(), f"at-most-{max_turns}"
+    inner = f"{mark} {call('Bash', command='touch made.txt')} [[tokens=2]]"
+    fields: dict[str, Any] = {"tools": {"allow": ["Bash"]}, "agents": {"helper": HELPER}, "cwd": str(repository)}
+    task, events = await run(daemon, start("helper", inner), **fields, max_turns=max_turns)
+    assert task["state"] == state, (task, events)
+    assert (task["error"] is None) or task["error"]["code"] == "max_turns"
+    assert (repository / "made.txt").exists() is made
+    assert len(asked_with(model, mark)) <= max_turns + 1  # the one that begins meanwhile is cut
 
 
 async def test_to_start_a_subagent_that_only_reads_changes_nothing(agents: Agents, repository: Path) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import os
 import pty
 import signal
+import sqlite3
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from tests.e2e.agents import Agents, call, ended, told
 from tests.e2e.test_keys import caller, create
 from tests.support import BIN, DaemonProcess
 
-PATIENCE_S = 60.0
+PATIENCE_S = 40.0
 ASKING = {"tools": {"approval": "ask"}}
 WRITE = f"{call('Bash', command='touch written; echo done')} [[tokens=2]]"
 
@@ -42,6 +43,22 @@ async def asked(daemon: DaemonProcess, task_id: str, number: int = 1) -> list[di
                 if len(found) == number:
                     break
     return found
+
+
+def calls_in_audit(daemon: DaemonProcess) -> list[str]:
+    """The tools that were called, as the audit has it."""
+    with closing(sqlite3.connect(daemon.home / ".claude-daemon" / "daemon.db")) as db:
+        rows = db.execute("SELECT details FROM audit WHERE act = 'tool.called' ORDER BY rowid")
+        return [orjson.loads(details)["tool"] for (details,) in rows]
+
+
+async def waits(daemon: DaemonProcess) -> str:
+    """The approval that waits, once one does. A daemon that is killed may not have written down that it asked."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not (waiting := (await daemon.control("approvals"))["data"]):
+            await asyncio.sleep(0.02)
+    (one,) = waiting
+    return str(one["approval"])
 
 
 async def submit(daemon: DaemonProcess, prompt: str, **fields: Any) -> str:
@@ -134,16 +151,118 @@ async def test_it_ends_with_the_task(agents: Agents, repository: Path) -> None:
     assert not (repository / "written").exists()
 
 
-async def test_it_does_not_outlive_its_attempt(agents: Agents, repository: Path) -> None:
-    """The daemon dies while somebody is asked: nobody can tell what was done, so it is not done again."""
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGQUIT])
+@pytest.mark.parametrize("tool", ["Bash", "Write"])
+async def test_a_task_that_waits_for_an_answer_has_done_nothing_and_runs_again(
+    agents: Agents, repository: Path, tool: str, how: signal.Signals
+) -> None:
+    """The daemon dies, or stops, while somebody is asked; what was asked ends with the attempt."""
+    written = repository / "written"
+    given = {"Bash": {"command": "touch written"}, "Write": {"file_path": str(written), "content": ""}}[tool]
+    daemon = await agents()
+    task_id = await submit(daemon, f"{call(tool, **given)} [[tokens=2]]", cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    assert await daemon.stop(how) in (0, -how)
+    again = await agents()
+    second = await waits(again)
+    assert (await answer(again, task_id, question["approval"], True))["code"] == "not_found"
+    await answer(again, task_id, second, True)
+    task, events = await ended(again, task_id)
+    assert (task["state"], task["attempt"]) == ("succeeded", 2), (task, events)
+    assert written.exists()
+    assert calls_in_audit(again) == [tool, tool]
+
+
+async def test_a_task_that_waits_runs_again_as_often_as_others_do(agents: Agents, repository: Path) -> None:
+    task_id = None
+    for attempt in (1, 2):
+        daemon = await agents({"queue.max_attempts": 2})
+        task_id = task_id or await submit(daemon, WRITE, cwd=str(repository))
+        await waits(daemon)
+        assert (await daemon.control(f"tasks/{task_id}"))["attempt"] == attempt
+        await daemon.stop(signal.SIGKILL)
+    task, _ = await ended(await agents({"queue.max_attempts": 2}), str(task_id))
+    assert (task["state"], task["error"]["code"], task["attempt"]) == ("failed", "interrupted", 2)
+    assert not (repository / "written").exists()
+
+
+async def test_a_call_that_was_allowed_never_runs_twice_though_the_daemon_is_killed(
+    agents: Agents, repository: Path
+) -> None:
+    """Right after the effect, and the model has not heard of it yet."""
+    daemon = await agents()
+    prompt = call("Bash", command="echo ran >> effects; sleep 600")
+    task_id = await submit(daemon, prompt, cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    await answer(daemon, task_id, question["approval"], True)
+    async with asyncio.timeout(PATIENCE_S):
+        while not (repository / "effects").exists():
+            await asyncio.sleep(0.02)
+    await daemon.stop(signal.SIGKILL)
+    task, _ = await ended(await agents(), task_id)
+    assert (task["state"], task["error"]["code"], task["attempt"]) == ("failed", "interrupted", 1), task
+    assert (repository / "effects").read_text() == "ran\n"
+
+
+async def test_a_call_that_was_denied_leaves_nothing_that_could_not_be_done_again(
+    agents: Agents, repository: Path
+) -> None:
     daemon = await agents()
     task_id = await submit(daemon, WRITE, cwd=str(repository))
     (question,) = await asked(daemon, task_id)
-    await daemon.stop(signal.SIGKILL)
-    again = await agents()
-    task, _ = await ended(again, task_id)
-    assert (task["state"], task["error"]["code"]) == ("failed", "interrupted")
-    assert (await answer(again, task_id, question["approval"], True))["code"] == "not_found"
+    await answer(daemon, task_id, question["approval"], False)
+    assert (await ended(daemon, task_id))[0]["state"] == "succeeded"
+    with closing(sqlite3.connect(daemon.home / ".claude-daemon" / "daemon.db")) as db:
+        assert db.execute("SELECT effects FROM tasks").fetchall() == [("none",)]
+    assert calls_in_audit(daemon) == ["Bash"]
+
+
+@pytest.mark.parametrize("tool", ["Write", "Edit"])
+async def test_what_would_change_in_a_file_is_told_with_the_question(
+    agents: Agents, repository: Path, tool: str
+) -> None:
+    hello = repository / "hello.txt"
+    given = {
+        "Write": {"file_path": str(hello), "content": "hello\nworld\n"},
+        "Edit": {"file_path": str(hello), "old_string": "hello\n", "new_string": "hello\nworld\n"},
+    }[tool]
+    daemon = await agents()
+    read = call("Read", file_path=str(hello))
+    prompt = f"[[one-by-one]] {read} {call(tool, **given)} [[tokens=2]]"
+    task_id = await submit(daemon, prompt, cwd=str(repository))
+    (question,) = await asked(daemon, task_id)
+    assert question["diff"] == "--- a/hello.txt\n+++ b/hello.txt\n@@ -1 +1,2 @@\n hello\n+world\n"
+    assert (await daemon.control("approvals"))["data"][0]["diff"] == question["diff"]
+    await answer(daemon, task_id, question["approval"], True)
+    task, events = await ended(daemon, task_id)
+    assert task["result"]["diff"] == question["diff"], (task, events)
+    assert hello.read_text() == "hello\nworld\n"
+
+
+async def test_a_subagents_call_is_asked_for_like_the_tasks_own(agents: Agents, repository: Path) -> None:
+    daemon = await agents()
+    helper = {"helper": {"description": "Helps.", "prompt": "You are the helper."}}
+    inner = f"{call('Write', file_path=str(repository / 'made'), content='x')} [[tokens=2]]"
+    prompt = f"{call('Agent', description='d', prompt=inner, subagent_type='helper')} [[tokens=2]]"
+    task_id = await submit(daemon, prompt, cwd=str(repository), agents=helper)
+    (question,) = await asked(daemon, task_id)
+    await answer(daemon, task_id, question["approval"], True)
+    task, events = await ended(daemon, task_id)
+    assert task["state"] == "succeeded", (task, events)
+    kinds = [event["type"] for event in events]
+    (use,) = [event["data"] for event in events[: kinds.index("approval.requested")] if "parent" in event["data"]]
+    assert (use["id"], use["name"]) == (question["tool_use_id"], "Write")
+    assert (repository / "made").read_text() == "x"
+    assert task["result"]["files"] == [str(repository / "made")]
+
+
+async def test_what_is_denied_by_a_rule_is_not_asked_for(agents: Agents, repository: Path) -> None:
+    daemon = await agents()
+    tools = {"approval": "ask", "deny": ["Bash(touch written)", "Write"]}
+    prompt = f"{call('Bash', command='touch written')} [[tokens=2]]"
+    task, events = await ended(daemon, await submit(daemon, prompt, cwd=str(repository), tools=tools))
+    assert (task["state"], told(events, "approval.requested")) == ("succeeded", []), events
+    assert [result["is_error"] for result in told(events, "tool.result")] == [True]
     assert not (repository / "written").exists()
 
 

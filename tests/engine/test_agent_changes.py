@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,3 +162,93 @@ async def test_a_file_that_cannot_be_compared_is_named_and_not_told_as_gone(
     await changes.before("Edit", {"file_path": str(file)})
     file.write_text(small if when == "before" else large)
     assert await changes.diff() == "[big.txt is too large to be compared]\n"
+
+
+# what a call would change
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "told"),
+    [
+        ("Write", {"content": "one\n2\n"}, " one\n-two\n+2\n"),
+        ("Edit", {"old_string": "two", "new_string": "2"}, " one\n-two\n+2\n"),
+        ("Edit", {"old_string": "o", "new_string": "0", "replace_all": True}, "-one\n-two\n+0ne\n+tw0\n"),
+        ("Edit", {"old_string": "o", "new_string": "0"}, None),  # which one?
+        ("Edit", {"old_string": "three", "new_string": "3"}, None),
+        ("Edit", {"old_string": "", "new_string": "x"}, None),  # there is something
+        ("Edit", {"old_string": "two"}, None),
+        ("Write", {"content": "one\ntwo\n"}, None),
+        ("Write", {}, None),
+        ("Read", {}, None),
+    ],
+)
+async def test_what_a_call_would_change_is_told_before_it_does(
+    work: Path, place: Place, tool: str, given: dict[str, Any], told: str | None
+) -> None:
+    file = work / "a.py"
+    file.write_text("one\ntwo\n")
+    head = "--- a/a.py\n+++ b/a.py\n@@ -1,2 +1,2 @@\n"
+    diff = await Changes([place]).proposed(tool, {"file_path": str(file), **given})
+    assert diff == (head + told if told is not None else None)
+    assert file.read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("given", [{"content": "x\n"}, {"old_string": "", "new_string": "x\n"}])
+async def test_a_file_that_a_call_would_make_has_nothing_before_it(
+    work: Path, place: Place, given: dict[str, Any]
+) -> None:
+    tool = "Write" if "content" in given else "Edit"
+    diff = await Changes([place]).proposed(tool, {"file_path": str(work / "new"), **given})
+    assert diff == "--- /dev/null\n+++ b/new\n@@ -0,0 +1 @@\n+x\n"
+
+
+async def test_an_edit_is_of_the_lines_whatever_ends_them(work: Path, place: Place) -> None:
+    (work / "a").write_bytes(b"one\r\ntwo\r\n")
+    given = {"file_path": str(work / "a"), "old_string": "one\ntwo", "new_string": "1\n2"}
+    assert await Changes([place]).proposed("Edit", given) is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"cell_id": "b", "new_source": "y = 2"}, ["-x = 1", "+y = 2"]),
+        ({"cell_id": "cell-1", "new_source": "y = 2"}, ["-x = 1", "+y = 2"]),
+        ({"cell_id": "b", "new_source": "", "edit_mode": "delete"}, ["-x = 1"]),
+        ({"cell_id": "b", "new_source": "z = 3", "edit_mode": "insert"}, ["+z = 3"]),
+        ({"cell_id": "who", "new_source": "y = 2"}, []),
+    ],
+)
+async def test_of_a_notebook_the_cell_is_compared(
+    work: Path, place: Place, given: dict[str, Any], told: list[str]
+) -> None:
+    cells = [{"id": "a", "source": ["x = 0\n", "x"]}, {"id": "b", "source": "x = 1"}]
+    (work / "n.ipynb").write_text(json.dumps({"cells": cells}))
+    diff = await Changes([place]).proposed("NotebookEdit", {"notebook_path": str(work / "n.ipynb"), **given})
+    lines = [line for line in (diff or "").splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+    assert lines == told
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"cells": 1}', '{"cells": [1]}', '{"cells": [{"id": "b"}]}'])
+async def test_what_is_no_notebook_is_not_compared(work: Path, place: Place, content: str) -> None:
+    (work / "n.ipynb").write_text(content)
+    given = {"notebook_path": str(work / "n.ipynb"), "cell_id": "b", "new_source": "y"}
+    assert await Changes([place]).proposed("NotebookEdit", given) is None
+
+
+async def test_what_a_call_would_do_elsewhere_is_not_told(work: Path, place: Place) -> None:
+    (work.parent / "secret").write_text("secret\n")
+    (work / "link").symlink_to(work.parent / "secret")
+    changes = Changes([place])
+    for path in (work.parent / "secret", work / ".." / "secret", work / "link"):
+        given = {"file_path": str(path), "old_string": "secret", "new_string": "x"}
+        assert await changes.proposed("Edit", given) is None
+    assert not changes.reaches("Write", {"file_path": str(work / ".." / "secret")})
+    assert not changes.reaches("Write", {"file_path": 7})
+
+
+async def test_a_large_proposal_is_cut(work: Path, place: Place) -> None:
+    given = {"file_path": str(work / "a"), "content": "x" * 79 + "\n" * MAX_DIFF_BYTES}
+    diff = await Changes([place]).proposed("Write", given)
+    assert diff is not None and diff.endswith("[cut here: the whole diff is longer]\n")
+    (work / "a").write_bytes(b"x" * (MAX_FILE_BYTES + 1))
+    assert await Changes([place]).proposed("Write", given) == "[a is too large to be compared]\n"

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -17,13 +17,14 @@ from typing import Any
 import orjson
 import pytest
 
-from claude_daemon.core.agent import AgentSpec
+from claude_daemon.core.agent import AgentSpec, Approval
 from claude_daemon.core.errors import Code
 from claude_daemon.core.price import Price
 from claude_daemon.core.task import Kind, Lane, Outcome, State, TaskSpec
 from claude_daemon.engine import agent as agent_module
 from claude_daemon.engine import worker
 from claude_daemon.engine.agent import AgentLane, AgentLease, AgentSettings
+from claude_daemon.engine.agent_worker import AgentWorker
 from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Access
@@ -32,7 +33,7 @@ from claude_daemon.engine.pool import Pool, PoolSettings
 from claude_daemon.engine.sandbox import Limits
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.engine.strays import children
-from claude_daemon.ports import Ended
+from claude_daemon.ports import Answer, Ended, Question
 from claude_daemon.upstream.broker import Broker
 from claude_daemon.upstream.mcp import HttpServer
 from tests.engine.test_processes import ANSWER, FAKE, OK, REFUSED, RESULT
@@ -524,3 +525,90 @@ async def test_no_model_call_is_made_once_the_turn_has_ended(stage: Stage) -> No
             barred.append(lease.worker.account.barred)  # type: ignore[attr-defined]
     lease.release()
     assert barred == ["the turn is over"]
+
+
+class Ledger:
+    """A gate, and what was written down and told in which order."""
+
+    def __init__(self, why: str | None) -> None:
+        self.why = why
+        self.order: list[str] = []
+
+    async def called(self, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
+        return None
+
+    async def allowed(self, tool: str) -> str | None:
+        self.order.append(f"{tool} is written down")
+        return self.why
+
+
+ASKS = {"subtype": "can_use_tool", "tool_name": "Bash", "tool_use_id": "t1", "input": {"command": "make"}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "why", "order"),
+    [
+        (Answer(allow=True), None, ["Bash is written down", "allow"]),
+        (Answer(allow=True), "no room", ["Bash is written down", "deny: no room"]),
+        (Answer(allow=False, message="no"), None, ["deny: no"]),
+    ],
+)
+async def test_what_somebody_allows_is_written_down_before_claude_code_is_told(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, answer: Answer, why: str | None, order: list[str]
+) -> None:
+    write = AgentWorker._write
+
+    def told(worker: AgentWorker, line: bytes) -> None:
+        response = orjson.loads(line).get("response", {}).get("response", {})
+        if "behavior" in response:
+            ledger.order.append(": ".join(filter(None, (response["behavior"], response.get("message")))))
+        write(worker, line)
+
+    def ask(question: Question, answered: Callable[[Answer], None]) -> Callable[[], None]:
+        asyncio.get_running_loop().call_soon(answered, answer)
+        return lambda: None
+
+    monkeypatch.setattr(AgentWorker, "_write", told)
+    stage.behave(
+        user=[CALLS, {"type": "control_request", "request_id": "ask", "request": ASKS}], control_response=[RESULT]
+    )
+    lease, ledger = stage.lease(AgentSpec(approval=Approval.ASK)), Ledger(why)
+    lease.gate, lease.ask = ledger, ask
+    assert (await stage.outcome(lease)).state is State.SUCCEEDED
+    assert ledger.order == order
+
+
+HOOKED = {
+    "subtype": "hook_callback",
+    "callback_id": "before-tool",
+    "tool_use_id": "t1",
+    "input": {"tool_name": "Bash", "tool_input": {"command": "make"}},
+}
+RAN = {"type": "user", "message": {"content": [{"type": "tool_result", "tool_use_id": "t1", "content": "done"}]}}
+
+
+@pytest.mark.parametrize(
+    ("said", "then", "caught"),
+    [
+        ([CALLS, RAN, RESULT], [], True),
+        ([{**CALLS, "parent_tool_use_id": "a"}, {**RAN, "parent_tool_use_id": "a"}, RESULT], [], True),
+        ([CALLS, {"type": "control_request", "request_id": "hook", "request": HOOKED}], [RAN, RESULT], False),
+    ],
+)
+async def test_what_ran_without_asking_us_ends_the_attempt(
+    stage: Stage, said: list[Any], then: list[Any], caught: bool
+) -> None:
+    stage.behave(user=said, control_response=then)
+    lease = stage.lease()
+    lease.gate = Ledger(None)
+    outcome = await stage.outcome(lease)
+    assert (outcome.failure is not None and outcome.failure.code is Code.INTERNAL) is caught
+
+
+async def test_what_was_to_be_asked_for_and_ran_unasked_ends_the_attempt(stage: Stage) -> None:
+    hooked = {"type": "control_request", "request_id": "hook", "request": HOOKED}
+    stage.behave(user=[CALLS, hooked], control_response=[RAN, RESULT])
+    lease = stage.lease(AgentSpec(approval=Approval.ASK))
+    lease.gate, lease.ask = Ledger(None), lambda question, answered: lambda: None
+    outcome = await stage.outcome(lease)
+    assert outcome.failure is not None and outcome.failure.code is Code.INTERNAL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -143,3 +144,11 @@ async def test_an_attempt_that_asks_all_day_is_remembered_by_its_last_answers() 
         asker.approvals.resolve("task_1", "appr_1", YES, "key_1")
     assert asker.approvals.resolve("task_1", f"appr_{MAX_ANSWERED}", YES, "key_1").id == f"appr_{MAX_ANSWERED}"
     assert [asked.id for asked in asker.approvals.of("task_1")] == ["appr_0"]
+
+
+async def test_what_would_change_is_told_where_it_is_known() -> None:
+    asker = Asker()
+    question = replace(CALL, diff="--- a/x\n")
+    asker.approvals.ask("task_1", question, asker.told.append, asker.answers.append)
+    assert asker.told[0].data["diff"] == "--- a/x\n"
+    assert "--- a/x" not in repr(asker.approvals.of("task_1"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import click
 from claudectl.client import Client, StreamCut
 from claudectl.errors import BadInput, ControlError, Interrupted, Mismatch, TimedOut
 from claudectl.follow import ENDED, Reader, task_path
-from claudectl.options import Command, Options, seconds
+from claudectl.options import Command, Options, note, seconds
 from claudectl.render import Document, Paint, plain
 
 # Somebody who pressed Ctrl-C waits for the prompt; the daemon writes one row.
@@ -48,14 +49,16 @@ def _rules(_: click.Context, __: click.Parameter, given: str | None) -> Sequence
 @click.option("--approval", type=click.Choice(["never", "ask", "auto"]), help="For what no rule allows. Usually never.")
 @click.option("--cwd", metavar="DIR", help="Where the agent works, under a configured root.")
 @click.option("--add-dir", "add_dirs", multiple=True, metavar="DIR", help="Another directory. May be repeated.")
-@click.option("--max-turns", type=int, metavar="N", help="Model calls at most, but for subagents'.")
+@click.option("--max-turns", type=int, metavar="N", help="Answers of models at most, subagents' included.")
 @click.option("--max-cost-usd", type=float, metavar="USD", help="No further model call once so much is spent.")
 @click.option("--priority", type=int, metavar="N", help="Which waiting task is first: the higher. Usually 0.")
 @click.option("--timeout-s", type=seconds, metavar="S", help="The task fails when it is not over after S seconds.")
 @click.option(
     "--metadata", multiple=True, callback=_metadata, metavar="KEY=VALUE", help="Kept with the task. May be repeated."
 )
-@click.option("--session", metavar="ID|new", help="The conversation to go on with, or a new one.")
+@click.option(
+    "--session", metavar="ID|new", help="The conversation to go on with, or a new one, whose id is told on stderr."
+)
 @click.option("--fork", is_flag=True, help="Go on with a copy of that session, and leave it as it is.")
 @click.option("--detach", is_flag=True, help="Print the task's id when it is accepted, and leave.")
 @click.pass_obj
@@ -77,8 +80,8 @@ def command(
     """Run PROMPT as a task and print its answer as it comes.
 
     Without PROMPT, or with -, the prompt is read from stdin. Ctrl-C cancels the task; it goes on when claudectl
-    ends in any other way. What an agent does is told on stderr; with --approval ask it is asked on a terminal. Rules
-    with a pattern keep an agent tidy; they confine nothing: only the sandbox does.
+    ends in any other way. What an agent does is told on stderr, and the id of a new session; with --approval ask it is
+    asked on a terminal. Rules with a pattern keep an agent tidy; they confine nothing: only the sandbox does.
 
     \b
     Examples:
@@ -104,10 +107,14 @@ def command(
     if schema is not None:
         body["schema"] = _schema(schema)
     _require_unicode(body)
+    begins = session == "new" or fork
     if detach:
-        options.show(options.client().post("tasks?detach=true", body), _id)
+        task = options.client().post("tasks?detach=true", body)
+        options.show(task, _id)
+        if begins:
+            _tell_session(task)
     else:
-        _run(options, body)
+        _run(options, body, begins=begins)
 
 
 def _prompt(given: str | None) -> str:
@@ -157,9 +164,23 @@ def _id(task: Document, _: Paint) -> str:
     return plain(task["id"])
 
 
-def _run(options: Options, body: Document) -> None:
+def _tell_session(task: Document) -> None:
+    """What the next turn is to name; nobody else says it."""
+    if task.get("session_id") is not None:
+        note(f"session {plain(task['session_id'])}")
+
+
+def _run(options: Options, body: Document, *, begins: bool) -> None:
+    """``begins``: a session, whose id is told."""
     client = options.client()
-    with Reader(raw=options.json, asks=client if _asks(body) and sys.stdin.isatty() else None) as reader:
+
+    def begun(task_id: str) -> None:
+        if begins:
+            with contextlib.suppress(ControlError):  # the task goes on, and `tasks show` has it
+                _tell_session(client.get(task_path(task_id))[1])
+
+    asks = client if _asks(body) and sys.stdin.isatty() else None
+    with Reader(raw=options.json, asks=asks, begun=begun) as reader:
         try:
             with client.stream("tasks", body) as lines:
                 end = reader.read(lines)

@@ -109,7 +109,7 @@ def _entries(page: Document) -> list[Document]:
 @click.argument("task_id", metavar="ID")
 @click.pass_obj
 def show(options: Options, task_id: str) -> None:
-    """Show a task: what is known of it, and its answer.
+    """Show a task: what is known of it, its answer, and what an agent has changed.
 
     \b
     Examples:
@@ -177,7 +177,7 @@ def _cancelled(task: Document, paint: Paint) -> str:
 @command.command("approvals")
 @click.pass_obj
 def approvals(options: Options) -> None:
-    """List the tool calls that wait for somebody's word.
+    """List the tool calls that wait for somebody's word, and what each would do.
 
     \b
     Example:
@@ -189,7 +189,8 @@ def approvals(options: Options) -> None:
 
 def _waiting(entry: Document) -> str:
     told = tasktext.call(entry.get("tool"), entry.get("input"))
-    return f"{plain(entry.get('task'))} {plain(entry.get('approval'))}  {told}"
+    first = f"{plain(entry.get('task'))} {plain(entry.get('approval'))}  {told}"
+    return "\n".join([first, *(f"    {line}" for line in tasktext.proposal(entry.get("input"), entry.get("diff")))])
 
 
 @command.command("approve")
@@ -201,7 +202,8 @@ def _waiting(entry: Document) -> str:
 def approve(options: Options, task_id: str, approval: str, deny: bool, message: str | None) -> None:
     """Allow a tool call that waits, or deny it.
 
-    One that was answered otherwise before is a conflict, 7.
+    One that was answered otherwise before is a conflict, 7. It waits no longer than its task's attempt: when that is
+    over there is no such approval, 1.
 
     \b
     Examples:
