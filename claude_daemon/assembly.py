@@ -7,7 +7,7 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -26,6 +26,7 @@ from claude_daemon.core.role import roles as all_roles
 from claude_daemon.core.task import TaskSpec
 from claude_daemon.engine.agent import AgentLane, AgentSettings
 from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.cgroup import Cgroups, NotDelegated
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.pool import Pool, PoolEvent, PoolSettings
 from claude_daemon.engine.sandbox import Limits as AgentLimits
@@ -113,7 +114,20 @@ def text_lane(
     )
 
 
-def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -> AgentLane:
+def cgroups(home: Path) -> Cgroups | None:
+    """Those for agents, the daemon moved out of their way; None where there can be none, which is written down."""
+    try:
+        return Cgroups.take(home)
+    except NotDelegated as why:
+        journal.no_cgroups(str(why), failed=False)
+    except OSError as error:
+        journal.no_cgroups(str(error), failed=True)
+    return None
+
+
+def agent_lane(
+    loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool], cgroups: Cgroups | None = None
+) -> AgentLane:
     """The agent lane, over the text lane's CLI and bookkeeping; its sandbox is not tried yet."""
     return AgentLane(
         agent_settings(loaded),
@@ -123,6 +137,7 @@ def agent_lane(loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool]) -
         price=prices(loaded.settings).get,
         remote=HttpServer,
         exposed=exposed,
+        cgroups=cgroups,
     )
 
 
@@ -303,21 +318,40 @@ def redis_link(settings: Settings, *, changed: Callable[[], None]) -> RedisLink 
 
 
 def validate(settings: Settings) -> None:
-    """Looks at what a reload would bring into force and could fail. Raises BadSetting."""
+    """Looks at what a reload would bring into force and could fail. Raises BadSetting, with all that is wrong."""
+    if found := list(_unusable(settings)):
+        raise BadSetting("; ".join(found))
+
+
+def faults(settings: Settings) -> list[str]:
+    """All for which a start would fail, though each setting is well formed; as far as it can be told without one."""
+    found = list(_unusable(settings))
+    try:
+        tls(settings)
+    except BadSetting as error:
+        found.append(str(error))
+    return found
+
+
+def _unusable(settings: Settings) -> Iterator[str]:
+    for name, table in settings.roles.items():
+        try:
+            all_roles({name: table})
+        except ValueError as error:
+            yield str(error)
     secret, url = settings.webhooks.secret, settings.redis.url
-    roles(settings)
     if secret is not None:
         try:
             signing_key(secret.reveal())
         except ValueError as error:
-            raise BadSetting(f"webhooks.secret: {error}") from None
+            yield f"webhooks.secret: {error}"
     if url is not None:
         from claude_daemon.store.redis import Address, BadAddress
 
         try:
             Address.of(url)
         except BadAddress as error:
-            raise BadSetting(f"redis.url: {error}") from error
+            yield f"redis.url: {error}"
 
 
 def counter(client: MessagesClient) -> CountTokens:

@@ -91,16 +91,14 @@ def check_config(config: str | None, profile: str | None) -> None:
 
     Example: claude-daemon check-config --profile prod
     """
-    from claude_daemon.assembly import BadSetting, tls, validate
+    from claude_daemon.assembly import faults
     from claude_daemon.layers import explain
     from claude_daemon.running import EX_CONFIG, loaded_or_exit
 
     loaded = loaded_or_exit(_flags(config, profile))
-    try:
-        validate(loaded.settings)
-        tls(loaded.settings)
-    except BadSetting as error:
-        click.echo(f"claude-daemon: {error}", err=True)
+    if found := faults(loaded.settings):
+        for fault in found:
+            click.echo(f"claude-daemon: {fault}", err=True)
         sys.exit(EX_CONFIG)
     rows = explain(loaded)
     width = max(len(key) for key, _, _ in rows)

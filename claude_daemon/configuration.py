@@ -43,9 +43,10 @@ class Configuration:
         return self._needs_restart
 
     def document(self) -> dict[str, Any]:
-        """As ``status`` and ``reload`` tell it."""
+        """As ``status`` and ``reload`` tell it. ``file`` None: there was none to read, and is none now."""
+        path = self.loaded.paths.config_file
         return {
-            "file": str(self.loaded.paths.config_file),
+            "file": str(path) if self.loaded.file_digest is not None or path.exists() else None,
             "hash": self._hash,
             "age_seconds": round(self._monotonic() - self._loaded_at, 3),
             "changed_on_disk": self._file.differs(),

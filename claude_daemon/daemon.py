@@ -36,6 +36,7 @@ from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
+from claude_daemon.engine.cgroup import Cgroups
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
 from claude_daemon.engine.process import become_subreaper
@@ -80,6 +81,7 @@ class Daemon:
     text: TextLane
     direct: DirectEngine | None = None
     agents: AgentLane
+    cgroups: Cgroups | None
     sessions: SessionLane
     keys: KeyDesk
     durable: Durable
@@ -497,6 +499,11 @@ class Daemon:
         settings = self.started.settings
         environ = self.surroundings.environ
         subreaper = become_subreaper()
+        self.cgroups = assembly.cgroups(
+            self.started.paths.home
+        )  # before anything is started, or it would be in the way
+        if self.cgroups is not None:
+            stack.callback(self.cgroups.give_back)
         cli = settings.engine.cli_path or bundled_cli() or Path("claude")
         self.source = await find_source(self.started, cli, environ, stack)
         if self.source.name == "offline":
@@ -575,7 +582,9 @@ class Daemon:
         self.direct = (
             DirectEngine(client, assembly.direct_settings(self.started.settings)) if client is not None else None
         )
-        self.agents = assembly.agent_lane(self.started, self.text, exposed=self.keys.arms_somebody)
+        self.agents = assembly.agent_lane(
+            self.started, self.text, exposed=self.keys.arms_somebody, cgroups=self.cgroups
+        )
         await self.agents.probe()
         if self.agents.missing is not None:
             journal.no_sandbox(self.agents.missing, required=self.agents.settings.required)

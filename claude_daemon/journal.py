@@ -99,6 +99,11 @@ def no_sandbox(why: str, *, required: bool) -> None:
         log.warning("agents.unconfined", reason=f"a key with tools is this Unix user: {why}")
 
 
+def no_cgroups(why: str, *, failed: bool) -> None:
+    """Agents have limits for each process alone. ``failed``: they could have been held together, it seemed."""
+    (log.warning if failed else log.info)("agents.no_cgroups", reason=why)
+
+
 def pool_event(event: PoolEvent) -> None:
     getattr(log, event.level)(event.name, **event.fields)
 

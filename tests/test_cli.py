@@ -90,6 +90,33 @@ def test_a_bad_configuration_is_78_with_every_fault_and_starts_nothing(tmp_path:
     assert names_in(tmp_path / ".claude-daemon") == ["config.toml"]
 
 
+def test_check_config_names_every_fault_that_no_form_of_a_setting_shows(tmp_path: Path) -> None:
+    (tmp_path / "empty.pem").touch()
+    config(
+        tmp_path,
+        f"""
+[http]
+tls_cert = "{tmp_path}/empty.pem"
+tls_key = "{tmp_path}/none.pem"
+[webhooks]
+secret = "whsec_!"
+[roles.full]
+tools = ["Read"]
+[roles.mine]
+scopes = ["wings"]
+""",
+    )
+    result = claude_daemon(tmp_path, "check-config")
+    assert (result.returncode, result.stdout) == (78, "")
+    faults = [line.removeprefix("claude-daemon: ").split(":")[0] for line in result.stderr.splitlines()]
+    assert faults == [
+        "roles.full",
+        "roles.mine.scopes",
+        "webhooks.secret",
+        f"http.tls_cert {tmp_path}/empty.pem, http.tls_key {tmp_path}/none.pem",
+    ]
+
+
 def test_launchd_would_start_a_bad_configuration_for_ever_so_there_it_is_0(tmp_path: Path) -> None:
     config(tmp_path, "[http]\nprot = 1\n")
     launchd = {"CLAUDE_DAEMON_SUPERVISOR": "launchd"}

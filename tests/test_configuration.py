@@ -145,3 +145,21 @@ def test_a_file_that_was_touched_or_written_as_it_was_does_not_differ(tmp_path: 
     replacement.write_text("same")
     replacement.replace(file)
     assert not watch.differs()
+
+
+def test_a_file_that_is_not_there_is_not_told_as_one_that_is(tmp_path: Path) -> None:
+    without = load({}, {"HOME": str(tmp_path), "CLAUDE_DAEMON_HOME": str(tmp_path)})
+    configuration = Configuration(without, lambda: 0.0)
+    assert configuration.document()["file"] is None
+    loaded(tmp_path, "[http]\nport = 1\n")
+    told = configuration.check()["config"]
+    assert (told.status, str(tmp_path / "config.toml") in (told.reason or "")) == (Check.WARN, True)
+    (tmp_path / "config.toml").unlink()
+    assert configuration.document()["file"] is None
+
+
+def test_a_file_that_has_gone_is_told_by_its_name(tmp_path: Path) -> None:
+    configuration = Configuration(loaded(tmp_path), lambda: 0.0)
+    (tmp_path / "config.toml").unlink()
+    told = configuration.document()
+    assert (told["file"], told["changed_on_disk"]) == (str(tmp_path / "config.toml"), True)

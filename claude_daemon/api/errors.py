@@ -114,6 +114,7 @@ TABLE: Final[Mapping[Code, Row]] = {
     # a task's own limits: no route answers with them, the task tells them as its end
     Code.MAX_TURNS: Row(status=409, headers=NO_RETRY),
     Code.DISK_QUOTA: Row(status=409, headers=NO_RETRY),
+    Code.MEMORY_LIMIT: Row(status=409, headers=NO_RETRY),
     Code.MAX_COST: Row(status=402, headers=NO_RETRY),
     Code.SANDBOX_UNAVAILABLE: Row(status=403),
     Code.MCP_UNAVAILABLE: Row(status=502),

@@ -113,6 +113,9 @@ Capability = Literal[
     "system_block",
     "hooks",
     "client_tools",
+    "sessions",
+    "fork",
+    "message_ids",
 ]
 """The rows of ``engine/capabilities.py``, which is not imported to keep the settings quick to load."""
 

@@ -162,7 +162,7 @@ class Engine(Section):
 
 
 class Agent(Section):
-    """What one agent task may use."""
+    """What one agent task may use; in a cgroup of its own, where there can be one, all its processes together."""
 
     # A parallel build or test run forks some dozens; a fork bomb thousands.
     max_processes: Count = 256

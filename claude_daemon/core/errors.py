@@ -67,6 +67,7 @@ class Code(StrEnum):
     DEADLINE = "deadline"
     MAX_TURNS = "max_turns"
     DISK_QUOTA = "disk_quota"
+    MEMORY_LIMIT = "memory_limit"
     MAX_COST = "max_cost"
     SANDBOX_UNAVAILABLE = "sandbox_unavailable"
     MCP_UNAVAILABLE = "mcp_unavailable"

@@ -51,6 +51,7 @@ class Configured(Protocol):
 class Role:
     """``tools``: names of Claude Code's own tools, None for every one. ``mcp``: servers that the operator has
     configured, and their tools; ``agents``: sub-agents of one's own; ``project_settings``: those of a trusted root.
+    ``known``: somebody has said what it may.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Role:
     mcp: bool = False
     agents: bool = False
     project_settings: bool = False
+    known: bool = True
 
 
 _READING: Final = frozenset({"Read", "Grep", "Glob"})
@@ -136,7 +138,16 @@ def no_tools(role: Role) -> Role:
 
 def powerless(name: str) -> Role:
     """What is left of a role that nobody knows any more."""
-    return Role(name=name, tools=frozenset())
+    return Role(name=name, tools=frozenset(), known=False)
+
+
+def toolless(role: Role) -> str:
+    """What one is told whose role has no tools."""
+    return f"The role `{role.name}` may use no tools." if role.known else _unknown(role)
+
+
+def _unknown(role: Role) -> str:
+    return f"The role `{role.name}` of this key is not configured (any more): without it there are no tools, no scopes."
 
 
 def refuses(
@@ -154,6 +165,19 @@ def refuses(
     ``tools``: every name or pattern that the task, or one of its ``agents``, would be allowed. A pattern such as
     ``Bash(git *)`` is judged by the name before its bracket. ``scopes``: what else it takes, such as ``webhooks``.
     """
+    why = _rule(role, tools, approval, mcp_servers, agents, project_settings, scopes)
+    return why if why is None or role.known else _unknown(role)
+
+
+def _rule(
+    role: Role,
+    tools: Sequence[str],
+    approval: str,
+    mcp_servers: Collection[object],
+    agents: Collection[object],
+    project_settings: str,
+    scopes: Iterable[str],
+) -> str | None:
     for tool in tools:
         if (why := _tool_refused(role, tool)) is not None:
             return why
@@ -187,7 +211,7 @@ def _tool_refused(role: Role, tool: str) -> str | None:
     if role.tools is None or name in role.tools or (name.startswith(_MCP_PREFIX) and role.mcp):
         return None
     if not role.tools:
-        return f"The role `{role.name}` may use no tools."
+        return toolless(role)
     return f"The role `{role.name}` may not use `{_told(name)}`; its tools are {_listed(role.tools)}."
 
 

@@ -28,6 +28,7 @@ from claude_daemon.engine.agent_quota import EVERY_S, larger_than
 from claude_daemon.engine.agent_spares import Identity, Spare, Wanted, identity
 from claude_daemon.engine.agent_turn import AgentReader
 from claude_daemon.engine.agent_worker import AgentWorker
+from claude_daemon.engine.cgroup import Cgroups
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Launch
@@ -100,11 +101,12 @@ class AgentLane:
         price: Callable[[str], Price | None],
         exposed: Callable[[], bool],
         remote: ConnectMcp,
+        cgroups: Cgroups | None = None,
     ) -> None:
         """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do.
 
         ``exposed``: whether there is anybody but this user who may have tools run. ``remote`` reaches MCP servers that
-        have a URL.
+        have a URL. ``cgroups``: where each agent has one of its own.
         """
         self._remote = remote
         self.settings = settings
@@ -118,6 +120,7 @@ class AgentLane:
         self._exposed = exposed
         self.room = text.room
         self.workers: dict[str, AgentWorker] = {}  # until they are forgotten
+        self._cgroups = cgroups
         self._leases: set[AgentLease] = set()
         self._wanted = Wanted()
         self._spares: list[Spare] = []
@@ -128,7 +131,9 @@ class AgentLane:
         text.pool.on_end(self._fill)  # now and then, whether or not any task comes: spares age, and die
 
     async def probe(self) -> None:
-        """Tries the sandbox. Before the first task; and empties what an earlier daemon left."""
+        """Tries the sandbox. Before the first task; and ends and empties what an earlier daemon left."""
+        if self._cgroups is not None and (left := await asyncio.to_thread(self._cgroups.sweep)):
+            self._text.pool.told(PoolEvent(name="agents.old_ones_ended", level="warning", fields={"cgroups": left}))
         await asyncio.to_thread(remove_tree, self._scratch)
         self._scratch.mkdir(parents=True, mode=0o700, exist_ok=True)  # what cannot be removed keeps nobody from work
         if self.settings.bwrap is None:
@@ -299,7 +304,15 @@ class AgentLane:
             "spares": sum(spare.alive for spare in self._spares),
             "starts": starts,
             "sandboxed": self.missing is None,
+            "limits": self.limited_by,
         }
+
+    @property
+    def limited_by(self) -> str:
+        """What holds agents to their limits: ``cgroup``, all processes of one together; ``rlimit``, each process."""
+        if self._cgroups is not None:
+            return "cgroup"
+        return "rlimit" if self.missing is None else "none"
 
     def health(self) -> Mapping[str, HealthReport]:
         """It warns while somebody may have tools run, and nothing confines them."""
@@ -443,7 +456,9 @@ class AgentLane:
             os.close(place.fd)
         worker.places = ()
         try:
-            await asyncio.to_thread(self._remove, worker)
+            if not await asyncio.to_thread(self._remove, worker):
+                fields = {"worker_id": worker.id, "reason": "a process of it does not end, or it cannot be written"}
+                self._text.pool.told(PoolEvent(name="agent.cgroup_stays", level="warning", fields=fields))
         finally:
             self._spawner.forget(worker)
             self.workers.pop(worker.id, None)
@@ -451,10 +466,13 @@ class AgentLane:
                 worker.move(WorkerState.GONE)
             self._text.swept()
 
-    def _remove(self, worker: AgentWorker) -> None:
+    def _remove(self, worker: AgentWorker) -> bool:
+        """Whether its cgroup is gone. What is in there is ended first: nobody writes any more where it is removed."""
+        ended = worker.group is None or worker.group.end()
         remove_tree(self._scratch / worker.id)
         if worker.home is not None:
             remove_tree(worker.home)
+        return ended
 
     def servers(self, agent: AgentSpec) -> Servers:
         """Those of a task, not yet open. Raises McpFailed."""
@@ -485,7 +503,7 @@ class AgentLane:
         cwd, more = self.open(agent, self._scratch / worker.id)
         try:
             given = identity([*([cwd] if agent.cwd is not None else []), *more])
-            enclose = self.enclosed(cwd, more)
+            enclose = self.enclosed(worker, cwd, more)
             outfit = Outfit(agent=agent, add_dirs=tuple(place.path for place in more), enclose=enclose)
             await self._spawner.spawn(worker, worker.wanted, worker.wake, outfit)
         except BaseException:
@@ -496,14 +514,29 @@ class AgentLane:
         await worker.brought_up()
         return given
 
-    def enclosed(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
+    def enclosed(self, worker: AgentWorker, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
+        """What makes of a command one that is held: in a cgroup, in a sandbox, as far as there are such. Raises OSError
+        when it is called."""
+        confine = self._confined(cwd, more)
+        if self._cgroups is None:
+            return confine
+        cgroups = self._cgroups
+
+        def enclose(command: Command, launch: Launch) -> Command:
+            confined = confine(command, launch)
+            worker.group = cgroups.make(worker.id, self.settings.limits)
+            return replace(confined, argv=worker.group.entering(confined.argv))
+
+        return enclose
+
+    def _confined(self, cwd: Place, more: Sequence[Place]) -> Callable[[Command, Launch], Command]:
         bwrap = self.settings.bwrap
         if bwrap is None or self.missing is not None:
             # where it was opened, whatever bears its name by now
             where = Path(f"/proc/self/fd/{cwd.fd}") if sys.platform == "linux" else cwd.path
             return lambda command, launch: replace(command, cwd=where)
 
-        def enclose(command: Command, launch: Launch) -> Command:
+        def confine(command: Command, launch: Launch) -> Command:
             argv, fds = bwrap_argv(
                 command.argv,
                 bwrap=bwrap,
@@ -517,7 +550,7 @@ class AgentLane:
             )
             return Command(argv=argv, env={**command.env, "TMPDIR": _TMP}, cwd=command.cwd, pass_fds=fds)
 
-        return enclose
+        return confine
 
 
 class AgentLease:

@@ -16,6 +16,7 @@ from claude_daemon.core.worker import WorkerState
 from claude_daemon.engine.agent_changes import PATHS, Changes
 from claude_daemon.engine.agent_facts import Facts
 from claude_daemon.engine.agent_turn import AgentReader
+from claude_daemon.engine.cgroup import Group
 from claude_daemon.engine.client_tools import is_server_request
 from claude_daemon.engine.deadline import TurnLimits, TurnTimeout, Watch, WorkerLost
 from claude_daemon.engine.mcp import Servers
@@ -40,9 +41,11 @@ _AGENT_INPUT: Final = frozenset({"description", "prompt", "subagent_type"})
 
 class AgentWorker(Worker):
     """Single use: ``/clear`` is no boundary between tenants where there are tools. ``places``: its directories, open
-    from the spawn until it is forgotten; the first one is where it works."""
+    from the spawn until it is forgotten; the first one is where it works. ``group``: its cgroup, if it has one, from
+    just before its start until then."""
 
     places: tuple[Place, ...] = ()
+    group: Group | None = None
     _servers: Servers | None = None
     killed = False
 
@@ -115,7 +118,14 @@ class AgentWorker(Worker):
             yield [self._over(reader, timeout.failure)]
         except WorkerLost as lost:
             self._turn_open = False
-            yield [self._over(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))]
+            yield [self._over(reader, self._death(lost))]
+
+    def _death(self, lost: WorkerLost) -> Failure:
+        if self.group is None or not self.group.out_of_memory:
+            return super()._death(lost)
+        mb = self.group.memory_mb
+        why = f"the task used more than {mb} MB of memory: agent.max_memory_mb, for all its processes together"
+        return Failure(code=Code.MEMORY_LIMIT, message=why)
 
     async def set_up(self, system: Mapping[str, Any]) -> None:
         """The hook is there before anything is asked: a CLI that refuses it gets no task. One that has none is asked

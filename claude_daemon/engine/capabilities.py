@@ -37,6 +37,18 @@ ROWS: Mapping[str, tuple[str, str]] = {
         "tools of an MCP server in the SDK, whose calls wait for the interrupt",
         "tools are refused by name on the text lane",
     ),
+    "sessions": (
+        "--session-id names a conversation, and --resume goes on with it in another process",
+        "sessions are refused by name",
+    ),
+    "fork": (
+        "--fork-session begins a conversation as a copy of another, which stays as it is",
+        "a fork of a session is refused by name",
+    ),
+    "message_ids": (
+        "a transcript has user messages under the ids that they were sent with",
+        "a session's turn that is cut short is never made again",
+    ),
 }
 
 
@@ -56,6 +68,9 @@ class Capabilities:
     system_block: bool = True
     hooks: bool = True
     client_tools: bool = True
+    sessions: bool = True
+    fork: bool = True
+    message_ids: bool = True
     version: str = ""
     aliases: Mapping[str, str] = field(default_factory=dict)
 

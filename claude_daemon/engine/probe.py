@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,12 +29,13 @@ from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.launch import QUIET
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan
 from claude_daemon.engine.process import SpawnFailed, run_briefly
-from claude_daemon.engine.spawner import Outfit, Spawner
+from claude_daemon.engine.session_home import Home
+from claude_daemon.engine.spawner import Conversation, Outfit, Spawner
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 
 # Raised when a probe asks for more: then older results are no longer complete.
-_FORMAT: Final = 4
+_FORMAT: Final = 5
 _BRIEF_TIMEOUT_S: Final = 30.0
 _LIMITS: Final = TurnLimits(stall_seconds=10.0, turn_seconds=20.0)
 _HANG_S: Final = 0.3  # long enough for the turn to be under way, which the canned answer never ends
@@ -43,6 +45,8 @@ HANG: Final = "claude-daemon-probe-hang"
 CALL: Final = "claude-daemon-probe-call"
 _TOOLS: Final = client_tools.listing([{"name": "probe", "input_schema": {"type": "object", "properties": {}}}])
 _FLAGS: Final = {"bare": "--bare", "restricted": "--restricted", "permission_prompts": "--permission-prompts"}
+_KEPT: Final = frozenset({"--session-id", "--resume"})
+_FORK: Final = "--fork-session"
 
 
 async def capabilities_of(cli: Path, spawner: Spawner, cache: Path, default_model: str) -> Capabilities:
@@ -77,18 +81,20 @@ def _read(cache: Path, identity: Sequence[Any]) -> Capabilities | None:
 
 
 async def _probe(cli: Path, spawner: Spawner, default_model: str) -> Capabilities:
-    flags, version = await _flags(cli)
+    named, version = await _named(cli)
+    flags: dict[str, Any] = {name: flag in named for name, flag in _FLAGS.items()}
     spawner.capabilities = Capabilities(**flags, version=version)
     prober = _Prober(spawner, default_model)
     try:
         found = await prober.run()
+        found |= await prober.sessions(named)
     finally:
         await prober.close()
     return Capabilities(**flags, **found, version=version, aliases=prober.aliases)
 
 
-async def _flags(cli: Path) -> tuple[dict[str, Any], str]:
-    """Which flags ``--help`` names, and the version."""
+async def _named(cli: Path) -> tuple[Set[str], str]:
+    """The words of ``--help``, among them every flag; and the version."""
     with tempfile.TemporaryDirectory(prefix="claude-daemon-") as home:
         env = {"HOME": home, "PATH": "/usr/bin:/bin", **QUIET}
         (status, version), (_, told) = await asyncio.gather(
@@ -97,8 +103,7 @@ async def _flags(cli: Path) -> tuple[dict[str, Any], str]:
         )
     if status != 0 or not version.strip():
         raise SpawnFailed(f"{cli} --version ended with status {status}: is this Claude Code?")
-    words = set(told.replace(",", " ").split())
-    return {name: flag in words for name, flag in _FLAGS.items()}, version.split()[0]
+    return set(told.replace(",", " ").split()), version.split()[0]
 
 
 class _Prober:
@@ -249,6 +254,49 @@ class _Prober:
             await worker.stop()
             self._spawner.forget(worker)
         return gate.calls == ["Read", "Read"] and refused == [True, True]
+
+    async def sessions(self, named: Set[str]) -> dict[str, bool]:
+        """A conversation is kept under its name, and goes on in other processes; ``named``: the flags that there are.
+        None of them is one that serves anybody else."""
+        found = dict.fromkeys(("sessions", "fork", "message_ids"), False)
+        if not named >= _KEPT:
+            return found
+        with tempfile.TemporaryDirectory(prefix="claude-daemon-") as directory:
+            home = Home(Path(directory).resolve())
+            home.make()
+            first, copy, message, said_later, said_last = (str(uuid.uuid4()) for _ in range(5))
+            await self._said(home, "one", message, session_id=first)
+            kept = home.transcript(first) is not None
+            found["message_ids"] = kept and home.holds(first, message)
+            if kept and _FORK in named:
+                sent = await self._said(home, "two", said_later, session_id=copy, resume=first, fork=True)
+                apart = home.transcript(copy) is not None and not home.holds(first, said_later)
+                found["fork"] = apart and sent == ["one", "two"]
+            found["sessions"] = found["fork"]  # which is to go on with one, and more
+            if kept and not found["fork"]:  # and a fork that is none may have said something in it
+                sent = await self._said(home, "three", said_last, resume=first)
+                found["sessions"] = (sent[:1], sent[-1:]) == (["one"], ["three"])
+        return found
+
+    async def _said(self, home: Home, text: str, message: str, **conversation: Any) -> list[str]:
+        """A turn in a conversation, in a process of its own; what the upstream was told that the user has said."""
+        worker = self._spawner.prepare(self._shape, canned=True)
+        worker.message = message
+        outfit = Outfit(
+            agent=AgentSpec(),
+            add_dirs=(),
+            enclose=lambda command, launch: command,
+            conversation=Conversation(config_dir=home.config, **conversation),
+        )
+        try:
+            await self._spawner.spawn(worker, self._shape, worker.wake, outfit)
+            await worker.ready()
+            return [said for role, said in _order(await self._turn(worker, text)) if role == "user"]
+        except (WorkerLost, SpawnFailed, OSError, KeyError, IndexError, TypeError, ValueError):
+            return []
+        finally:
+            await worker.stop()  # which writes the last of its transcript
+            self._spawner.forget(worker)
 
     async def _turn(self, worker: Worker, text: str, history: Sequence[tuple[str, str]] = ()) -> dict[str, Any]:
         """One turn; what the upstream was sent. Raises ValueError when the answer tells nothing."""

@@ -85,14 +85,14 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What all that an agent starts may use.
+    """What all that an agent starts may use. With a cgroup (:mod:`~claude_daemon.engine.cgroup`) the first two hold for
+    all its processes together, whoever the daemon is; what is said here holds besides, and is all there is without.
 
     ``max_processes``: processes and threads together, counted for this sandbox alone from Linux 5.14 on. Before, the
     kernel counts all that the user runs on the machine; and it never counts for a daemon that is root.
     ``max_memory_mb``: data of *each* process (RLIMIT_DATA), and the size of HOME and of /tmp. Claude Code 2.1.332 (Bun)
     reserves what fits: 5.6 GB without a limit, 0.85 GB under 1024 MB, and 160 MB of it are resident; under 512 MB it
-    does not start. RLIMIT_AS would count 10 GB that it never touches. Memory of all processes together is for the
-    unit's cgroup to bound. ``max_file_mb``: the size of a single file.
+    does not start. RLIMIT_AS would count 10 GB that it never touches. ``max_file_mb``: the size of a single file.
     """
 
     max_processes: int

@@ -139,13 +139,17 @@ class SessionLane:
         self.workers: dict[str, SessionWorker] = {}  # until they are forgotten
         self.agents = agents
         self.starts: Counter[str] = Counter()
-        self.keeps_ids = True
-        """Whether Claude Code keeps the ids of user messages, by which a turn that was begun is known."""
+        self._ids_kept = True  # as far as has been seen
         self._text = text
         self._spawner = text.spawner
         self._directory = directory
         self._seats: dict[str, Seat] = {}  # the one that was used last is last
         self._leases: set[SessionLease] = set()
+
+    @property
+    def keeps_ids(self) -> bool:
+        """Whether Claude Code keeps the ids of user messages, by which a turn that was begun is known."""
+        return self._ids_kept and self._text.pool.capabilities.message_ids
 
     def apply(self, settings: SessionSettings) -> None:
         """For the turns and the processes that begin from now on."""
@@ -155,12 +159,24 @@ class SessionLane:
         if not self._spawner.brokered:
             why = "sessions need an API key: a login's token would be within reach of their tools"
             return Failure(code=Code.LANE_UNAVAILABLE, message=why, param="session")
+        if (failure := self._not_possible(spec.session)) is not None:
+            return failure
         if spec.kind is Kind.CHAT and (spec.request.get("output_config") or {}).get("format") is not None:
             return Failure(code=Code.UNSUPPORTED_PARAMETER, message=_NO_FORM, param="output_config.format")
         if spec.kind is Kind.TASK and len(spec.request["messages"]) > 1:
             why = "`messages` in a session has one message: the session itself holds what was said before."
             return Failure(code=Code.INVALID_REQUEST, message=why, param="messages")
         return self.agents.unsupported(spec)
+
+    def _not_possible(self, turn: SessionTurn | None) -> Failure | None:
+        """Before the CLI is probed nothing is: what it cannot do is told by the turn's end then."""
+        can = self._text.pool.capabilities
+        forks = turn is not None and turn.source is not None
+        if not self._text.up or (can.sessions and (can.fork or not forks)):
+            return None
+        lacks = "forks none (--fork-session)" if can.sessions else "keeps none (--session-id, --resume)"
+        why = f"`session`: this Claude Code ({can.version or 'of no known version'}) {lacks}."
+        return Failure(code=Code.LANE_UNAVAILABLE, message=why, param="session")
 
     def approximated(self, spec: TaskSpec) -> Sequence[str]:
         return self._text.approximated(spec)
@@ -399,7 +415,7 @@ class SessionLane:
         outfit = Outfit(
             agent=agent,
             add_dirs=tuple(place.path for place in more),
-            enclose=self.agents.enclosed(cwd, more),
+            enclose=self.agents.enclosed(worker, cwd, more),
             conversation=conversation,
         )
         await self._spawner.spawn(worker, worker.wanted, lambda: self._exited(session_id, worker), outfit)
@@ -429,7 +445,7 @@ class SessionLane:
             return
         # once for each session: does Claude Code keep the ids that we give?
         if lease.succeeded and not await self.said(lease.spec):
-            self.keeps_ids = False
+            self._ids_kept = False
 
     async def _good(self, worker: SessionWorker) -> bool:
         worker.turns += 1

@@ -258,7 +258,7 @@ class Worker:
             yield self._given_up(reader, timeout.failure)
         except WorkerLost as lost:
             self._turn_open = False
-            yield self._given_up(reader, Failure(code=Code.ENGINE_CRASHED, message=str(lost)))
+            yield self._given_up(reader, self._death(lost))
 
     async def _answer(
         self, reader: TurnReader, watch: Watch, tools: frozenset[str]
@@ -292,6 +292,10 @@ class Worker:
                 batch.append(self._ended(reader.outcome))
                 break
         return batch
+
+    def _death(self, lost: WorkerLost) -> Failure:
+        """Why the turn under way ends with its process."""
+        return Failure(code=Code.ENGINE_CRASHED, message=str(lost))
 
     def _given_up(self, reader: TurnReader, failure: Failure) -> Sequence[Emission | Ended]:
         """The end of a turn whose ``result`` will not be waited for; an answer that was complete stays one."""

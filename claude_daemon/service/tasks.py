@@ -10,7 +10,7 @@ from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval, contradicti
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
-from claude_daemon.core.role import APPROVE, WEBHOOKS, Role, permitted, refuses
+from claude_daemon.core.role import APPROVE, WEBHOOKS, Role, permitted, refuses, toolless
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.ports import (
     Answer,
@@ -182,7 +182,7 @@ class TaskDesk:
             return None
         acts = agent.touches_directories or agent.approval is not Approval.NEVER
         if acts and not permitted(role, READ_ONLY):
-            raise Refusal.because(Code.FORBIDDEN, f"The role `{role.name}` may use no tools.")
+            raise Refusal.because(Code.FORBIDDEN, toolless(role))
         beyond = sorted(set(agent.tools) - set(permitted(role, agent.tools)))
         return replace(agent, deny=(*agent.deny, *beyond))
 

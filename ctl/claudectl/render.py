@@ -163,8 +163,8 @@ def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
     yield "lanes", ", ".join(texts(document.get("lanes")))
     yield "turns", _turns(mapping(document.get("turns")))
     yield "workers", _workers(mapping(document.get("workers")))
-    for lane in ("agents", "sessions"):
-        yield lane, _counts(_numbers(mapping(document.get(lane))))
+    yield "agents", _agents(mapping(document.get("agents")))
+    yield "sessions", _counts(_numbers(mapping(document.get("sessions"))))
     yield "queue", _queue(mapping(document.get("queue")))
     yield "starts", _counts(mapping(document.get("starts")))
     yield "checks", _summary(mapping(document.get("checks")), paint)
@@ -172,7 +172,7 @@ def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
 
 def _config(config: Document) -> str:
     """Which configuration is in force, and what is not in force yet."""
-    parts = [plain(config[key]) for key in ("file", "hash") if key in config]
+    parts = [plain(config[key]) if config[key] is not None else "(none)" for key in ("file", "hash") if key in config]
     if "age_seconds" in config:
         parts.append(f"{duration(config['age_seconds'])} old")
     if config.get("changed_on_disk"):
@@ -198,6 +198,17 @@ def _workers(workers: Document) -> str:
         live = [f"{live[0]} of {plain(workers['limit'])}"]
     rest = {name: workers[name] for name in ("busy", "idle", "starting", "spares") if name in workers}
     return " · ".join([*live, *([_counts(rest)] if rest else [])])
+
+
+def _agents(agents: Document) -> str:
+    """How many there are, and what holds them."""
+    parts = [counted] if (counted := _counts(_numbers(agents))) else []
+    if "sandboxed" in agents:
+        parts.append("sandboxed" if agents["sandboxed"] else "no sandbox")
+    held = {"cgroup": "limits for all processes of one", "rlimit": "limits for each process", "none": "no limits"}
+    if "limits" in agents:
+        parts.append(held.get(plain(agents["limits"]), plain(agents["limits"])))
+    return " · ".join(parts)
 
 
 def _queue(queue: Document) -> str:

@@ -75,7 +75,9 @@ def test_what_a_role_permits_is_not_refused(role: Role, wish: dict[str, Any]) ->
         (STANDARD, {"agents": {"a": {}}}, "may define no agents"),
         (STANDARD, {"project_settings": "all"}, "`project_settings: all`"),
         (STANDARD, {"scopes": ["metrics"]}, "no scope `metrics`"),
-        (powerless("gone"), {"tools": ["Read"]}, "The role `gone` may use no tools."),
+        (powerless("gone"), {"tools": ["Read"]}, "The role `gone` of this key is not configured"),
+        (powerless("gone"), {"scopes": ["sessions"]}, "The role `gone` of this key is not configured"),
+        (Role(name="bare", tools=frozenset()), {"tools": ["Read"]}, "The role `bare` may use no tools."),
     ],
 )
 def test_what_it_does_not_permit_is_refused_by_the_rules_name(role: Role, wish: dict[str, Any], rule: str) -> None:

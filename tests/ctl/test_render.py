@@ -82,6 +82,33 @@ def test_health_has_a_line_for_each_check_with_its_reason() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("agents", "said"),
+    [
+        (
+            {"running": 1, "spares": 2, "sandboxed": True, "limits": "cgroup"},
+            "1 running · 2 spares · sandboxed · limits for all processes of one",
+        ),
+        (
+            {"running": 0, "spares": 0, "sandboxed": True, "limits": "rlimit"},
+            "0 running · 0 spares · sandboxed · limits for each process",
+        ),
+        (
+            {"running": 0, "spares": 0, "sandboxed": False, "limits": "none"},
+            "0 running · 0 spares · no sandbox · no limits",
+        ),
+        ({"running": 0, "spares": 0, "limits": "walls"}, "0 running · 0 spares · walls"),
+    ],
+)
+def test_status_tells_what_holds_agents(agents: dict[str, object], said: str) -> None:
+    assert f"\n  agents      {said}\n" in render.status(STATUS | {"agents": agents}, colourless)
+
+
+def test_status_names_no_file_that_is_not_there() -> None:
+    shown = render.status(STATUS | {"config": {"file": None, "hash": "2508ba3fbb16"}}, colourless)
+    assert "\n  config      (none) · 2508ba3fbb16\n" in shown
+
+
 def test_status_is_one_aligned_screen() -> None:
     assert render.status(STATUS, colourless) == (
         "claude-daemon 0.1.0 · ready · up 1 min 1 s · pid 4242 · profile dev\n"
@@ -96,7 +123,7 @@ def test_status_is_one_aligned_screen() -> None:
         "  lanes       direct, text\n"
         "  turns       2 of 4 running\n"
         "  workers     4 live of 4 · 1 busy · 3 idle · 0 starting · 1 spares\n"
-        "  agents      1 running · 2 spares\n"
+        "  agents      1 running · 2 spares · sandboxed\n"
         "  sessions    0 running · 3 kept\n"
         "  queue       2 waiting · 1 running · 3 queued\n"
         "  starts      9 warm · 1 spare · 2 cold\n"

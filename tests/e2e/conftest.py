@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,22 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) -> AsyncIterator[Agents]:
-    """Starts a daemon whose tasks may work beneath the repository's parent; ``toml`` is added to its configuration."""
+    """Starts a daemon whose tasks may work beneath the repository's parent; ``toml`` is added to its configuration.
+    ``through``: a command that becomes the daemon's."""
 
-    async def start(settings: dict[str, Any] | None = None, toml: str = "", **fields: Any) -> DaemonProcess:
+    async def start(
+        settings: dict[str, Any] | None = None, toml: str = "", through: Sequence[str] = (), **fields: Any
+    ) -> DaemonProcess:
         home = tmp_path / "home"
         (home / ".claude-daemon").mkdir(mode=0o700, exist_ok=True)
         configuration = home / ".claude-daemon" / "config.toml"
         configuration.write_text(f'[[roots]]\npath = "{repository.parent}"\n{toml}')
         configuration.chmod(0o600)
         values = {"engine.workers": 2, "engine.stall_timeout_s": 10, **(settings or {})}
-        started.append(await start_daemon(values, home=home, **ordinary(home, repository.parent), **fields))
+        placed = ordinary(home, repository.parent)
+        if through:
+            placed["program"] = (*through, *placed["program"])
+        started.append(await start_daemon(values, home=home, **placed, **fields))
         return started[-1]
 
     program("bwrap", "bubblewrap")

@@ -6,8 +6,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 from claude_daemon.engine import lane
 from tests.conftest import StartDaemon
+from tests.e2e.test_engine_capabilities import keeps_a_session_or_says_why_not
 from tests.e2e.test_engine_lifecycle import script, until, worker_where
 from tests.e2e.test_lifecycle import Streaming
 from tests.support import text_of
@@ -61,6 +64,46 @@ async def test_an_older_cli_without_our_flags_serves_without_them_and_health_nam
     assert all(f"{name}: " in engine["reason"] for name in FLAGS)
     crashes = [line for line in daemon.log() if line["event"] in ("worker.crashed", "worker.start_failed")]
     assert crashes == []
+
+
+NO_COPY = r"""
+case "$*" in *--fork-session*)
+  for given; do
+    shift
+    case "$given" in --fork-session|--session-id=*) ;; *) set -- "$@" "$given" ;; esac
+  done
+esac
+"""
+AS_IT_IS = 'case "$1" in --version|--help) exec "$CLI" "$@" ;; esac\n'
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        # what --help does not name is not there
+        (
+            '[ "$1" = --help ] && { "$CLI" --help | grep -v -e --resume; exit 0; }\n',
+            ["sessions", "fork", "message_ids"],
+        ),
+        ('[ "$1" = --help ] && { "$CLI" --help | grep -v -e --fork-session; exit 0; }\n', ["fork"]),
+        # what it names and does not do is not there either: here a fork goes on with what it was to leave as it is
+        (NO_COPY, ["fork"]),
+        (
+            AS_IT_IS + """sed -u 's/"uuid":"[^"]*"/"other":""/' | "$CLI" "$@"; exit\n""",
+            ["message_ids"],
+        ),
+    ],
+    ids=["no resume", "no fork", "a fork that is none", "no ids"],
+)
+async def test_what_sessions_rely_on_is_probed_and_they_are_refused_by_name_without(
+    start_daemon: StartDaemon, tmp_path: Path, changes: str, missing: list[str]
+) -> None:
+    cli = script(tmp_path / "cli", f'{changes}exec "$CLI" "$@"')
+    daemon = await start_daemon({"engine.cli_path": cli, "engine.sandbox": "none"})  # which would hide what it starts
+    assert (await daemon.control("status"))["cli"]["missing"] == missing
+    engine = (await daemon.control("health"))["checks"]["engine"]
+    assert (engine["status"], all(f"{name}: " in engine["reason"] for name in missing)) == ("warn", True)
+    await keeps_a_session_or_says_why_not(daemon, set(missing))
 
 
 async def test_an_updated_cli_is_asked_again_what_it_can(start_daemon: StartDaemon, tmp_path: Path) -> None:

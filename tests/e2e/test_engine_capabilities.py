@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import orjson
 import pytest
@@ -35,6 +36,7 @@ async def test_the_engine_does_without(crippled: DaemonProcess, model: OfflineMo
     await fills_in_a_form(crippled)
     await calls_tools_or_says_why_not(crippled, missing)
     await runs_an_agent(crippled)
+    await keeps_a_session_or_says_why_not(crippled, missing)
     await ends_what_a_caller_left(crippled, model)
     assert (await crippled.control("health"))["checks"]["engine"]["status"] == "warn"
 
@@ -110,6 +112,31 @@ async def runs_an_agent(daemon: DaemonProcess) -> None:
         results = [data["data"] for kind, data in told if kind == "tool.result"]
         assert [(result["is_error"], result["content"]) for result in results] == [(False, "from the shell")], told
         assert told[-1][0] == "task.succeeded"
+
+
+async def keeps_a_session_or_says_why_not(daemon: DaemonProcess, missing: set[str]) -> None:
+    async def turn(**session: Any) -> Any:
+        asked = {"prompt": "my word is amber [[tokens=1]]", "tools": {"allow": ["Read"]}, "session": session}
+        task = await daemon.control("tasks?detach=true", "POST", asked)
+        if "id" not in task:
+            return task
+        async with asyncio.timeout(60), daemon.http.get(f"/v1/tasks/{task['id']}/events") as response:
+            told = await sse(response)
+        assert told[-1][0] == "task.succeeded", told
+        return task
+
+    first = await turn()
+    if "sessions" in missing:
+        assert (first["code"], "`session`" in first["detail"]) == ("lane_unavailable", True), first
+        return
+    assert (await turn(id=first["session_id"]))["session_id"] == first["session_id"]
+    fork = await turn(id=first["session_id"], fork=True)
+    if "fork" in missing:
+        assert (fork["code"], "forks none" in fork["detail"]) == ("lane_unavailable", True), fork
+    else:
+        assert fork["session_id"] != first["session_id"]
+    sessions = (await daemon.control("health"))["checks"]["sessions"]
+    assert (sessions["status"] == "warn") is ("message_ids" in missing), sessions
 
 
 async def ends_what_a_caller_left(daemon: DaemonProcess, model: OfflineModel) -> None:

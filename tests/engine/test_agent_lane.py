@@ -26,6 +26,7 @@ from claude_daemon.engine import worker
 from claude_daemon.engine.agent import AgentLane, AgentLease, AgentSettings
 from claude_daemon.engine.agent_worker import AgentWorker
 from claude_daemon.engine.capabilities import Capabilities
+from claude_daemon.engine.cgroup import Cgroups, Group
 from claude_daemon.engine.lane import TextLane
 from claude_daemon.engine.launch import Access
 from claude_daemon.engine.mcp import Servers
@@ -311,6 +312,78 @@ async def test_a_lease_that_was_not_used_is_given_back(stage: Stage) -> None:
     assert lease.start == "spare"
     lease.release()
     await stage.until(lambda: stage.lane.running == 0)
+
+
+# cgroups
+
+
+@pytest.fixture
+def cgroups(stage: Stage, tmp_path: Path) -> Cgroups:
+    """Directories that look like such: a process can write itself into one, and nothing ends for it."""
+    (tmp_path / "cgroup").mkdir()
+    stage.lane._cgroups = Cgroups(tmp_path / "cgroup", tmp_path / "cgroup" / "daemon-home", "home")
+    return stage.lane._cgroups
+
+
+async def test_every_agent_starts_in_a_cgroup_of_its_own_and_none_is_known_afterwards(
+    stage: Stage, cgroups: Cgroups
+) -> None:
+    assert (await stage.run()).state is State.SUCCEEDED
+    assert (await stage.run()).state is State.SUCCEEDED
+    made = sorted(cgroups.base.glob("agent-home-*"))
+    assert len(made) >= 2, "spares have their own too"
+    for path in made[:2]:
+        assert (path / "cgroup.procs").read_text() == "0\n", "who writes this is put in"
+        assert (path / "cgroup.kill").read_text() == "1"
+        assert (path / "pids.max").read_text() == "64"
+    assert stage.lane.counts()["limits"] == "cgroup"
+
+
+@pytest.mark.parametrize(
+    ("events", "code", "said"),
+    [
+        ("oom 1\noom_kill 2\n", Code.MEMORY_LIMIT, "more than 1024 MB of memory"),
+        ("oom 0\noom_kill 1\n", Code.ENGINE_CRASHED, "ended with status -9"),  # the machine was short of it
+    ],
+)
+async def test_an_agent_that_is_ended_for_its_memory_fails_with_that(
+    stage: Stage, cgroups: Cgroups, events: str, code: Code, said: str
+) -> None:
+    stage.behave(user=["hang"])
+    lease = stage.lease()
+    attempt = asyncio.ensure_future(stage.outcome(lease))
+    await stage.until(lambda: lease.worker._turn_open)
+    assert lease.worker.group is not None and lease.worker.process is not None
+    (lease.worker.group.path / "memory.events").write_text(events)
+    os.kill(lease.worker.process.pid, signal.SIGKILL)  # as the kernel does
+    failure = (await attempt).failure
+    assert failure is not None
+    assert (failure.code, said in failure.message) == (code, True), failure
+    await stage.until(lambda: stage.lane.running == 0)
+
+
+async def test_an_agent_that_cannot_be_held_does_not_start(stage: Stage, cgroups: Cgroups) -> None:
+    cgroups.base.rmdir()
+    failure = (await stage.run()).failure
+    assert failure is not None and failure.code is Code.ENGINE_CRASHED
+    assert "could not be started" in failure.message
+    assert stage.processes == set()
+
+
+async def test_a_cgroup_that_cannot_be_removed_is_told_and_costs_nothing(
+    stage: Stage, cgroups: Cgroups, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    stage.text.pool.told = lambda event: told.append(event.name)
+    monkeypatch.setattr(Group, "end", lambda self: False)
+    assert (await stage.run()).state is State.SUCCEEDED
+    await stage.until(lambda: "agent.cgroup_stays" in told)
+
+
+async def test_without_a_cgroup_it_is_told_what_else_holds_agents(stage: Stage) -> None:
+    assert (stage.lane.missing, stage.lane.counts()["limits"]) == ('engine.sandbox is "none"', "none")
+    stage.lane.missing = None
+    assert stage.lane.counts()["limits"] == "rlimit"
 
 
 # spares

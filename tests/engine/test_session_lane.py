@@ -37,7 +37,7 @@ class Scene:
     def __init__(self, stage: Stage, directory: Path) -> None:
         self.stage = stage
         self.lane = SessionLane(SETTINGS, stage.text, stage.lane, directory)
-        self.lane.keeps_ids = False  # the stand-in writes no transcript
+        self.lane._ids_kept = False  # the stand-in writes no transcript
         self._messages = count()
 
     def spec(self, session: str = "sess_1", agent: AgentSpec = BASH, **fields: Any) -> TaskSpec:

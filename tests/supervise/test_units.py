@@ -139,6 +139,15 @@ def test_the_drop_in_for_agents_lets_bubblewrap_build_what_it_builds() -> None:
         assert values(drop_in, covers_some_of_proc) == ["no"]
 
 
+def test_the_drop_in_for_agents_delegates_the_services_own_cgroup_and_uncovers_no_other() -> None:
+    for drop_in, written in ((agents_drop_in(), ["-/sys/fs/cgroup/system.slice/%n"]), (agents_drop_in(user=True), [])):
+        assert values(drop_in, "Delegate") == ["memory pids"]
+        assert values(drop_in, "ReadWritePaths") == written, "a user's manager can make no mounts beside bubblewrap's"
+        assert values(drop_in, "ProtectControlGroups") == []
+    service = system_units(SHIPPED)["claude-daemon.service"]
+    assert (values(service, "ProtectControlGroups"), values(service, "Delegate")) == (["yes"], [])
+
+
 def test_an_instance_listens_on_the_port_that_is_its_name() -> None:
     units = template_units(SHIPPED)
     assert values(units["claude-daemon@.socket"], "ListenStream") == ["127.0.0.1:%i"]

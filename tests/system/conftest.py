@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.debian import program
 from tests.system.machine import Machine
 
 DROP_INS = "/etc/systemd/system/claude-daemon.service.d"
@@ -38,6 +39,16 @@ def service(installed: Machine) -> Iterator[Machine]:
     installed.run("claudectl", "service", "start")
     installed.run("claudectl", "ready", "--wait", "60")
     yield installed
+
+
+@pytest.fixture
+def bubblewrapped(service: Machine) -> Iterator[Machine]:
+    """With bubblewrap, and with no part of /proc covered: where one is, the kernel grants nobody a fresh one."""
+    program("bwrap", "bubblewrap")
+    service.run("umount", "--lazy", "/proc/sys")
+    yield service
+    service.run("mount", "--bind", "/proc/sys", "/proc/sys")
+    service.run("mount", "-o", "remount,bind,ro", "/proc/sys")
 
 
 def configure(machine: Machine, text: str) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.debian import program
 from tests.system.conftest import configure
 from tests.system.machine import Machine, missing
 
@@ -56,16 +53,6 @@ def rooted(service: Machine) -> Machine:
     service.run("claudectl", "service", "install", *(word for root in ROOTS for word in ("--root", root)))
     service.run("claudectl", "service", "restart")
     return service
-
-
-@pytest.fixture
-def bubblewrapped(service: Machine) -> Iterator[Machine]:
-    """With bubblewrap, and with no part of /proc covered: where one is, the kernel grants nobody a fresh one."""
-    program("bwrap", "bubblewrap")
-    service.run("umount", "--lazy", "/proc/sys")
-    yield service
-    service.run("mount", "--bind", "/proc/sys", "/proc/sys")
-    service.run("mount", "-o", "remount,bind,ro", "/proc/sys")
 
 
 def test_roots_are_there_and_can_be_written_and_nothing_else_of_a_home_is(rooted: Machine) -> None:

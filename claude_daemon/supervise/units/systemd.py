@@ -50,9 +50,9 @@ def user_units(site: Site, home: Path | None = None) -> dict[str, str]:
     return {name: _without_what_users_may_not(text) for name, text in units.items()}
 
 
-def agents_drop_in() -> str:
-    """For agents with Bash."""
-    return _filled("10-agents-bash.conf", {})
+def agents_drop_in(*, user: bool = False) -> str:
+    """For agents with Bash. ``user``: for the daemon of one user, whose cgroups are not covered."""
+    return _filled("10-agents-bash.conf", {"cgroups": "" if user else _OWN_CGROUP})
 
 
 def roots_drop_in(roots: Sequence[Path]) -> str:
@@ -73,6 +73,9 @@ def sysusers(site: Site) -> str:
     return _filled("sysusers.conf", {"user": site.user, "state": f"/var/lib/{NAME}"})
 
 
+_OWN_CGROUP: Final = """# All other cgroups stay read-only.
+ReadWritePaths=-/sys/fs/cgroup/system.slice/%n
+"""
 _SYSTEM: Final[Mapping[str, str]] = {
     "instance_words": "",
     "home": "",

@@ -93,7 +93,7 @@ class Systemd:
     def _drop_ins(self, wish: Wish) -> dict[str, str]:
         drop_ins = {}
         if wish.agents_bash:
-            drop_ins[_AGENTS] = agents_drop_in()
+            drop_ins[_AGENTS] = agents_drop_in(user="--user" in self._scope)
         if wish.roots:
             drop_ins[_ROOTS] = roots_drop_in(wish.roots)
         if wish.credentials:
