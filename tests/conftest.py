@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from claude_daemon.offline import OfflineModel
 from tests.support import DaemonProcess, share_probe, spawned_clis
 
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
+
+# What is not found today is not to be found in somebody else's change tomorrow: HYPOTHESIS=explore looks further.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.register_profile("explore")
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS", "same"))
 
 # A shell ignores SIGINT for what it runs in the background, and programs hand that on: tests that interrupt need it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

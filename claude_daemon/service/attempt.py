@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import orjson
 
-from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, Emission
+from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, TOOL_DENIED, Emission
 from claude_daemon.core.task import State
 from claude_daemon.ports import Answer, Clock, Ended, GatedLease, Lease, Question, Schemas, StoreUnavailable
 from claude_daemon.service.approvals import Approvals
@@ -133,7 +133,10 @@ class Attempts:
         try:
             async with asyncio.timeout(self.stall_s):
                 await run.tail.room()
-        except TimeoutError:
+                for emission in emissions:
+                    if emission.type == TOOL_DENIED and self._book is not None:
+                        await self._book.tool_denied(run, emission.data)
+        except (TimeoutError, StoreUnavailable):
             return Ended(outcome=ended_with(STALLED))
         return Ended(outcome=ended_with(LOST)) if run.tail.lost else None
 

@@ -109,6 +109,11 @@ class Book:
             await self.store.record(self.audit("tool.called", run.task, tool=tool, call=_in_short(given)))
         return why
 
+    async def tool_denied(self, run: Run, denied: Mapping[str, Any]) -> None:
+        """Keeps that a call was not made. ``denied``: the event's data. Raises StoreUnavailable."""
+        why = str(denied.get("message"))[:_MAX_TOLD]
+        await self.store.record(self.audit("tool.denied", run.task, tool=denied.get("name"), why=why))
+
     async def before_tool(self, run: Run, tool: str) -> str | None:
         """Keeps that the attempt may change something, unless the tool only reads; why it must not run. Raises
         StoreUnavailable."""

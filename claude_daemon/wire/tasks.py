@@ -102,6 +102,9 @@ _Metadata = Annotated[
 ]
 
 
+_NOT_BLANK: Final[dict[str, Any]] = {"pattern": r"\S"}
+
+
 def _says_something(prompt: str) -> str:
     if not prompt.strip():
         raise wrong("The prompt is blank.")
@@ -181,9 +184,17 @@ _Tool = Annotated[str, AfterValidator(_is_tool), WithJsonSchema({"enum": list(TO
 class Agent(Strict):
     """A subagent, which the task's own agent may start for a part of the work. It has nothing but what stands here."""
 
-    description: Annotated[str, Field(min_length=1, max_length=MAX_DESCRIPTION), AfterValidator(_says_something)]
+    description: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_DESCRIPTION, json_schema_extra=_NOT_BLANK),
+        AfterValidator(_says_something),
+    ]
     """When to start it: the model chooses by this."""
-    prompt: Annotated[str, Field(min_length=1, max_length=MAX_AGENT_PROMPT), AfterValidator(_says_something)]
+    prompt: Annotated[
+        str,
+        Field(min_length=1, max_length=MAX_AGENT_PROMPT, json_schema_extra=_NOT_BLANK),
+        AfterValidator(_says_something),
+    ]
     """Its system prompt."""
     tools: Annotated[list[_Tool], Field(max_length=len(TOOLS))] | None = None
     """Some of the task's own; without this, all of them, those of its MCP servers included."""
@@ -251,7 +262,9 @@ class TaskRequest(Strict):
 
     model_config = ConfigDict(json_schema_extra=_ONE_CONVERSATION)
 
-    prompt: Annotated[str, Field(min_length=1), AfterValidator(_says_something)] | None = None
+    prompt: (
+        Annotated[str, Field(min_length=1, json_schema_extra=_NOT_BLANK), AfterValidator(_says_something)] | None
+    ) = None
     """The whole conversation, where it is one message; else ``messages``."""
     messages: (
         Annotated[list[Annotated[InputMessage, ONE_OF_MANY]], Field(min_length=1, max_length=MAX_MESSAGES)] | None

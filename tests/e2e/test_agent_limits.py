@@ -189,6 +189,11 @@ async def test_a_deny_rule_wins_over_auto_and_what_no_rule_allows_is_denied(
     (denied,) = told(events, "tool.denied")
     assert (denied["name"], denied["id"]) == ("Bash", told(events, "tool.use")[0]["id"])
     assert ((repository / "denied").exists(), (repository / "allowed").exists()) == (False, True)
+    records = (await daemon.control("audit?act=tool"))["data"]
+    assert [(record["act"], record["task_id"]) for record in records if record["act"] == "tool.denied"] == [
+        ("tool.denied", task["id"])
+    ]
+    assert (records[-1]["details"]["tool"], records[-1]["trust_domain"]) == ("Bash", "default")
     task, events = await run(
         daemon, f"{touch} [[tokens=1]]", tools={"allow": ["Read", "Bash(echo *)"]}, cwd=str(repository)
     )
