@@ -259,11 +259,26 @@ def body_limits(settings: Settings) -> BodyLimits:
 
 
 def roles(settings: Settings) -> Mapping[str, Role]:
-    """The built-in ones and those of the configuration. Raises BadSetting."""
-    try:
-        return all_roles(settings.roles)
-    except ValueError as error:
-        raise BadSetting(str(error)) from None
+    """Raises BadSetting for the first that cannot be what it says."""
+    for why in _unusable_roles(settings):
+        raise BadSetting(why)
+    return all_roles(settings.roles)
+
+
+def _unusable_roles(settings: Settings) -> Iterator[str]:
+    """By its own words, or by what it names and nobody has configured."""
+    known = {root.path for root in settings.roots}
+    for name, role in settings.roles.items():
+        try:
+            all_roles({name: role})
+        except ValueError as error:
+            yield str(error)
+        for path in role.roots or ():
+            if path not in known:
+                yield f"roles.{name}.roots: {path} is none of [[roots]]"
+        for server in role.mcp or ():
+            if server not in settings.mcp:
+                yield f"roles.{name}.mcp: there is no [mcp.{server}]"
 
 
 def drain_settings(settings: Settings) -> DrainSettings:
@@ -334,11 +349,7 @@ def faults(settings: Settings) -> list[str]:
 
 
 def _unusable(settings: Settings) -> Iterator[str]:
-    for name, table in settings.roles.items():
-        try:
-            all_roles({name: table})
-        except ValueError as error:
-            yield str(error)
+    yield from _unusable_roles(settings)
     secret, url = settings.webhooks.secret, settings.redis.url
     if secret is not None:
         try:

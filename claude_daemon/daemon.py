@@ -514,6 +514,7 @@ class Daemon:
             shared=self.source.access is not Access.BROKER,  # else the CLI holds its own, the same for all
             roles=assembly.roles(settings),
             now=time.time,
+            monotonic=time.monotonic,
             ids=assembly.ids,
             randbytes=secrets.token_bytes,
         )
@@ -539,7 +540,7 @@ class Daemon:
             default_model=settings.engine.default_model,
             login=self.source.kind,
         )
-        self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun, role_of=self.keys.role_of)
+        self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun, keys=self.keys)
         self.report = Report(
             configuration=self.configuration,
             source=self.source,
@@ -620,7 +621,7 @@ class Daemon:
 
     def _build_front(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
         self.front = Front(
-            self.started.settings, self.durable, self.admission, self.health, self.schemas, self.keys.identify, client
+            self.started.settings, self.durable, self.admission, self.health, self.schemas, self.keys, client
         )
         public = self.front.public
         edge = Edge(

@@ -17,9 +17,7 @@ import orjson
 
 from claude_daemon import assembly, journal
 from claude_daemon.config import Settings
-from claude_daemon.core.key import Key
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.core.role import Role
 from claude_daemon.core.task import Task
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import (
@@ -38,6 +36,7 @@ from claude_daemon.service.book import Book
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.health import Health
+from claude_daemon.service.keys import KeyDesk
 from claude_daemon.service.recover import Recovery
 from claude_daemon.service.sessions import SessionDesk
 from claude_daemon.service.tasks import TaskDesk
@@ -115,9 +114,10 @@ class Durable:
         health: Health,
         *,
         draining: Callable[[], bool],
-        role_of: Callable[[Key, int | None], Role],
+        keys: KeyDesk,
     ) -> None:
         """What needs the rest of the daemon."""
+        self._keys = keys
         queue = self.settings.queue
         self.sessions = SessionDesk(
             self.store,
@@ -126,7 +126,7 @@ class Durable:
             now=time.time,
             ids=assembly.ids,
             uuids=lambda: str(uuid.uuid4()),
-            role_of=role_of,
+            role_of=keys.role_of,
         )
         self.desk = TaskDesk(
             admission,
@@ -137,8 +137,12 @@ class Durable:
             monotonic=time.monotonic,
             ids=assembly.ids,
             check_webhook=self._check_webhook,
-            role_of=role_of,
+            role_of=keys.role_of,
+            check_key=keys.check,
+            is_revoked=keys.revoked,
         )
+        keys.work = self.desk
+        self.dispatcher.concurrent = keys.concurrent
         self.recovery = Recovery(
             self.dispatcher,
             self.book,
@@ -204,6 +208,7 @@ class Durable:
             group.create_task(self.upkeep.sweep())
             group.create_task(self.upkeep.watch())
             group.create_task(self.audit.run())
+            group.create_task(self._keys.refused.run(self.record))
             if self.webhooks is not None:
                 group.create_task(self.webhooks.loop.run())
 

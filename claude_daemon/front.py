@@ -21,11 +21,11 @@ from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
 from claude_daemon.config import Settings
-from claude_daemon.core.key import Key
 from claude_daemon.durable import Durable
 from claude_daemon.ports import Schemas
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
+from claude_daemon.service.keys import KeyDesk
 from claude_daemon.upstream.client import MessagesClient
 
 # The last line of a progress stream is on its way when the control socket goes.
@@ -38,10 +38,7 @@ Sockets = Sequence[socket.socket]
 
 
 class Front:
-    """Everything between the listeners and the service. ``client`` None: nobody counts tokens for us.
-
-    ``identify`` tells a secret's key, None for one that is not good now.
-    """
+    """Everything between the listeners and the service. ``client`` None: nobody counts tokens for us."""
 
     control: HttpServer
 
@@ -52,24 +49,26 @@ class Front:
         admission: Admission,
         health: Health,
         schemas: Schemas,
-        identify: Callable[[str], Key | None],
+        keys: KeyDesk,
         client: MessagesClient | None,
     ) -> None:
         self._settings = settings
         self._dispatcher = durable.dispatcher
         self._upkeep = durable.upkeep
         self._certificate: Certificate | None = None
-        self.chats = Chats(admission, self._dispatcher, durable.sessions, assembly.body_limits(settings))
+        self.chats = Chats(admission, self._dispatcher, durable.sessions, assembly.body_limits(settings), keys)
         self.gate = Gate(
-            identify=identify,
+            identify=keys.identify,
+            check_route=keys.check_route,
             allowed_hosts=settings.http.accepted_hosts,
             allowed_origins=settings.http.allowed_origins,
             started=lambda: health.started(START_PATIENCE_S),
         )
         self.fanout = Fanout(durable.follow, lambda task_id: self._dispatcher.find(task_id) is not None)
         max_bytes = settings.http.max_body_bytes
-        self.streams = StreamRoutes(durable.desk, self.fanout, schemas, max_message_bytes=max_bytes)
-        self.tasks = TaskRoutes(durable.desk, self.chats, self.fanout, schemas)
+        watched = keys.watches.watched
+        self.streams = StreamRoutes(durable.desk, self.fanout, schemas, max_message_bytes=max_bytes, watched=watched)
+        self.tasks = TaskRoutes(durable.desk, self.chats, self.fanout, schemas, watched=watched)
         self.sessions = SessionRoutes(durable.sessions)
         counter = assembly.counter(client) if client is not None else None
         public = application(

@@ -117,6 +117,31 @@ scopes = ["wings"]
     ]
 
 
+@pytest.mark.parametrize(
+    ("role", "told"),
+    [
+        ('routes = ["/v1/task"]', "roles.mine.routes: no route is named '/v1/task'"),
+        ('lanes = ["fast"]', "roles.mine.lanes: no lane is named 'fast'"),
+        ("models = []", "roles.mine.models: must name at least one; without such a rule it is left out"),
+        ('models = ["-x"]', "roles.mine.models"),
+        ('roots = ["/srv"]', "roles.mine.roots: /srv is none of [[roots]]"),
+        ('roots = ["srv"]', "roles.mine.roots"),
+        ('scopes = ["mcp"]\nmcp = ["x"]', "roles.mine.mcp: there is no [mcp.x]"),
+        ("max_turns = 0", "roles.mine.max_turns"),
+        ("max_turns = 1001", "roles.mine.max_turns"),
+        ("max_cost_usd = 0", "roles.mine.max_cost_usd"),
+        ("max_timeout_s = inf", "roles.mine.max_timeout_s"),
+        ("max_priority = -1", "roles.mine.max_priority"),
+        ("concurrent = 0", "roles.mine.concurrent"),
+    ],
+)
+def test_a_role_that_cannot_be_is_told_by_its_dotted_key(tmp_path: Path, role: str, told: str) -> None:
+    config(tmp_path, f"[roles.mine]\n{role}\n")
+    result = claude_daemon(tmp_path, "check-config")
+    assert result.returncode == 78
+    assert told in result.stderr and "Traceback" not in result.stderr
+
+
 def test_launchd_would_start_a_bad_configuration_for_ever_so_there_it_is_0(tmp_path: Path) -> None:
     config(tmp_path, "[http]\nprot = 1\n")
     launchd = {"CLAUDE_DAEMON_SUPERVISOR": "launchd"}

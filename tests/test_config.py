@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from claude_daemon.config import ConfigError, Loaded, Origin, Secret, Settings, load
 from claude_daemon.config.fields import Capability
 from claude_daemon.config.loading import check_reload
-from claude_daemon.config.models import MAX_DIRECT, MAX_LAME_DUCK_S, MODELS, Http
+from claude_daemon.config.models import MAX_DIRECT, MAX_LAME_DUCK_S, MODELS, Http, Role
 from claude_daemon.core.worker import MAX_WORKERS
 from claude_daemon.engine import capabilities
 from claude_daemon.layers.schema import type_at
 from claude_daemon.layers.sources import MAX_SECRET_BYTES
 from claude_daemon.layers.tree import DEFAULT, Layer, dotted, leaves
+from claude_daemon.wire import tasks as wire
 
 SAMPLE = Path(__file__).parents[1] / "etc" / "config.toml"
 
@@ -405,6 +406,19 @@ def test_the_sample_configuration_equals_the_defaults_commented_and_uncommented(
         loaded = settings(home, text, profile="prod")
         expected = load({"profile": "prod"}, {}, home=home)
         assert loaded.settings == expected.settings
+
+
+def test_a_role_may_allow_as_much_as_any_task_may_ask_for() -> None:
+    most = {
+        "max_turns": wire.MAX_TURNS,
+        "max_cost_usd": wire.MAX_COST_USD,
+        "max_timeout_s": wire.MAX_TIMEOUT_S,
+        "max_priority": wire.MAX_PRIORITY,
+    }
+    assert Role.model_validate(most).max_turns == wire.MAX_TURNS
+    for name, value in most.items():
+        with pytest.raises(ValidationError):
+            Role.model_validate({name: value + 1})
 
 
 def test_the_sample_configuration_sets_every_key_and_explains_every_table() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,12 +12,13 @@ import pytest
 
 from claude_daemon import durable
 from claude_daemon.config import load
-from claude_daemon.core.role import BUILT_IN
+from claude_daemon.core.key import Key
 from claude_daemon.durable import Durable
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import Engine, Store, StoreUnavailable
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
+from claude_daemon.service.keys import KeyDesk
 from claude_daemon.store import SqliteStore
 from tests.service.doubles import PATIENCE_S, FakeEngine, FakeHomes, FakeSchemas
 
@@ -44,6 +46,13 @@ async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
     await opened.close()
 
 
+def key_desk(store: SqliteStore) -> KeyDesk:
+    local = Key(id="local", name="local", digest=b"", role="standard", trust_domain="default")
+    return KeyDesk(
+        store, local, shared=False, now=time.time, monotonic=time.monotonic, ids=lambda prefix: prefix, randbytes=bytes
+    )
+
+
 @pytest.mark.parametrize("paused", [False, True])
 async def test_nothing_is_begun_until_the_store_has_said_what_there_is(
     store: SqliteStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paused: bool
@@ -55,7 +64,7 @@ async def test_nothing_is_begun_until_the_store_has_said_what_there_is(
     engines = cast(Sequence[Engine], [FakeEngine()])
     half = Durable(settings, cast(Store, full), engines, cast(SessionLane, FakeHomes()), FakeSchemas(), audit_key=b"")
     health = Health(version="0", monotonic=lambda: 0.0, born=0.0)
-    half.serve(cast(Admission, None), health, draining=lambda: False, role_of=lambda key, uid: BUILT_IN["full"])
+    half.serve(cast(Admission, None), health, draining=lambda: False, keys=key_desk(store))
     await half.start()
     assert half.dispatcher._backlog.held
     half.upkeep.undrained()  # the end of a drain is no word of the store's

@@ -60,7 +60,7 @@ class AnthropicRoutes:
     async def count_tokens(self, request: web.Request) -> web.Response:
         self._chats.admission.check_open()
         asked = anthropic.parse_count_tokens(await self._chats.body(request))
-        asked["model"] = self._chats.admission.model(asked["model"])
+        asked["model"] = self._chats.check_model(request, asked["model"])
         headers = {REQUEST_ID_HEADER: request[REQUEST_ID]}
         if self._count is not None:
             try:

@@ -16,6 +16,7 @@ from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
 from claude_daemon.core.message import MessageBuilder
+from claude_daemon.core.role import Role, names_of, refuses
 from claude_daemon.core.task import Kind, Lane, TaskSpec
 from claude_daemon.ports import Schemas, SessionRecord
 from claude_daemon.service.admit import Admission, Admitted
@@ -63,11 +64,29 @@ class Form(Protocol):
         """The event that ends a stream which has begun and cannot go on."""
 
 
+class Callers(Protocol):
+    """What is asked about whoever calls, when it counts."""
+
+    def check(self, key: Key) -> None:
+        """Raises Refusal for a key that is not good any more: its body took its time."""
+
+    def role_of(self, key: Key, peer_uid: int | None) -> Role:
+        """What it may ask for."""
+
+
 class Chats:
     """Begins chats, tells them, and ends those whose client has left."""
 
-    def __init__(self, admission: Admission, dispatcher: Dispatcher, sessions: SessionDesk, limits: BodyLimits) -> None:
+    def __init__(
+        self,
+        admission: Admission,
+        dispatcher: Dispatcher,
+        sessions: SessionDesk,
+        limits: BodyLimits,
+        callers: Callers,
+    ) -> None:
         self.admission = admission
+        self._callers = callers
         self._sessions = sessions
         self._dispatcher = dispatcher
         self.limits = limits
@@ -77,12 +96,24 @@ class Chats:
         return await read_body(request, self.limits.max_bytes, self.limits.timeout_s)
 
     def lane(self, request: web.Request) -> Lane:
-        """Raises Refusal while nothing is admitted, so that a drain is told before faults in the body."""
+        """The one asked for, or the first that the caller may use. Raises Refusal while nothing is admitted, so that a
+        drain is told before faults in the body."""
         self.admission.check_open()
+        allowed = self._role(request).lanes
+        lane = self._lane(request, allowed)
+        if allowed is not None:
+            self._judge(request, lane=lane)
+        return lane
+
+    def _lane(self, request: web.Request, allowed: frozenset[str] | None) -> Lane:
         asked = request.headers.get(LANE_HEADER)
+        free = asked in (None, "", "auto")
         if SESSION_HEADER not in request.headers:
-            return self.admission.lane(asked)
-        if asked not in (None, "", "auto"):
+            lane = self.admission.lane(asked)
+            if free and allowed is not None and lane not in allowed and Lane.TEXT in allowed:
+                return Lane.TEXT
+            return lane
+        if not free:
             why = f"A chat with {SESSION_HEADER} has a lane of its own; {LANE_HEADER} is auto then."
             raise Refusal.because(Code.INVALID_REQUEST, why, param=LANE_HEADER)
         return Lane.SESSION
@@ -104,7 +135,11 @@ class Chats:
     ) -> Admitted:
         """Raises Refusal. What it returns must be followed with no await in between: until then a client that
         leaves would leave its run behind."""
+        self._callers.check(caller(request))
+        self.check_model(request, body.get("model"))
         joined = None if session is None else self._sessions.chat(session, body)
+        if joined is not None:
+            self._judge(request, directories=joined.agent.directories)
         return self.admission.chat(
             TaskSpec(
                 kind=Kind.CHAT,
@@ -120,6 +155,28 @@ class Chats:
                 output_schema=output_schema,
             )
         )
+
+    def check_model(self, request: web.Request, name: str | None) -> str:
+        """The id of the model that a client's name means. Raises Refusal for one that is unknown, or not the
+        caller's."""
+        model = self.admission.model(name)
+        if self._role(request).models is not None:
+            self._judge(request, models=[names_of(model, self.admission.models)])
+        return model
+
+    def models(self, request: web.Request) -> Mapping[str, str]:
+        """Alias → model id, of those that the caller may use."""
+        aliases, allowed = self.admission.models, self._role(request).models
+        if allowed is None:
+            return aliases
+        return {alias: model for alias, model in aliases.items() if not allowed.isdisjoint((alias, model))}
+
+    def _role(self, request: web.Request) -> Role:
+        return self._callers.role_of(caller(request), None)
+
+    def _judge(self, request: web.Request, **wanted: Any) -> None:
+        if (why := refuses(self._role(request), **wanted)) is not None:
+            raise Refusal.because(Code.FORBIDDEN, why)
 
     def follow(self, run: Run) -> Following:
         return Following(run, self._dispatcher)

@@ -141,6 +141,10 @@ class Connection(RequestHandler):
             task.cancel()
         return task
 
+    def cut(self) -> None:
+        """The same for one who does not wait."""
+        self.end()
+
     def describe(self) -> dict[str, Any]:
         """What it is and does, for people. A key is told by its id."""
         request, transport = self._current_request, self.transport

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from aiohttp import web
@@ -11,9 +12,9 @@ from claude_daemon.api.chat import Chats, caller
 from claude_daemon.api.control import json_answer
 from claude_daemon.api.middleware import REQUEST_ID
 from claude_daemon.api.server import PEER
-from claude_daemon.core.key import Key
+from claude_daemon.api.tasks import query_of
 from claude_daemon.core.role import DEFAULT_ROLE
-from claude_daemon.service.keys import KeyDesk, KeyWish, Maker
+from claude_daemon.service.keys import MAX_OVERLAP_SECONDS, KeyDesk, KeyWish, Listed, Maker, NewKey
 from claude_daemon.wire.parse import parse
 
 Word = Annotated[str, Field(min_length=1, max_length=64)]
@@ -30,8 +31,16 @@ class CreateRequest(BaseModel):
     expires: Annotated[float, Field(allow_inf_nan=False)] | None = None
 
 
+class RotateRequest(BaseModel):
+    """``POST keys/{id}/rotate``. ``overlap_s``: how long the secret until now is good still."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    overlap_s: Annotated[float, Field(ge=0, le=MAX_OVERLAP_SECONDS, allow_inf_nan=False)] = 0.0
+
+
 class ControlKeyRoutes:
-    """Who made a key stands in the audit, in the same commit as the key."""
+    """``{id}`` is a key's id, or its name. Who changed a key stands in the audit, in the same commit as the change."""
 
     def __init__(self, desk: KeyDesk, chats: Chats) -> None:
         self._desk = desk
@@ -41,32 +50,64 @@ class ControlKeyRoutes:
         base = "/control/v1"
         router.add_get(f"{base}/keys", self.list)
         router.add_post(f"{base}/keys", self.create)
+        router.add_post(f"{base}/keys/{{id}}/rotate", self.rotate)
+        router.add_post(f"{base}/keys/{{id}}/suspend", self.suspend)
+        router.add_post(f"{base}/keys/{{id}}/resume", self.resume)
+        router.add_post(f"{base}/keys/{{id}}/revoke", self.revoke)
 
     async def list(self, request: web.Request) -> web.Response:
-        keys = [_document(key) | {"created_at": created_at} for key, created_at in await self._desk.list()]
-        return json_answer({"keys": keys})
+        every = query_of(request, "all").get("all") == "1"
+        return json_answer({"keys": [self._document(one) for one in await self._desk.list(revoked=every)]})
 
     async def create(self, request: web.Request) -> web.Response:
-        """The one answer that ever holds the secret."""
+        """Of all answers only this one and that of :meth:`rotate` ever hold the secret."""
         asked = parse(CreateRequest, await self._chats.body(request))
-        peer = request.get(PEER)
-        maker = Maker(
-            key_id=caller(request).id,
-            request_id=request[REQUEST_ID],
-            peer_uid=peer.uid if peer is not None else None,
-        )
         wish = KeyWish(name=asked.name, role=asked.role, domain=asked.domain, expires_at=asked.expires)
-        made = await self._desk.create(maker, wish)
-        answer = json_answer(_document(made.key) | {"key": made.secret}, 201)
+        made = await self._desk.create(_maker(request), wish)
+        return self._with_secret(made, 201, {"shares_with": list(self._desk.company_of(made.key))})
+
+    async def rotate(self, request: web.Request) -> web.Response:
+        asked = parse(RotateRequest, await self._chats.body(request) or b"{}")
+        made = await self._desk.rotate(_maker(request), request.match_info["id"], asked.overlap_s)
+        return self._with_secret(made, 200, {})
+
+    async def suspend(self, request: web.Request) -> web.Response:
+        return json_answer(self._document(await self._desk.suspend(_maker(request), request.match_info["id"])))
+
+    async def resume(self, request: web.Request) -> web.Response:
+        return json_answer(self._document(await self._desk.resume(_maker(request), request.match_info["id"])))
+
+    async def revoke(self, request: web.Request) -> web.Response:
+        revoked, tasks = await self._desk.revoke(_maker(request), request.match_info["id"])
+        return json_answer(self._document(revoked) | {"tasks_cancelled": tasks})
+
+    def _with_secret(self, made: NewKey, status: int, more: dict[str, Any]) -> web.Response:
+        document = self._document(Listed(key=made.key, record=made.record)) | more | {"key": made.secret}
+        answer = json_answer(document, status)
         answer.headers["Cache-Control"] = "no-store"
         return answer
 
+    def _document(self, listed: Listed) -> dict[str, Any]:
+        key, record = listed.key, listed.record
+        why = key.unfit(time.time())
+        return {
+            "id": key.id,
+            "name": key.name,
+            "state": "good" if why is None else why.value,
+            "role": key.role,
+            "scopes": sorted(self._desk.role_of(key, None).scopes),
+            "domain": key.trust_domain,
+            "created_at": record.created_at,
+            "expires_at": key.expires_at,
+            "used_at": record.used_at,
+            "suspended_at": record.suspended_at,
+            "revoked_at": record.revoked_at,
+            "previous_until": record.previous_until,
+        }
 
-def _document(key: Key) -> dict[str, Any]:
-    return {
-        "id": key.id,
-        "name": key.name,
-        "role": key.role,
-        "domain": key.trust_domain,
-        "expires_at": key.expires_at,
-    }
+
+def _maker(request: web.Request) -> Maker:
+    peer = request.get(PEER)
+    return Maker(
+        key_id=caller(request).id, request_id=request[REQUEST_ID], peer_uid=peer.uid if peer is not None else None
+    )

@@ -78,21 +78,23 @@ class Gate:
 
     ``allowed_hosts`` are names without a port: the port in ``Host`` is whatever a client or a tunnel
     reaches us by, and DNS rebinding, against which this stands, shows in the name. ``*`` allows every name.
-    ``identify`` is :meth:`KeyDesk.identify <claude_daemon.service.keys.KeyDesk.identify>`: the key with a secret, if it
-    is good at the time. ``started`` returns when start-up is over: whoever comes earlier waits for it, and is served
-    then, for a restart must cost nobody a request.
+    ``identify`` and ``check_route`` are :class:`KeyDesk's <claude_daemon.service.keys.KeyDesk>`: the key with a secret
+    that came from an address, and whether it may use a route; both raise Refusal. ``started`` returns when start-up is
+    over: whoever comes earlier waits for it, and is served then, for a restart must cost nobody a request.
     """
 
     def __init__(
         self,
         *,
-        identify: Callable[[str], Key | None],
+        identify: Callable[[str, str | None], Key],
         allowed_hosts: Iterable[str],
         allowed_origins: Iterable[str] = (),
         open_routes: frozenset[str] = OPEN_ROUTES,
+        check_route: Callable[[Key, str], None] = lambda key, path: None,
         started: Callable[[], Awaitable[None]] = _at_once,
     ) -> None:
         self._identify = identify
+        self._check_route = check_route
         self._open_routes = open_routes
         self._started = started
         self.apply(allowed_hosts, allowed_origins)
@@ -162,15 +164,24 @@ class Gate:
         )
 
     def _check_key(self, request: web.Request) -> None:
+        open_to_all = request.path in self._open_routes
         secret = secret_of(request)
-        key = self._identify(secret) if secret is not None else None
-        if key is not None:
-            request[KEY] = key
-            bind_contextvars(key_id=key.id)
-        elif request.path not in self._open_routes:
-            needed = "A key is needed: Authorization: Bearer cd_… or x-api-key."
-            message = needed if secret is None else "This key is not valid."
-            raise Refusal.because(Code.UNAUTHENTICATED, message)
+        if secret is None:
+            if not open_to_all:
+                needed = "A key is needed: Authorization: Bearer cd_… or x-api-key."
+                raise Refusal.because(Code.UNAUTHENTICATED, needed)
+            return
+        try:
+            key = self._identify(secret, getattr(request.protocol, "peer_address", None))
+        except Refusal:
+            if not open_to_all:
+                raise
+            return
+        request[KEY] = key
+        bind_contextvars(key_id=key.id)
+        if not open_to_all:
+            resource = request.match_info.route.resource
+            self._check_route(key, request.path if resource is None else resource.canonical)
 
 
 def check_media_type(request: web.Request) -> None:

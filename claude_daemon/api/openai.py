@@ -52,11 +52,11 @@ class OpenAIRoutes:
         return await self._chats.answer(request, admitted, form)
 
     async def models(self, request: web.Request) -> web.Response:
-        return _json(openai.models_list(self._chats.admission.models, created=self._started))
+        return _json(openai.models_list(self._chats.models(request), created=self._started))
 
     async def model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
-        self._chats.admission.model(name)
+        self._chats.check_model(request, name)
         return _json(openai.model_object(name, created=self._started))
 
 

@@ -404,14 +404,18 @@ class HttpServer(web.Server):
 
 
 def peer_address(peername: tuple[Any, ...]) -> str:
-    """What counts as one peer: an IPv4 address, or the /64 of an IPv6 address: what one household has."""
+    """What counts as one peer: an IPv4 address, or the /64 of an IPv6 address: what one household has.
+
+    >>> peer_address(("127.0.0.1", 80)), peer_address(("2001:db8::1", 80, 0, 0))
+    ('127.0.0.1', '2001:db8::/64')
+    """
     text = str(peername[0]).partition("%")[0]
     if ":" not in text:
         return text
     address = ipaddress.IPv6Address(text)
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
-    return address.packed[:8].hex()
+    return f"{ipaddress.IPv6Address(address.packed[:8] + bytes(8))}/64"
 
 
 def _without_expect(request: Request) -> Request:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import orjson
 from aiohttp import web
 from multidict import MultiMapping
 
 from claude_daemon.api import sse
-from claude_daemon.api.chat import Chats
+from claude_daemon.api.chat import Chats, caller
+from claude_daemon.api.connection import Connection
 from claude_daemon.api.fanout import Fanout
 from claude_daemon.api.submission import IDEMPOTENCY_KEY, asker, idempotency_of, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.task import Kind, State, Task
 from claude_daemon.ports import Answer, BatchState, Schemas
 from claude_daemon.service.tasks import TaskDesk, Wish
+from claude_daemon.service.watch import Watched
 from claude_daemon.wire import tasks as wire
 from claude_daemon.wire.parse import MAX_NAME, load, nearest
 
@@ -28,9 +30,11 @@ _AT_ONCE: Final = 16
 
 
 class TaskRoutes:
-    """``chats`` reads bodies; ``fanout`` serves followers."""
+    """``chats`` reads bodies; ``fanout`` serves followers. ``watched``: see
+    :meth:`Watches.watched <claude_daemon.service.watch.Watches.watched>`."""
 
-    def __init__(self, desk: TaskDesk, chats: Chats, fanout: Fanout, schemas: Schemas) -> None:
+    def __init__(self, desk: TaskDesk, chats: Chats, fanout: Fanout, schemas: Schemas, *, watched: Watched) -> None:
+        self._watched = watched
         self._desk = desk
         self._chats = chats
         self._fanout = fanout
@@ -49,7 +53,7 @@ class TaskRoutes:
     async def submit(self, request: web.Request) -> web.StreamResponse:
         """202 once the task is durable; 200 with the first task for an idempotency key that was used before."""
         if wants_events(request):
-            return await sse.stream(request, self._fanout, (await self._submitted(request))[0].id, 0)
+            return await self._stream(request, (await self._submitted(request))[0].id, 0)
         task, new = await self._submitted(request)
         headers = {"Location": f"/v1/tasks/{task.id}", "X-Task-ID": task.id}
         return _json(wire.task_document(task), status=202 if new else 200, headers=headers)
@@ -76,7 +80,13 @@ class TaskRoutes:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         query_of(request, "after")
-        return await sse.stream(request, self._fanout, await self.followed(request), sse.cursor_of(request))
+        return await self._stream(request, await self.followed(request), sse.cursor_of(request))
+
+    async def _stream(self, request: web.Request, task_id: str, after: int) -> web.StreamResponse:
+        """Cut when the key is not good any more."""
+        connection = cast(Connection, request.protocol)
+        with self._watched(caller(request), lambda why: connection.cut()):
+            return await sse.stream(request, self._fanout, task_id, after)
 
     async def followed(self, request: web.Request) -> str:
         """The id of a task that has events, and nothing else of it: a stream lives long. Raises Refusal."""

@@ -21,9 +21,12 @@ from claude_daemon.api.fanout import Cursor, Fanout, Why
 from claude_daemon.api.submission import asker, wish_of
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Event
+from claude_daemon.core.key import Unfit
 from claude_daemon.core.task import Kind
 from claude_daemon.ports import Answer, Schemas, StoreUnavailable
+from claude_daemon.service.keys import refusal_of
 from claude_daemon.service.tasks import Asker, TaskDesk, unavailable
+from claude_daemon.service.watch import Watched
 from claude_daemon.wire import tasks as wire
 from claude_daemon.wire.openai_messages import Strict
 from claude_daemon.wire.parse import load, nearest, validate, wrong
@@ -100,10 +103,14 @@ def _head(size: int) -> bytes:
 
 
 class StreamRoutes:
-    """``max_message_bytes``: as for a body over HTTP. Every open connection is in :attr:`open`."""
+    """``max_message_bytes``: as for a body over HTTP. ``watched``: see
+    :meth:`Watches.watched <claude_daemon.service.watch.Watches.watched>`. Every open connection is in :attr:`open`."""
 
-    def __init__(self, desk: TaskDesk, fanout: Fanout, schemas: Schemas, *, max_message_bytes: int) -> None:
+    def __init__(
+        self, desk: TaskDesk, fanout: Fanout, schemas: Schemas, *, max_message_bytes: int, watched: Watched
+    ) -> None:
         self._desk = desk
+        self._watched = watched
         self._fanout = fanout
         self._schemas = schemas
         self.max_message_bytes = max_message_bytes
@@ -129,7 +136,13 @@ class StreamRoutes:
             raise Refusal.because(Code.INVALID_REQUEST, why)
         await socket.prepare(request)
         connection = _Connection(
-            request, socket, self._desk, self._fanout, self._schemas, goodbye=lambda: self._goodbye
+            request,
+            socket,
+            self._desk,
+            self._fanout,
+            self._schemas,
+            goodbye=lambda: self._goodbye,
+            watched=self._watched,
         )
         self.open.add(connection)
         try:
@@ -195,8 +208,10 @@ class _Connection:
         schemas: Schemas,
         *,
         goodbye: Callable[[], int],
+        watched: Watched,
     ) -> None:
         self._request = request
+        self._watched = watched
         self._socket = socket
         self._desk = desk
         self._fanout = fanout
@@ -204,6 +219,7 @@ class _Connection:
         self._goodbye = goodbye
         self._sink = _Sink(request, socket)
         self._asker: Asker = asker(request)
+        self._unfit = False  # the key is not good any more: nothing is done or sent but the goodbye
         self._subscriptions: dict[str, tuple[asyncio.Task[None], Cursor]] = {}
         self._group: asyncio.TaskGroup | None = None
         self._telling: asyncio.Task[None] | None = None  # of a drain, while it lasts
@@ -221,8 +237,10 @@ class _Connection:
         """Until either side closes."""
         async with asyncio.TaskGroup() as self._group:
             try:
-                while (message := await self._socket.receive()).type is WSMsgType.TEXT:
-                    await self._act(message.data)
+                with self._watched(self._asker.key, self._key_ended) as look:
+                    while (message := await self._socket.receive()).type is WSMsgType.TEXT:
+                        look()
+                        await self._act(message.data)
                 if message.type is WSMsgType.BINARY:
                     await self.close(WSCloseCode.UNSUPPORTED_DATA, b"messages are JSON text")
                 elif message.type is WSMsgType.CLOSE:
@@ -235,6 +253,14 @@ class _Connection:
         """Says why and ends the connection. Behind what is written already: a slow reader learns it when it gets there,
         one that reads nothing is cut by the server's own deadline."""
         await self._socket.close(code=code, message=why, drain=False)
+
+    def _key_ended(self, why: Unfit) -> None:
+        assert self._group is not None
+        self._unfit = True
+        for task, _ in self._subscriptions.values():
+            task.cancel()
+        told = refusal_of(why).failure.message
+        self._group.create_task(self.close(WSCloseCode.POLICY_VIOLATION, told.encode()))
 
     def begin_drain(self) -> None:
         if self._group is not None and self._telling is None:
@@ -257,12 +283,14 @@ class _Connection:
             await self.go()
 
     async def _send(self, message: Mapping[str, Any]) -> None:
-        if not self._socket.closed:
+        if not self._socket.closed and not self._unfit:
             await self._socket.send_str(orjson.dumps(message).decode())
 
     # what a client wants
 
     async def _act(self, text: str) -> None:
+        if self._unfit:
+            return
         ref = None
         try:
             message = load(text.encode())

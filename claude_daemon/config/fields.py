@@ -76,6 +76,12 @@ def _timezone(name: str) -> str:
     return name
 
 
+def _some(values: tuple[T, ...]) -> tuple[T, ...]:
+    if not values:
+        raise ValueError("must name at least one; without such a rule it is left out")
+    return values
+
+
 def _maybe(value: object) -> object:
     return None if value in ("", NONE) else value
 
@@ -90,6 +96,9 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@\[\]-]{0,127}$")]
 """Never begins with a dash: it stands in an argv."""
 Texts = Annotated[tuple[Text, ...], Field(strict=False)]
+SomeTexts = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_some)]
+ModelNames = Annotated[tuple[ModelName, ...], Field(strict=False), AfterValidator(_some)]
+Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Ids = Annotated[tuple[CountOrZero, ...], Field(strict=False)]
 Url = Annotated[str, AfterValidator(_url)]
 Urls = Annotated[tuple[Url, ...], Field(strict=False)]
@@ -100,6 +109,7 @@ Mode = Annotated[int, Octal, AfterValidator(_mode)]
 FilePath = Annotated[Path, Field(strict=False), AfterValidator(_resolved)]
 SocketPath = Annotated[FilePath, AfterValidator(_short)]
 RootPath = Annotated[Path, Field(strict=False), AfterValidator(_absolute), AfterValidator(_resolved)]
+RootPaths = Annotated[tuple[RootPath, ...], Field(strict=False)]
 Capability = Literal[
     "bare",
     "restricted",

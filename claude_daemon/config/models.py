@@ -25,12 +25,16 @@ from claude_daemon.config.fields import (
     Maybe,
     Mode,
     ModelName,
+    ModelNames,
     Name,
+    Names,
     Networks,
     RedisUrl,
     RootPath,
+    RootPaths,
     Seconds,
     SocketPath,
+    SomeTexts,
     Text,
     Texts,
     TimeZone,
@@ -226,11 +230,22 @@ class Audit(Section):
 
 
 class Role(Section):
-    """What a key with this role may do, beyond the built-in readonly, standard and full."""
+    """What a key with this role may do, beyond the built-in readonly, standard and full. After ``scopes`` None is no
+    rule; the bounds are those of a task."""
 
     tools: Texts = ()
     approval: Literal["never", "ask", "auto"] = "never"
     scopes: Texts = ()
+    routes: Maybe[SomeTexts] = None
+    lanes: Maybe[SomeTexts] = None
+    models: Maybe[ModelNames] = None
+    roots: Maybe[RootPaths] = None
+    mcp: Maybe[Names] = None
+    max_turns: Maybe[Annotated[Count, Field(le=1000)]] = None
+    max_cost_usd: Maybe[Annotated[float, Field(gt=0, le=10_000, allow_inf_nan=False)]] = None
+    max_timeout_s: Maybe[Annotated[float, Field(gt=0, le=7 * 24 * 3600, allow_inf_nan=False)]] = None
+    max_priority: Maybe[Annotated[int, Field(ge=0, le=10)]] = None
+    concurrent: Maybe[Count] = None
 
 
 class Limits(Section):

@@ -120,8 +120,13 @@ class AgentSpec:
         return tool.startswith("mcp__") and not any(_covers(rule, tool) for rule in self.allow)
 
     @property
+    def directories(self) -> tuple[str, ...]:
+        """Those of somebody's that it works in."""
+        return self.add_dirs if self.cwd is None else (self.cwd, *self.add_dirs)
+
+    @property
     def touches_directories(self) -> bool:
-        return self.cwd is not None or bool(self.add_dirs)
+        return bool(self.directories)
 
     @property
     def read_only(self) -> bool:

@@ -11,7 +11,8 @@ import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from typing import Final
 
 PREFIX: Final = "cd_"
@@ -23,10 +24,26 @@ SECRET_BYTES: Final = 32
 _SECRET: Final = re.compile(r"cd_[A-Za-z0-9_-]{43}", re.ASCII)  # 32 bytes are 43 characters without padding
 
 
+class Unfit(StrEnum):
+    """Why a key is not good now. Only who holds its secret is told more than that it is not valid."""
+
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    REVOKED = "revoked"
+    ROTATED = "rotated"
+    """The key has a new secret, and the time of this one is over."""
+    EXPIRED = "expired"
+    SUSPENDED = "suspended"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
     """A key without its secret. Keys of one ``trust_domain`` may share warm processes; ``role`` names what
-    it may. ``expires_at``: seconds since the epoch, None for never."""
+    it may. ``expires_at``: seconds since the epoch, None for never.
+
+    A key that was rotated is there twice while its old secret is known: once with each digest, and the old one with
+    ``replaced_at``, from when on it is not good any more.
+    """
 
     id: str
     name: str
@@ -34,10 +51,29 @@ class Key:
     role: str
     trust_domain: str
     expires_at: float | None = None
+    replaced_at: float | None = None
+    suspended: bool = False
+    revoked: bool = False
 
-    def good_at(self, at: float) -> bool:
-        """Whether it has not expired by then."""
-        return self.expires_at is None or at < self.expires_at
+    def unfit(self, at: float) -> Unfit | None:
+        """Why it is not good then; None if it is."""
+        if self.revoked:
+            return Unfit.REVOKED
+        if self.replaced_at is not None and at >= self.replaced_at:
+            return Unfit.ROTATED
+        if self.expires_at is not None and at >= self.expires_at:
+            return Unfit.EXPIRED
+        return Unfit.SUSPENDED if self.suspended else None
+
+    @property
+    def ends_at(self) -> float | None:
+        """When it is not good any more by itself; None for never."""
+        ends = [at for at in (self.expires_at, self.replaced_at) if at is not None]
+        return min(ends, default=None)
+
+    def with_old(self, old: bytes, replaced_at: float) -> Key:
+        """The same as its secret before this one makes it."""
+        return replace(self, digest=old, replaced_at=replaced_at)
 
 
 def new_secret(randbytes: Callable[[int], bytes]) -> str:
@@ -56,8 +92,8 @@ def well_formed(secret: str) -> bool:
 
 
 class Keyring:
-    """The keys that are good now. Immutable: a change makes a new one. Raises ValueError for a digest given
-    twice."""
+    """The keys that are known, by their secrets. Immutable: a change makes a new one. Raises ValueError for a digest
+    given twice."""
 
     __slots__ = ("_by_digest",)
 
@@ -68,17 +104,21 @@ class Keyring:
                 raise ValueError(f"keys {by_digest[key.digest].id} and {key.id} have the same secret")
         self._by_digest: Mapping[bytes, Key] = by_digest
 
-    def identify(self, secret: str) -> Key | None:
-        """The key with this secret, None if there is none.
+    def identify(self, secret: str) -> Key | Unfit:
+        """The key with this secret, good or not; MALFORMED or UNKNOWN if there is none.
 
         The look-up is by digest, so what its time could tell is about the digest and not about the secret;
         the comparison that decides takes the same time for every secret.
         """
         if not well_formed(secret):
-            return None
+            return Unfit.MALFORMED
         given = digest(secret)
         key = self._by_digest.get(given)
-        return key if key is not None and hmac.compare_digest(key.digest, given) else None
+        return key if key is not None and hmac.compare_digest(key.digest, given) else Unfit.UNKNOWN
+
+    def now(self, key: Key) -> Key | None:
+        """What has become of a key that was identified before, by the secret that it came with."""
+        return self._by_digest.get(key.digest)
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._by_digest.values())

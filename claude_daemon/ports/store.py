@@ -3,12 +3,13 @@
 Rules that every store keeps, and ``tests/store/contract.py`` holds it to:
 
 - A verb is atomic, and durable when it returns. :meth:`Tasks.append` returns at once and tells later,
-  :meth:`Tasks.spent` and :meth:`Ledger.record_chat` return at once.
+  :meth:`Tasks.spent`, :meth:`Ledger.record_chat` and :meth:`Keys.key_used` return at once.
 - Verbs are applied in the order in which they were called.
 - A *fence* decides who may change a running task: a verb that names an older one changes nothing and says so.
 - A verb that cannot be made durable raises :class:`StoreUnavailable`, and then nothing of it has happened. Exempt is
   what has happened outside already (:meth:`append`, :meth:`spent`, :meth:`settle`, :meth:`requeue`,
-  :meth:`set_effects`, :meth:`record_chat`): it is kept in order and tried again until the store recovers or is closed.
+  :meth:`set_effects`, :meth:`record_chat`, :meth:`key_used`): it is kept in order and tried again until the store
+  recovers or is closed.
 - No clock, no ids: times are seconds since the epoch, given by the caller.
 """
 
@@ -251,7 +252,9 @@ class WebhookDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRecord:
-    """A key as it is kept: of its secret only the digest. ``expires_at`` None: never; ``revoked_at`` None: not yet."""
+    """A key as it is kept: of its secret only the digest. ``expires_at`` None: never; ``revoked_at``, ``used_at`` None:
+    not yet; ``suspended_at`` None: it is not. ``previous_digest``: of its secret before the last rotation, which is
+    good until ``previous_until``."""
 
     id: str
     name: str
@@ -261,6 +264,10 @@ class KeyRecord:
     created_at: float
     expires_at: float | None = None
     revoked_at: float | None = None
+    used_at: float | None = None
+    suspended_at: float | None = None
+    previous_digest: bytes | None = field(default=None, repr=False)
+    previous_until: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,6 +409,22 @@ class Keys(Protocol):
     async def create_key(self, key: KeyRecord, audit: AuditRecord) -> None:
         """Key and audit, all or nothing. Raises ValueError when a key that is not revoked has this name;
         StoreUnavailable."""
+
+    async def rotate_key(self, key_id: str, digest: bytes, previous_until: float, audit: AuditRecord) -> bool:
+        """A new secret; the one until now becomes the previous one. False for a key that is not there or is revoked.
+        Raises StoreUnavailable."""
+
+    async def suspend_key(self, key_id: str, at: float | None, audit: AuditRecord) -> bool:
+        """Since ``at``, None: not any more. False for a key that is not there or is revoked. Raises
+        StoreUnavailable."""
+
+    async def revoke_key(self, key_id: str, at: float, audit: AuditRecord) -> Sequence[str] | None:
+        """The key is good no more, its tasks that have not ended are wished to end, and of its webhooks none is due
+        and none will be: all or nothing. The ids of those tasks, oldest first; None for a key that is not there or is
+        revoked already. Raises StoreUnavailable."""
+
+    def key_used(self, key_id: str, at: float) -> None:
+        """Nobody waits for it. Raises StoreUnavailable when the store is closed."""
 
     async def keys(self) -> Sequence[KeyRecord]:
         """Every key, oldest first. Raises StoreUnavailable."""

@@ -112,7 +112,7 @@ class Dispatcher:
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
         self._running_per_key: Counter[str] = Counter()
-        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._running_per_key.__getitem__)
+        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._running_per_key.__getitem__, self._most_of)
         self.turns = Turns()
         self._backlog = Backlog(self._queue, self.turns)
         self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
@@ -126,6 +126,8 @@ class Dispatcher:
         """Ends that could not be made durable before the daemon stopped; its next start finds those tasks running."""
         self.idled = Hint()
         """Given each time the last task has ended."""
+        self.concurrent: Callable[[str], int | None] = lambda key_id: None
+        """How many of a key may run at once, None for no bound."""
         for engine in engines:
             self._lanes.setdefault(engine.room, []).append(engine.lane)
         for room in self._lanes:
@@ -202,6 +204,10 @@ class Dispatcher:
     def find(self, task_id: str) -> Run | None:
         """A chat that waits or runs, or a durable task from its start until its end is saved."""
         return self._runs.get(task_id)
+
+    def of_key(self, key_id: str) -> Sequence[Run]:
+        """Its chats that wait or run, and its durable tasks from their start until their end is saved."""
+        return [run for run in self._runs.values() if run.key_id == key_id]
 
     @property
     def attempts(self) -> Sequence[Run]:
@@ -283,6 +289,9 @@ class Dispatcher:
     def _chats(self, lane: Lane) -> int:
         in_line = len(self._in_line) if lane is Lane.SESSION else 0
         return self._queue.waiting(lane) - self._backlog.in_queue(lane) + in_line
+
+    def _most_of(self, key_id: str) -> int | None:
+        return self.concurrent(key_id)
 
     def _step(self, task_id: str, session: str | None = None) -> None:
         """The task leaves its session, or one of its two: whoever stands behind it may begin."""
@@ -512,6 +521,8 @@ class Dispatcher:
         self._running_per_key[run.key_id] -= 1
         if not self._running_per_key[run.key_id]:
             del self._running_per_key[run.key_id]
+        for room in self._lanes if self._queue else ():
+            self._pump_soon(room)  # one more of its key may run, whatever the lane
         ended = ended or Ended(outcome=replace(cut_short(run), usage=lease.usage))
         try:
             lease.release()

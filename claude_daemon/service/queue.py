@@ -43,8 +43,10 @@ class ReadyQueue(Generic[W]):
     the logarithm of a key's own queue, and choosing the number of keys, however many wait.
     """
 
-    def __init__(self, running: Callable[[str], int]) -> None:
+    def __init__(self, running: Callable[[str], int], most: Callable[[str], int | None] = lambda key_id: None) -> None:
+        """``running``: how many of a key run now; ``most``: and how many may, None for no bound."""
         self._running = running
+        self._most = most
         self._heaps: dict[tuple[Lane, str], list[_Entry[W]]] = {}
         self._numbers: dict[W, int] = {}
         self._in_lane: Counter[Lane] = Counter()
@@ -73,10 +75,16 @@ class ReadyQueue(Generic[W]):
                 self._sweep()
 
     def next(self, now: float, lanes: Collection[Lane]) -> W | None:
-        """Who is next of these lanes, None when nobody is; it stays in the queue."""
-        keys = [key for key in self._heaps if key[0] in lanes]
+        """Who is next of these lanes; it stays in the queue. None when nobody waits but keys of which as many run as
+        may."""
+        keys = [key for key in self._heaps if key[0] in lanes and self._may_run(key[1])]
         heads = [head for key in keys if (head := self._head(key)) is not None]
         return min(heads, key=lambda entry: self._rank(entry, now))[2] if heads else None
+
+    def _may_run(self, key_id: str) -> bool:
+        running = self._running(key_id)
+        most = self._most(key_id) if running else None  # a key of which nothing runs may begin
+        return most is None or running < most
 
     def pass_over(self, item: W) -> None:
         """The one that is next is not, until :meth:`restore`; it stays in the queue."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval, contradiction
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
-from claude_daemon.core.role import APPROVE, WEBHOOKS, Role, permitted, refuses, toolless
+from claude_daemon.core.role import APPROVE, WEBHOOKS, Role, names_of, permitted, refuses, toolless
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.ports import (
     Answer,
@@ -33,6 +35,12 @@ from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.follow import NO_TASK
 from claude_daemon.service.run import CANCELLED, Ticket, ended_with
 from claude_daemon.service.sessions import Joined, SessionDesk, SessionWish
+
+T = TypeVar("T")
+
+_ENDED_AT_ONCE: Final = 100
+"""Tasks of a revoked key: as many as one commit takes well."""
+_MICRO: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +73,8 @@ class Asker:
 
 class TaskDesk:
     """``check_webhook`` says what is wrong with a webhook's URL, None if nothing is. ``role_of`` tells what somebody
-    may, who comes with this key and, over the control socket, as this peer."""
+    may, who comes with this key and, over the control socket, as this peer. ``check_key`` raises Refusal for a key that
+    is not good any more, ``is_revoked`` tells of one by its id."""
 
     def __init__(
         self,
@@ -79,6 +88,8 @@ class TaskDesk:
         ids: Ids,
         check_webhook: Callable[[str], str | None],
         role_of: Callable[[Key, int | None], Role],
+        check_key: Callable[[Key], None] = lambda key: None,
+        is_revoked: Callable[[str], bool] = lambda key_id: False,
     ) -> None:
         self._admission = admission
         self._dispatcher = dispatcher
@@ -89,6 +100,8 @@ class TaskDesk:
         self._ids = ids
         self._check_webhook = check_webhook
         self._role_of = role_of
+        self._check_key = check_key
+        self._is_revoked = is_revoked
 
     # in
 
@@ -96,7 +109,7 @@ class TaskDesk:
         """The task, durable, and whether it is new. Raises Refusal."""
         task, made = await self._task(asker, wish)
         submission = self._submission(asker, task, made, idempotency)
-        (answer,) = await self._dispatcher.finish(self._enqueue([submission], None))
+        (answer,) = await self._dispatcher.finish(self._enqueue(asker, [submission], None))
         if isinstance(answer, Failure):
             raise Refusal(answer)
         return answer, answer.id == task.id
@@ -121,7 +134,7 @@ class TaskDesk:
                 refused[position] = refusal.failure
         batch = Batch(id=batch_id, key_id=asker.key.id, created_at=self._book.now(), size=len(wishes), refused=refused)
         submissions = [self._submission(asker, task, made[position]) for position, task in tasks.items()]
-        answers = await self._dispatcher.finish(self._enqueue(submissions, batch))
+        answers = await self._dispatcher.finish(self._enqueue(asker, submissions, batch))
         became = dict(zip(tasks, answers, strict=True))
         turned_away = {position: answer for position, answer in became.items() if isinstance(answer, Failure)}
         return BatchState(
@@ -135,8 +148,11 @@ class TaskDesk:
         joined = await self._joined(asker, wish)
         if joined is not None:
             wish = replace(wish, agent=joined.agent, request=joined.request)
-        agent = self._granted(asker, wish)
+        role = self._role_of(asker.key, asker.peer_uid)
+        wish = _bounded(role, wish)
+        agent = self._granted(role, wish)
         lane = Lane.SESSION if joined is not None else Lane.TEXT if agent is None else Lane.AGENT
+        _judge(role, wish, lane)
         if wish.webhook is not None and (wrong := self._check_webhook(wish.webhook)) is not None:
             raise Refusal.because(Code.INVALID_REQUEST, f"`webhook`: {wrong}", param="webhook")
         spec = TaskSpec(
@@ -154,17 +170,23 @@ class TaskDesk:
             webhook=wish.webhook,
             metadata=wish.metadata or {},
         )
-        task = Task(id=self._ids("task"), spec=self._admission.check(spec), created_at=self._book.now())
+        spec = self._admission.check(spec)
+        check_models(role, spec, self._admission.models)
+        task = Task(id=self._ids("task"), spec=spec, created_at=self._book.now())
         return task, None if joined is None else joined.made
+
+    def _check_asker(self, asker: Asker) -> None:
+        if asker.peer_uid is None:
+            self._check_key(asker.key)
 
     async def _joined(self, asker: Asker, wish: Wish) -> Joined | None:
         if wish.session is None:
             return None
         return await self._sessions.join(asker.key, wish.session, wish.agent, wish.request, asker.peer_uid)
 
-    def _granted(self, asker: Asker, wish: Wish) -> AgentSpec | None:
+    def _granted(self, role: Role, wish: Wish) -> AgentSpec | None:
         """What the agent may: of what was wished for, what the role permits. Raises Refusal, naming the rule."""
-        role, agent = self._role_of(asker.key, asker.peer_uid), wish.agent
+        agent = wish.agent
         if agent is not None and (found := contradiction(agent)) is not None:
             raise Refusal.because(Code.INVALID_REQUEST, found[1], param=found[0])
         why = refuses(
@@ -174,6 +196,7 @@ class TaskDesk:
             mcp_servers=agent.mcp_servers if agent is not None else (),
             agents=agent.agents if agent is not None else (),
             project_settings="all" if agent is not None and agent.project_settings else "none",
+            directories=agent.directories if agent is not None else (),
             scopes=[WEBHOOKS] if wish.webhook is not None else (),
         )
         if why is not None:
@@ -198,8 +221,11 @@ class TaskDesk:
             session=made,
         )
 
-    async def _enqueue(self, submissions: Sequence[Submission], batch: Batch | None) -> Sequence[Task | Failure]:
+    async def _enqueue(
+        self, asker: Asker, submissions: Sequence[Submission], batch: Batch | None
+    ) -> Sequence[Task | Failure]:
         """What was promised is durable first: only then is it told, and may run."""
+        self._check_asker(asker)  # with no await up to the store: a key's end there comes after all that it got in
         try:
             answers = await self._book.store.enqueue(submissions, self.limits, batch)
         except StoreUnavailable as error:
@@ -282,12 +308,31 @@ class TaskDesk:
             if ended is not None:
                 return ended
 
+    async def end_work(self, key_id: str, task_ids: Sequence[str]) -> None:
+        """Ends a key's chats, and those of its tasks whose end the store has as wished; never raises."""
+        for run in self._dispatcher.of_key(key_id):
+            self._dispatcher.cancel(run)
+        for task_id in task_ids:
+            self._dispatcher.withdraw(task_id)  # all at once: none begins while the others are ended
+        for start in range(0, len(task_ids), _ENDED_AT_ONCE):
+            ends = [self._end_unwanted(task_id) for task_id in task_ids[start : start + _ENDED_AT_ONCE]]
+            await asyncio.gather(*ends)
+
+    async def _end_unwanted(self, task_id: str) -> None:
+        with contextlib.suppress(StoreUnavailable):  # its wish is durable: whoever reads the task next ends it
+            await self._book.end_unwanted(task_id)
+
+    async def finish(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """As :meth:`Dispatcher.finish`."""
+        return await self._dispatcher.finish(coroutine)
+
     async def approve(self, asker: Asker, task_id: str, approval_id: str, answer: Answer) -> Asked:
         """Answers a call that waits. Raises Refusal."""
         task = await self.get(asker, task_id)
         why = refuses(self._role_of(asker.key, asker.peer_uid), scopes=[APPROVE])
         if why is not None:
             raise Refusal.because(Code.FORBIDDEN, why)
+        self._check_asker(asker)
         approvals = self._dispatcher.approvals
         approvals.check(task_id, approval_id, answer)
         audit = self._book.audit("approval.answered", task, asker.peer_uid, approval=approval_id, allow=answer.allow)
@@ -309,6 +354,8 @@ class TaskDesk:
         task = await self.get(asker, task_id)
         if task.spec.kind is Kind.CHAT or task.state not in (State.FAILED, State.CANCELLED):
             raise Refusal.because(Code.CONFLICT, f"a {task.spec.kind} that is {task.state} cannot be tried again")
+        if self._is_revoked(task.spec.key_id):
+            raise Refusal.because(Code.CONFLICT, "the key of this task is revoked")
         if await self._dispatcher.said(task.spec):
             why = "The session of this task holds its message already: go on there with a new one."
             raise Refusal.because(Code.CONFLICT, why)
@@ -328,6 +375,42 @@ class TaskDesk:
         assert event.seq == first_seq(queued.fence)
         self._dispatcher.enqueue(self._ticket(queued), timeout_s=queued.spec.timeout_seconds)
         return queued
+
+
+def _bounded(role: Role, wish: Wish) -> Wish:
+    """The same with the role's limits for those that the wish names none of. What it asks for is judged later."""
+    timeout = role.max_timeout_seconds if wish.timeout_seconds is None else wish.timeout_seconds
+    agent = wish.agent
+    if agent is None and role.max_cost_micro_usd is not None:
+        agent = AgentSpec()  # as for a task that names a cost: the lanes that keep it are those of agents
+    if agent is not None:
+        agents = tuple(replace(one, max_turns=one.max_turns or role.max_turns) for one in agent.agents)
+        turns, cost = agent.max_turns or role.max_turns, agent.max_cost_micro_usd or role.max_cost_micro_usd
+        agent = replace(agent, max_turns=turns, max_cost_micro_usd=cost, agents=agents)
+    return replace(wish, timeout_seconds=timeout, agent=agent)
+
+
+def _judge(role: Role, wish: Wish, lane: Lane) -> None:
+    """Raises Refusal for a lane or a limit that is not the role's."""
+    agent = wish.agent
+    turns = [] if agent is None else [agent.max_turns, *(one.max_turns for one in agent.agents)]
+    cost = None if agent is None or agent.max_cost_micro_usd is None else agent.max_cost_micro_usd / _MICRO
+    limits = {
+        "max_turns": max((number for number in turns if number is not None), default=None),
+        "max_cost_usd": cost,
+        "timeout_s": wish.timeout_seconds,
+        "priority": wish.priority,
+    }
+    if (why := refuses(role, lane=lane, limits=limits)) is not None:
+        raise Refusal.because(Code.FORBIDDEN, why)
+
+
+def check_models(role: Role, spec: TaskSpec, aliases: Mapping[str, str]) -> None:
+    """Raises Refusal for a model that is not the role's, be it asked for by an alias or by its id."""
+    if role.models is not None:
+        why = refuses(role, models=[names_of(model, aliases) for model in sorted(spec.models)])
+        if why is not None:
+            raise Refusal.because(Code.FORBIDDEN, why)
 
 
 def _tools_wished(agent: AgentSpec) -> Sequence[str]:

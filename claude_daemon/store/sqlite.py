@@ -207,6 +207,18 @@ class SqliteStore:
     async def create_key(self, key: KeyRecord, audit: AuditRecord) -> None:
         await self._writer.do(keys.create_key.bind(key, audit))
 
+    async def rotate_key(self, key_id: str, digest: bytes, previous_until: float, audit: AuditRecord) -> bool:
+        return await self._writer.do(keys.rotate_key.bind(key_id, digest, previous_until, audit))
+
+    async def suspend_key(self, key_id: str, at: float | None, audit: AuditRecord) -> bool:
+        return await self._writer.do(keys.suspend_key.bind(key_id, at, audit))
+
+    async def revoke_key(self, key_id: str, at: float, audit: AuditRecord) -> Sequence[str] | None:
+        return await self._writer.do(keys.revoke_key.bind(key_id, at, audit))
+
+    def key_used(self, key_id: str, at: float) -> None:
+        self._writer.tell(keys.key_used.bind(key_id, at), 0, lambda _: None, failed=None)
+
     async def keys(self) -> Sequence[KeyRecord]:
         return await self._readers.read(keys.read)
 

@@ -48,6 +48,14 @@ def give_up(db: Connection, webhook_id: str, at: float, error: str) -> None:
     _is_over(db, webhook_id)
 
 
+def drop(db: Connection, key_id: str, at: float, error: str) -> None:
+    """No delivery of this key's tasks is due any more."""
+    owned = "SELECT w.n FROM webhooks w JOIN tasks t ON t.id = w.task_id WHERE w.due_at IS NOT NULL AND t.key_id = ?"
+    for (number,) in db.execute(owned, (key_id,)).fetchall():
+        db.execute("UPDATE webhooks SET due_at = NULL, given_up_at = ?, error = ? WHERE n = ?", (at, error, number))
+        db.execute("DELETE FROM webhook_bodies WHERE n = ?", (number,))
+
+
 def due(db: Connection, now: float, limit: int) -> Sequence[WebhookDelivery]:
     found = db.execute(
         "SELECT w.*, b.body FROM webhooks w LEFT JOIN webhook_bodies b ON b.n = w.n "

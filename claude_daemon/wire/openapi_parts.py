@@ -13,8 +13,8 @@ SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {"apiKey": []}]
 
 ERRORS: Final[Mapping[str, str]] = {
     "400": "The request is wrong, or asks for what cannot be had; all faults are told at once.",
-    "401": "No key, or one that is not valid.",
-    "403": "The key may not do this, or the web page may not call us.",
+    "401": "No key, or one that is not valid, or not any more.",
+    "403": "The key may not do this, or is suspended, or the web page may not call us.",
     "404": "Unknown, or not this key's.",
     "408": "The body was not complete in time.",
     "409": "It conflicts with what is there; `code` tells how.",

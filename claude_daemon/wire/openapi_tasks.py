@@ -35,8 +35,9 @@ The server sends `{"op":"ack","ref","task"}`, `{"op":"event","task","seq","type"
 `{"op":"error","ref","error"}` (a TaskError), `{"op":"pong","ref"}` and, before it stops, \
 `{"op":"drain","retry_after_ms","cursors":{task: seq}}`.
 
-It closes with 1001 when it stops, 1003 for a message that is no text, 1009 for one that is too big, and 1013 when its \
-reader is too slow: come back with your cursors."""
+It closes with 1001 when it stops, 1003 for a message that is no text, 1008 when the key is not good any more (it was \
+revoked, suspended or rotated, or has expired), 1009 for a message that is too big, and 1013 when its reader is too \
+slow: come back with your cursors."""
 
 
 def paths() -> Json:

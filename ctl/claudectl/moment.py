@@ -35,6 +35,17 @@ def after(text: str, now: float) -> float:
     return _date(text, "a time")
 
 
+def length(text: str) -> int:
+    """How many seconds a time such as ``30d`` or ``12h`` is. Raises ValueError for what is none.
+
+    >>> length("2h")
+    7200
+    """
+    if (seconds := _seconds(text)) is None:
+        raise ValueError(f"{text!r} is no time such as 30d or 12h")
+    return seconds
+
+
 def _seconds(text: str) -> int | None:
     age = _AGE.fullmatch(text)
     return int(age[1]) * _UNIT_SECONDS[age[2]] if age is not None else None

@@ -11,19 +11,31 @@ from structlog.contextvars import get_contextvars
 
 from claude_daemon.api.middleware import KEY, OPEN_ROUTES, Gate, host_name, request_id_of, traceparent_of
 from claude_daemon.api.server import Limits, read_body
-from claude_daemon.core.key import Key, Keyring, digest, new_secret
+from claude_daemon.core.key import Key, Keyring, Unfit, digest, new_secret
+from claude_daemon.service.keys import refusal_of
 from tests.api.test_server import Answer, Served, assert_ours, parse, serving
 
 SECRET, REVOKED = new_secret(lambda n: b"s" * n), new_secret(lambda n: b"r" * n)
 KEYRING = Keyring(
     [Key(id="key_1", name="alice", digest=digest(SECRET), role="standard", trust_domain="key_1")],
 )
+
+
+def identify(secret: str, peer: str | None) -> Key:
+    """The peer is told by the server: loopback here."""
+    assert peer == "127.0.0.1"
+    found = KEYRING.identify(secret)
+    if isinstance(found, Unfit):
+        raise refusal_of(found)
+    return found
+
+
 BEARER = f"Authorization: Bearer {SECRET}"
 
 
 def guarded(served: list[Served], limits: Limits) -> web.Application:
     gate = Gate(
-        identify=KEYRING.identify,
+        identify=identify,
         allowed_hosts=("localhost", "127.0.0.1", "[::1]", "Daemon.Example"),
         allowed_origins=("https://app.example", "http://localhost:3000/"),
     )
@@ -65,7 +77,7 @@ async def test_who_comes_while_the_daemon_starts_waits_for_it_and_probes_do_not(
         await started.wait()
 
     def starting(served: list[Served], limits: Limits) -> web.Application:
-        gate = Gate(identify=KEYRING.identify, allowed_hosts=("localhost",), started=wait)
+        gate = Gate(identify=identify, allowed_hosts=("localhost",), started=wait)
 
         async def answer(request: web.Request) -> web.Response:
             return web.Response()
@@ -208,7 +220,7 @@ async def test_http_1_0_may_leave_its_host_out() -> None:
 
 async def test_a_star_allows_every_host() -> None:
     def app(served: list[Served], limits: Limits) -> web.Application:
-        gate = Gate(identify=KEYRING.identify, allowed_hosts=("*",))
+        gate = Gate(identify=identify, allowed_hosts=("*",))
         return web.Application(middlewares=[gate.middleware()])
 
     async with serving(app) as served:

@@ -18,7 +18,7 @@ from types import FrameType
 
 import orjson
 
-from tests.bench import agent, durable, fanout, first_delta, latency, mixed, shutdown, surroundings, throughput
+from tests.bench import agent, durable, fanout, first_delta, keys, latency, mixed, shutdown, surroundings, throughput
 from tests.bench.machine import OthersWork, load_average
 from tests.bench.measure import FULL, QUICK, Row, Scale
 from tests.bench.render import document, table
@@ -30,6 +30,7 @@ Group = Callable[[Stage, Scale], Iterable[Row]]
 GROUPS: Mapping[str, Group] = {
     "memory": surroundings.memory,
     "claudectl": surroundings.claudectl,
+    "keys": keys.keys,
     "direct": first_delta.direct,
     "text": first_delta.text,
     "history": first_delta.history,

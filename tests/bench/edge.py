@@ -33,9 +33,8 @@ from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.config import Settings
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.event import MESSAGE_EVENT, Emission, Event
-from claude_daemon.core.key import Key, Keyring, digest, new_secret
+from claude_daemon.core.key import Key, digest, new_secret
 from claude_daemon.core.lifecycle import DaemonState
-from claude_daemon.core.role import BUILT_IN
 from claude_daemon.core.room import Room
 from claude_daemon.core.task import Kind, Lane, State, Task, TaskSpec
 from claude_daemon.durable import Durable
@@ -43,6 +42,7 @@ from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import EventPage, Schemas, Store, StoredEvent, StoreStatus, Submission
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
+from claude_daemon.service.keys import KeyDesk
 from claude_daemon.service.tail import Tail
 from claude_daemon.telemetry.logging import configure
 from tests.bench.child import answer, more_files
@@ -231,26 +231,40 @@ class Edge:
             default_model=settings.engine.default_model,
         )
         health = Health(version="bench", monotonic=time.monotonic)
-        self.durable.serve(admission, health, draining=lambda: False, role_of=lambda key, uid: BUILT_IN["full"])
+        local = Key(id="local", name="local", digest=digest(self.secret), role="standard", trust_domain="default")
+        self._keys = KeyDesk(
+            store,
+            local,
+            shared=False,
+            now=time.time,
+            monotonic=time.monotonic,
+            ids=assembly.ids,
+            randbytes=secrets.token_bytes,
+        )
+        self.durable.serve(admission, health, draining=lambda: False, keys=self._keys)
         self.durable.dispatcher.hold()  # as a daemon whose queue is paused
         self._plain = _Plain()
         self._sources: dict[str, _Source] = {}
         self._server = self._edge(settings, admission, schemas)
 
     def _edge(self, settings: Settings, admission: Admission, schemas: Schemas) -> HttpServer:
-        key = Key(id="local", name="local", digest=digest(self.secret), role="standard", trust_domain="default")
         gate = Gate(
-            identify=Keyring([key]).identify,
+            identify=self._keys.identify,
+            check_route=self._keys.check_route,
             allowed_hosts=settings.http.accepted_hosts,
             allowed_origins=settings.http.allowed_origins,
         )
         body = chat.BodyLimits(max_bytes=settings.http.max_body_bytes, timeout_s=settings.http.body_timeout_s)
-        chats = chat.Chats(admission, self.durable.dispatcher, self.durable.sessions, body)
+        chats = chat.Chats(admission, self.durable.dispatcher, self.durable.sessions, body, self._keys)
         desk = self.durable.desk
         self.fanout = Fanout(self.durable.follow, lambda task_id: task_id in self._sources)
-        streams = StreamRoutes(desk, self.fanout, schemas, max_message_bytes=settings.http.max_body_bytes)
+        watched = self._keys.watches.watched
+        streams = StreamRoutes(
+            desk, self.fanout, schemas, max_message_bytes=settings.http.max_body_bytes, watched=watched
+        )
+        tasks = TaskRoutes(desk, chats, self.fanout, schemas, watched=watched)
         return HttpServer(
-            application(gate.middleware(), TaskRoutes(desk, chats, self.fanout, schemas), streams, self._plain),
+            application(gate.middleware(), tasks, streams, self._plain),
             limits=assembly.limits(settings),
             ids=assembly.ids,
             on_access=journal.access,

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import pytest
 
-from claude_daemon.core.role import BUILT_IN, SCOPES, Role, no_tools, permitted, powerless, refuses, roles
+from claude_daemon.core.role import (
+    BUILT_IN,
+    SCOPES,
+    Role,
+    names_of,
+    no_tools,
+    permitted,
+    powerless,
+    refuses,
+    roles,
+    route_of,
+)
 
 READONLY, STANDARD, FULL = (BUILT_IN[name] for name in ("readonly", "standard", "full"))
 
@@ -20,6 +32,16 @@ class Table:
     tools: Sequence[str] = ()
     approval: str = "never"
     scopes: Sequence[str] = ()
+    routes: Sequence[str] | None = None
+    lanes: Sequence[str] | None = None
+    models: Sequence[str] | None = None
+    roots: Sequence[PurePath] | None = None
+    mcp: Sequence[str] | None = None
+    max_turns: int | None = None
+    max_cost_usd: float | None = None
+    max_timeout_s: float | None = None
+    max_priority: int | None = None
+    concurrent: int | None = None
 
 
 def own(**table: Any) -> Role:
@@ -137,6 +159,73 @@ def test_an_own_role_has_what_its_table_says_and_weaker_approvals() -> None:
     assert own().tools == frozenset()
 
 
+BOUND = own(
+    tools=["Read"],
+    scopes=["mcp"],
+    routes=["/v1/tasks", "/v1/messages"],
+    lanes=["text", "agent"],
+    models=["haiku", "claude-opus-5-5"],
+    roots=[PurePath("/srv/a"), PurePath("/srv/b")],
+    mcp=["github"],
+    max_turns=20,
+    max_cost_usd=0.5,
+    max_timeout_s=600.0,
+    max_priority=5,
+)
+
+
+@pytest.mark.parametrize(
+    ("wish", "rule"),
+    [
+        ({"route": "/v1/tasks"}, None),
+        ({"route": "/v1/stream"}, "`mine` may not use `/v1/stream`; its routes are `/v1/messages`, `/v1/tasks`."),
+        ({"lane": "text"}, None),
+        ({"lane": "direct"}, "`mine` may not use the lane `direct`; its lanes are `agent`, `text`."),
+        ({"models": [("claude-haiku-5-5", "haiku"), ("claude-opus-5-5", "opus")]}, None),
+        ({"models": [("claude-haiku-5-5", "haiku"), ("claude-sonnet-5-5", "sonnet")]}, "the model `claude-sonnet-5-5`"),
+        ({"mcp_servers": ["github"]}, None),
+        ({"mcp_servers": ["github", "jira"]}, "the MCP server `jira`; its servers are `github`."),
+        ({"directories": ["/srv/a", "/srv/b/x/y", "/srv/a/../b"]}, None),
+        ({"directories": ["/srv/a", "/srv/ab"]}, "may not work in `/srv/ab`: it is under none of its roots."),
+        ({"directories": ["/srv/a/../c"]}, "may not work in `/srv/a/../c`"),
+        ({"limits": {"max_turns": 20, "max_cost_usd": 0.5, "timeout_s": 600.0, "priority": 5}}, None),
+        ({"limits": {"max_turns": None, "max_cost_usd": None, "timeout_s": None, "priority": -10}}, None),
+        ({"limits": {"max_turns": 21}}, "`mine` may ask for at most `max_turns: 20`."),
+        ({"limits": {"max_cost_usd": 0.500001}}, "at most `max_cost_usd: 0.5`."),
+        ({"limits": {"timeout_s": 600.1}}, "at most `timeout_s: 600`."),
+        ({"limits": {"priority": 6}}, "at most `priority: 5`."),
+    ],
+)
+def test_the_further_rules_of_an_own_role(wish: dict[str, Any], rule: str | None) -> None:
+    why = refuses(BOUND, **wish)
+    assert why is None if rule is None else why is not None and rule in why
+    assert refuses(FULL, **wish) is None, "where there is no rule nothing is refused"
+
+
+def test_a_role_may_have_no_directory_and_no_server() -> None:
+    none = own(scopes=["mcp"], roots=[], mcp=[])
+    assert "under none of its roots" in (refuses(none, directories=["/srv"]) or "")
+    assert "its servers are none." in (refuses(none, mcp_servers=["x"]) or "")
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/v1/messages", "/v1/messages"),
+        ("/v1/messages/count_tokens", "/v1/messages"),
+        ("/v1/tasks/{id}/events", "/v1/tasks"),
+        ("/v1/tasksx", None),
+        ("/live", None),
+    ],
+)
+def test_the_route_that_a_path_belongs_to(path: str, route: str | None) -> None:
+    assert route_of(path) == route
+
+
+def test_a_model_is_known_by_its_id_and_every_alias() -> None:
+    assert names_of("m", {"b": "m", "a": "m", "c": "n"}) == ("m", "a", "b")
+
+
 def test_own_roles_stand_beside_the_built_in_ones() -> None:
     known = roles({"mine": Table()})
     assert set(known) == {"readonly", "standard", "full", "mine"} and known["full"] is FULL
@@ -151,6 +240,11 @@ def test_own_roles_stand_beside_the_built_in_ones() -> None:
         ("mine", Table(tools=["mcp__x__y"]), 'come with the scope "mcp"'),
         ("mine", Table(tools=["Web*"]), "is no name of a tool"),
         ("mine", Table(tools=["Read,Bash"]), "is no name of a tool"),
+        ("mine", Table(routes=["/v1/task"]), "roles.mine.routes: no route is named '/v1/task'; known are `/v1/chat/"),
+        ("mine", Table(routes=["/health"]), "roles.mine.routes: no route is named '/health'"),
+        ("mine", Table(lanes=["fast"]), "roles.mine.lanes: no lane is named 'fast'; known are `direct`, `text`"),
+        ("mine", Table(mcp=["x"]), 'roles.mine.mcp: names servers, and the role has not the scope "mcp"'),
+        ("mine", Table(max_cost_usd=1, lanes=["text"]), "roles.mine.max_cost_usd: is kept on the lanes agent and"),
     ],
 )
 def test_a_role_that_cannot_be_what_it_says_is_an_error(name: str, table: Table, told: str) -> None:

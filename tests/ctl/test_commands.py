@@ -83,7 +83,7 @@ SUBCOMMANDS = [
     ["queue", "resume"],
     *(["workers", name] for name in ("scale", "recycle", "kill")),
     *(["connections", name] for name in ("list", "close")),
-    *(["keys", name] for name in ("create", "list")),
+    *(["keys", name] for name in ("create", "list", "rotate", "suspend", "resume", "revoke")),
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -53,6 +54,13 @@ def test_role_domain_and_end_are_sent(made: Daemon, invoke: Invoke) -> None:
 def test_a_date_is_an_end_too(made: Daemon, invoke: Invoke) -> None:
     invoke("keys", "create", "alice", "--expires", "2100-01-01T00:00:00Z")
     assert made.last.body["expires"] == 4_102_444_800
+
+
+def test_with_whom_it_shares_is_shown(daemon: Daemon, invoke: Invoke) -> None:
+    names = ["bob", "b\x1b[2J", *(f"n{number}" for number in range(9))]
+    daemon.says("POST", "keys", {**MADE, "domain": "team", "shares_with": names}, 201)
+    shown = invoke("keys", "create", "alice", "--domain", "team").stdout
+    assert "\nshares warm processes with bob, b, n0, n1, n2, n3, n4, n5, n6, n7 and 1 more\n" in shown
 
 
 def test_an_end_is_shown(daemon: Daemon, invoke: Invoke) -> None:
@@ -151,6 +159,13 @@ def test_an_answer_without_a_key_is_no_answer(
         ["create", "a", "-q", "--json"],
         ["create", "a", "-q", "--save", "x"],
         ["list", "extra"],
+        ["rotate"],
+        ["rotate", "a", "--overlap", "soon"],
+        ["rotate", "a", "-q", "--json"],
+        ["rotate", "a", "-q", "--save", "x"],
+        ["suspend"],
+        ["resume", "a", "b"],
+        ["revoke"],
     ],
 )
 def test_wrong_usage_is_2_and_asks_nobody(daemon: Daemon, invoke: Invoke, args: list[str]) -> None:
@@ -161,21 +176,63 @@ def test_wrong_usage_is_2_and_asks_nobody(daemon: Daemon, invoke: Invoke, args: 
 def test_keys_are_listed(daemon: Daemon, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", "UTC")
     time.tzset()
-    rows = [
-        {"id": "key_1", "name": "alice", "role": "standard", "domain": "key_1", "created_at": 86_400.0},
-        {"id": "key_2", "name": "b\x1b[2J", "role": "full", "domain": "team", "created_at": 0, "expires_at": 86_400.5},
-    ]
+    alice = {"id": "key_1", "name": "alice", "state": "good", "role": "standard", "domain": "key_1"}
+    other = {"id": "key_2", "name": "b\x1b[2J", "state": "suspended", "role": "full", "domain": "team"}
+    rows = [alice | {"created_at": 86_400.0}, other | {"created_at": 0, "used_at": 60.0, "expires_at": 86_400.5}]
     daemon.says("GET", "keys", {"keys": rows})
     result = invoke("keys", "list")
-    assert (result.exit_code, result.stdout) == (
-        0,
-        "NAME   ID     ROLE      DOMAIN  CREATED                  EXPIRES\n"
-        "alice  key_1  standard  key_1   1970-01-02 00:00:00 UTC  -\n"
-        "b      key_2  full      team    1970-01-01 00:00:00 UTC  1970-01-02 00:00:00 UTC\n",
-    )
+    assert result.exit_code == 0
+    times = [f"1970-01-{at} UTC" for at in ("01 00:00:00", "01 00:01:00", "02 00:00:00")]
+    assert [re.split("  +", line) for line in result.stdout.splitlines()] == [
+        ["NAME", "ID", "STATE", "ROLE", "DOMAIN", "CREATED", "USED", "EXPIRES"],
+        ["alice", "key_1", "good", "standard", "key_1", "1970-01-02 00:00:00 UTC", "-", "-"],
+        ["b", "key_2", "suspended", "full", "team", *times],
+    ]
     assert json.loads(invoke("keys", "list", "--json").stdout) == {"keys": rows}
+    invoke("keys", "list", "--all")
+    assert (daemon.last.path, daemon.last.query) == ("keys", "all=1")
     monkeypatch.undo()
     time.tzset()
+
+
+def test_a_new_secret_is_shown_once_with_the_end_of_the_old_one(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.says("POST", "keys/alice/rotate", {**MADE, "previous_until": 4_102_444_800.0})
+    shown = invoke("keys", "rotate", "alice", "--overlap", "1d").stdout
+    assert "\nthe old one is good until 2" in shown and shown.endswith(f"{SECRET}\nKeep it: it is not shown again.\n")
+    assert daemon.last.body == {"overlap_s": 86_400}
+    assert invoke("keys", "rotate", "alice", "-q").stdout == f"{SECRET}\n"
+    assert daemon.last.body == {}
+
+
+def test_a_new_secret_is_saved_like_a_new_key(daemon: Daemon, invoke: Invoke, tmp_path: Path) -> None:
+    daemon.says("POST", "keys/alice/rotate", MADE)
+    file = tmp_path / "alice.key"
+    result = invoke("keys", "rotate", "alice", "--save", str(file))
+    assert result.exit_code == 0 and SECRET not in result.output and file.read_text() == f"{SECRET}\n"
+    before = len(daemon.requests)
+    assert invoke("keys", "rotate", "alice", "--save", str(file)).exit_code == 7
+    assert len(daemon.requests) == before, "nothing is rotated where the secret has nowhere to go"
+
+
+@pytest.mark.parametrize(("verb", "done"), [("suspend", "suspended"), ("resume", "resumed"), ("revoke", "revoked")])
+def test_a_key_is_changed_by_its_name(daemon: Daemon, invoke: Invoke, verb: str, done: str) -> None:
+    daemon.says("POST", f"keys/alice/{verb}", {"id": "key_1", "name": "alice"})
+    result = invoke("keys", verb, "alice")
+    assert (result.exit_code, result.stdout) == (0, f"alice · key_1 · {done}\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(0, ""), (1, " · 1 task cancelled"), (7, " · 7 tasks cancelled"), ("x", "")]
+)
+def test_how_many_tasks_went_with_a_key_is_told(daemon: Daemon, invoke: Invoke, number: object, told: str) -> None:
+    daemon.says("POST", "keys/alice/revoke", {"id": "key_1", "name": "alice", "tasks_cancelled": number})
+    assert invoke("keys", "revoke", "alice", "--yes").stdout == f"alice · key_1 · revoked{told}\n"
+
+
+def test_a_key_that_is_not_there_is_told(daemon: Daemon, invoke: Invoke) -> None:
+    daemon.refuses("POST", "keys/bob/revoke", 404, "not_found", "There is no such key.")
+    result = invoke("keys", "revoke", "bob")
+    assert result.exit_code == 1 and result.stderr == "error: not_found: There is no such key.\n"
 
 
 def test_no_keys_are_said_to_be_none(daemon: Daemon, invoke: Invoke) -> None:

@@ -7,14 +7,14 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
@@ -22,6 +22,8 @@ from tests.e2e.test_stream import client
 from tests.support import BIN, DaemonProcess, text_of
 
 PATIENCE_S = 30.0
+REVOKED_WITHIN_S = 5.0
+"""One second is promised; the rest is for a machine that does other things besides. What was under way takes 40."""
 UNKNOWN = "cd_" + "A" * 43
 
 
@@ -72,9 +74,13 @@ async def test_a_new_key_is_good_at_once_and_after_a_restart_until_it_is_revoked
     assert made == {
         "id": made["id"],
         "name": "alice",
+        "state": "good",
         "role": "standard",
+        "scopes": ["sessions", "webhooks"],
         "domain": made["id"],
-        "expires_at": None,
+        "created_at": made["created_at"],
+        **dict.fromkeys(("expires_at", "used_at", "suspended_at", "revoked_at", "previous_until")),
+        "shares_with": [],
         "key": made["key"],
     }
     assert (await status(daemon, made["key"]), await status(daemon, UNKNOWN)) == (200, 401)
@@ -99,6 +105,135 @@ async def test_a_key_that_has_expired_is_401(daemon: DaemonProcess) -> None:
             await asyncio.sleep(0.05)
     late = await daemon.control("keys", "POST", {"name": "late", "expires": time.time() - 1})
     assert (late["code"], late["errors"][0]["path"]) == ("invalid_request", "expires")
+
+
+async def test_a_revoked_key_is_out_within_a_second_on_every_connection_and_its_work_ends(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = await start_daemon({"engine.workers": 2})
+    made = await create(daemon, "alice")
+    headers = {"Authorization": f"Bearer {made['key']}"}
+    async with caller(daemon, made["key"]) as http:
+        running = await submit(http, "[[tokens=2000]] [[pace=20ms]]")
+        chatting = asyncio.ensure_future(streamed_chat(http, "[[tokens=2000]] [[pace=20ms]]"))
+        following = asyncio.ensure_future(followed(http, running))
+        async with client(daemon, additional_headers=headers) as ws:
+            assert (await ws.ask(op="subscribe", task=running))["op"] == "ack"
+            async with asyncio.timeout(PATIENCE_S):
+                while len([worker for worker in await daemon.workers() if worker["state"] == "busy"]) < 2:
+                    await asyncio.sleep(0.01)
+            waiting = [await submit(http, "[[text=x]]") for _ in range(3)]
+            began = time.monotonic()
+            revoked = await daemon.control(f"keys/{made['id']}/revoke", "POST", {})
+            assert (revoked["state"], revoked["tasks_cancelled"]) == ("revoked", 4)
+            with pytest.raises(ConnectionClosed):
+                while True:
+                    await ws.receive()
+            closed = ws.connection.close_code, ws.connection.close_reason
+            assert closed == (1008, "This key was revoked.")
+        assert "cancelled" in (await chatting)[-1]
+        await following
+        assert time.monotonic() - began < 1.0
+        async with http.get("/v1/tasks") as response:  # on the connection of before
+            assert (response.status, (await response.json(content_type=None))["detail"]) == (
+                401,
+                "This key was revoked.",
+            )
+    for task in (running, *waiting):
+        async with asyncio.timeout(PATIENCE_S):
+            while (told := await daemon.control(f"tasks/{task}"))["state"] != "cancelled":
+                assert told["state"] in ("queued", "running"), told
+                await asyncio.sleep(0.01)
+    again = await daemon.control(f"tasks/{running}/retry", "POST", {})
+    assert (again["code"], again["detail"]) == ("conflict", "the key of this task is revoked")
+
+
+async def streamed_chat(http: aiohttp.ClientSession, prompt: str) -> list[str]:
+    """The data of every event, to the stream's end."""
+    body = {"model": "sonnet", "max_tokens": 4000, "stream": True, "messages": [{"role": "user", "content": prompt}]}
+    async with http.post("/v1/messages", json=body, headers={"Claude-Daemon-Lane": "text"}) as response:
+        assert response.status == 200, await response.text()
+        return [line.decode() async for line in response.content if line.startswith(b"data: ")]
+
+
+async def followed(http: aiohttp.ClientSession, task: str) -> None:
+    """Until the stream ends, or is cut."""
+    async with http.get(f"/v1/tasks/{task}/events") as response:
+        with suppress(aiohttp.ClientPayloadError):
+            await response.read()
+
+
+async def test_a_suspended_key_is_403_and_its_tasks_run_on(start_daemon: StartDaemon) -> None:
+    daemon = await start_daemon()
+    made = await create(daemon, "alice")
+    async with caller(daemon, made["key"]) as http:
+        tasks = [await submit(http, "[[tokens=5]] [[pace=10ms]]") for _ in range(2)]
+    assert (await daemon.control("keys/alice/suspend", "POST", {}))["state"] == "suspended"
+    assert await status(daemon, made["key"]) == 403
+    for task in tasks:
+        async with asyncio.timeout(PATIENCE_S):
+            while (await daemon.control(f"tasks/{task}"))["state"] != "succeeded":
+                await asyncio.sleep(0.01)
+    assert await daemon.stop() == 0
+    daemon = await start_daemon(home=daemon.home)
+    assert await status(daemon, made["key"]) == 403
+    assert (await daemon.control("keys/alice/resume", "POST", {}))["state"] == "good"
+    assert await status(daemon, made["key"]) == 200
+
+
+async def test_refused_keys_are_in_the_audit_with_their_number_and_never_their_secret(
+    start_daemon: StartDaemon,
+) -> None:
+    daemon = await start_daemon()
+    made = await create(daemon, "alice")
+    await daemon.control("keys/alice/revoke", "POST", {})
+    async with aiohttp.ClientSession(daemon.url) as http:
+        for key in (made["key"], UNKNOWN, "sk-nothing"):
+            for _ in range(20):
+                async with http.get("/v1/tasks", headers={"x-api-key": key}) as response:
+                    assert response.status == 401
+    assert await daemon.stop() == 0
+    with closing(sqlite3.connect(daemon.home / ".claude-daemon" / "daemon.db")) as db:
+        rows = db.execute("SELECT key_id, details FROM audit WHERE act = 'key.refused' ORDER BY n").fetchall()
+        assert db.execute("SELECT count(*) FROM audit").fetchone()[0] < 20
+    told: dict[tuple[str, str, str], int] = {}
+    for key_id, details in rows:
+        one = orjson.loads(details)
+        place = (one["reason"], one["peer"], key_id)
+        told[place] = told.get(place, 0) + one["count"]
+    peer = "127.0.0.1"
+    assert told == {("revoked", peer, made["id"]): 20, ("unknown", peer, None): 20, ("malformed", peer, None): 20}
+    assert len(rows) == 6, "the first of each at once, the rest together"
+    assert "sk-nothing" not in str(rows) and UNKNOWN not in str(rows)
+
+
+async def test_the_last_use_of_a_key_is_listed(daemon: DaemonProcess) -> None:
+    made = await create(daemon, "used-once")
+    assert await status(daemon, made["key"]) == 200
+    async with asyncio.timeout(PATIENCE_S):
+        while (told := await listed(daemon, made["id"]))["used_at"] is None:  # nobody waits for its commit
+            await asyncio.sleep(0.01)
+    assert abs(time.time() - told["used_at"]) < PATIENCE_S
+
+
+async def listed(daemon: DaemonProcess, key_id: str) -> dict[str, Any]:
+    (found,) = [key for key in (await daemon.control("keys?all=1"))["keys"] if key["id"] == key_id]
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code", "named"),
+    [
+        ("rotate", {"overlap_s": -1}, "invalid_request", "overlap_s"),
+        ("rotate", {"overlap_s": 1e9}, "invalid_request", "overlap_s"),
+        ("rotate", {"overlap": 1}, "unsupported_parameter", "overlap"),
+    ],
+)
+async def test_what_a_rotation_cannot_be_is_refused_by_name(
+    daemon: DaemonProcess, path: str, body: dict[str, Any], code: str, named: str
+) -> None:
+    refused = await daemon.control(f"keys/nobody/{path}", "POST", body)
+    assert (refused["code"], refused["errors"][0]["path"]) == (code, named)
 
 
 async def test_who_made_a_key_is_in_the_audit_and_its_secret_nowhere(start_daemon: StartDaemon) -> None:
@@ -258,3 +393,13 @@ async def test_claudectl_makes_and_lists_them(daemon: DaemonProcess, tmp_path: P
     assert await status(daemon, file.read_text().strip()) == 200
     code, out = await ctl("keys", "list")
     assert code == 0 and "by-hand" in out and "saved" in out and "cd_" not in out
+    old = file.read_text().strip()
+    code, out = await ctl("keys", "rotate", "saved", "--overlap", "1h", "-q")
+    assert code == 0 and [await status(daemon, key) for key in (old, out.strip())] == [200, 200]
+    code, new = await ctl("keys", "rotate", "saved", "-q")
+    assert [await status(daemon, key) for key in (old, out.strip(), new.strip())] == [401, 401, 200]
+    assert (await ctl("keys", "suspend", "saved"))[0] == 0 and await status(daemon, new.strip()) == 403
+    assert (await ctl("keys", "resume", "saved"))[0] == 0 and await status(daemon, new.strip()) == 200
+    assert (await ctl("keys", "revoke", "saved"))[0] == 0 and await status(daemon, new.strip()) == 401
+    assert (await ctl("keys", "revoke", "saved"))[0] == 1
+    assert "revoked" in (await ctl("keys", "list", "--all"))[1]

@@ -50,6 +50,14 @@ async def listed(daemon: DaemonProcess, **fields: Any) -> dict[str, Any]:
             await asyncio.sleep(0.02)
 
 
+async def gone(daemon: DaemonProcess, *workers: dict[str, Any]) -> None:
+    """Waits until none of these is listed."""
+    ids = {worker["id"] for worker in workers}
+    async with asyncio.timeout(PATIENCE_S):
+        while ids & {one["id"] for one in await daemon.workers()}:
+            await asyncio.sleep(0.02)
+
+
 async def turns(daemon: DaemonProcess) -> tuple[int, int]:
     found = (await daemon.control("status"))["turns"]
     return found["running"], found["limit"]
@@ -153,7 +161,7 @@ async def test_kill_ends_a_turn_and_what_is_kept(agents: Agents, repository: Pat
         assert told_state["id"] == worker["id"]
         await daemon.control(f"tasks/{task['id']}/cancel", "POST")  # whether or not another try was made
         assert (await ended(daemon, task["id"]))[0]["state"] in ("failed", "cancelled")
-        assert worker["id"] not in [one["id"] for one in await daemon.workers() if one["state"] != "retiring"]
+        await gone(daemon, worker)
     again, _ = await run(daemon, "[[history]] on", session={"id": kept["session_id"]})
     assert "my word is amber" in again["result"]["text"]
 
@@ -169,9 +177,7 @@ async def test_recycle_replaces_what_is_kept_and_spares_of_every_lane(agents: Ag
     session = await listed(daemon, lane="session", state="idle")
     recycled = (await daemon.control("workers/recycle", "POST", {"rolling": True}))["recycling"]
     assert {spare["id"], session["id"], busy["id"]} <= set(recycled)
-    async with asyncio.timeout(PATIENCE_S):
-        while {spare["id"], session["id"]} & {one["id"] for one in await daemon.workers()}:
-            await asyncio.sleep(0.02)
+    await gone(daemon, spare, session)
     new = await listed(daemon, lane="agent", state="idle")
     assert new["id"] != spare["id"]
     answer = await daemon.control(f"workers/{busy['id']}/recycle", "POST", {})

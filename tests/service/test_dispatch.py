@@ -54,6 +54,34 @@ async def test_places_go_round_in_order_and_nobody_overtakes() -> None:
         assert desk.engine.served == ["r0", "r1", "r2", "r3"]
 
 
+async def test_of_a_key_no_more_run_at_once_than_may_whatever_the_lane_and_others_are_not_held_up() -> None:
+    text_lane, direct = FakeEngine(3), FakeEngine(3, Lane.DIRECT)
+    async with Desk(text_lane, direct) as desk:
+        desk.dispatcher.concurrent = {"bound": 1}.get
+        first = desk.submit("first", key_id="bound")
+        second = desk.submit("second", key_id="bound", lane=Lane.DIRECT)
+        other = desk.submit("other", key_id="free")
+        third = desk.submit("third", key_id="bound")
+        await desk.lease(1)
+        assert (text_lane.served, direct.served) == (["first", "other"], [])
+        left = [second, third]
+        text_lane.leases[0].say(SUCCEEDED)
+        await ended(first)
+        while left:
+            async with asyncio.timeout(PATIENCE_S):
+                while desk.dispatcher.running < 2:
+                    await asyncio.sleep(0)
+            (run,) = [run for run in left if run.attempt is not None]
+            engine = text_lane if run is third else direct
+            await engine.leases[-1].began.wait()
+            engine.leases[-1].say(SUCCEEDED)
+            await ended(run)
+            left.remove(run)
+        text_lane.leases[1].say(SUCCEEDED)
+        await ended(other)
+        assert (text_lane.served, direct.served) == (["first", "other", "third"], ["second"])
+
+
 async def test_who_comes_when_a_place_has_just_become_free_does_not_overtake_those_who_wait() -> None:
     async with Desk() as desk:
         first = desk.submit("first")

@@ -59,6 +59,7 @@ class Office:
         self.clock = clock
         self.engine = FakeEngine(places)
         self.sessions_engine = FakeEngine(places, Lane.SESSION)
+        self.agents_engine = FakeEngine(places, Lane.AGENT)
         self.homes = FakeHomes()
         self.ended: list[Task] = []
         self.told: list[str] = []
@@ -81,7 +82,7 @@ class Office:
         )
         defaults: dict[str, Any] = {"max_waiting": 10, "wait_timeout_s": 60.0, "max_attempts": 3, "stall_s": 5.0}
         self.dispatcher = Dispatcher(
-            [self.engine, self.sessions_engine],
+            [self.engine, self.sessions_engine, self.agents_engine],
             DispatchSettings(**{**defaults, **settings}),
             schemas=FakeSchemas(),
             now=clock,
@@ -93,7 +94,7 @@ class Office:
         )
         admission = Admission(
             self.dispatcher,
-            [self.engine, self.sessions_engine],
+            [self.engine, self.sessions_engine, self.agents_engine],
             state=lambda: self.state,
             store_error=lambda: store.status().error,
             models={"sonnet": MODEL},

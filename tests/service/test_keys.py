@@ -20,6 +20,7 @@ from claude_daemon.service import keys
 from claude_daemon.service.keys import KeyDesk, KeyWish, Maker
 from claude_daemon.store import SqliteStore
 from tests.service.doubles import Clock
+from tests.store.samples import put, task
 
 SECRET = new_secret(secrets.token_bytes)
 LOCAL = Key(id="local", name="local", digest=digest(SECRET), role="standard", trust_domain="default")
@@ -48,11 +49,28 @@ async def opened(
         shared=shared,
         roles=roles,
         now=clock,
+        monotonic=clock,
         ids=lambda prefix: f"{prefix}_{next(numbers)}",
         randbytes=secrets.token_bytes,
     )
     await desk.load()
     return desk
+
+
+def why(desk: KeyDesk, secret: str) -> tuple[Code, str] | None:
+    """What whoever brings this secret is told; None if it is good."""
+    try:
+        desk.identify(secret, "10.0.0.1")
+    except Refusal as refusal:
+        return refusal.failure.code, refusal.failure.message
+    return None
+
+
+REVOKED = (Code.UNAUTHENTICATED, "This key was revoked.")
+ROTATED = (Code.UNAUTHENTICATED, "This key has a new secret, and the time of this one is over.")
+EXPIRED = (Code.UNAUTHENTICATED, "This key has expired.")
+UNKNOWN = (Code.UNAUTHENTICATED, "This key is not valid.")
+SUSPENDED = (Code.FORBIDDEN, "This key is suspended.")
 
 
 async def refused(desk: KeyDesk, **wish: Any) -> tuple[Code, str | None, str]:
@@ -71,7 +89,7 @@ async def test_a_new_key_is_known_at_once_and_after_a_restart(store: SqliteStore
     for one in (desk, again):
         assert one.identify(made.secret) == made.key
         assert one.identify(SECRET) == LOCAL
-        assert one.identify(new_secret(secrets.token_bytes)) is None
+        assert why(one, new_secret(secrets.token_bytes)) == why(one, "cd_x") == UNKNOWN
 
 
 async def test_two_new_keys_share_a_domain_only_where_that_was_asked(store: SqliteStore, clock: Clock) -> None:
@@ -103,11 +121,13 @@ async def test_a_key_is_refused_from_the_moment_it_expires(store: SqliteStore, c
     clock.now += 9.9
     assert desk.identify(made.secret) == made.key
     clock.now += 0.1
-    assert desk.identify(made.secret) is None
-    assert (await opened(store, clock)).identify(made.secret) is None
+    assert why(desk, made.secret) == EXPIRED
+    assert why(await opened(store, clock), made.secret) == EXPIRED
 
 
-async def test_a_revoked_key_is_unknown_and_its_name_is_free(store: SqliteStore, clock: Clock) -> None:
+async def test_a_key_that_was_revoked_before_the_start_is_refused_and_its_name_is_free(
+    store: SqliteStore, clock: Clock
+) -> None:
     secret = new_secret(secrets.token_bytes)
     gone = KeyRecord(
         id="key_0",
@@ -120,9 +140,10 @@ async def test_a_revoked_key_is_unknown_and_its_name_is_free(store: SqliteStore,
     )
     await store.create_key(gone, AuditRecord(at=1.0, act="key.created"))
     desk = await opened(store, clock)
-    assert desk.identify(secret) is None and list(await desk.list()) == []
+    assert why(desk, secret) == REVOKED and list(await desk.list()) == []
     made = await desk.create(MAKER, KeyWish(name="alice"))
-    assert list(await desk.list()) == [(made.key, 1000.0)]
+    assert [one.key for one in await desk.list()] == [made.key]
+    assert [one.record for one in await desk.list(revoked=True)][:1] == [gone]
 
 
 async def test_keys_are_listed_in_the_order_in_which_they_were_made(store: SqliteStore, clock: Clock) -> None:
@@ -130,7 +151,8 @@ async def test_keys_are_listed_in_the_order_in_which_they_were_made(store: Sqlit
     for name in ("z", "a", "m"):
         await desk.create(MAKER, KeyWish(name=name))
         clock.now += 1
-    assert [(key.name, at) for key, at in await desk.list()] == [("z", 1000.0), ("a", 1001.0), ("m", 1002.0)]
+    listed = [(one.key.name, one.record.created_at) for one in await desk.list()]
+    assert listed == [("z", 1000.0), ("a", 1001.0), ("m", 1002.0)]
 
 
 async def test_of_two_at_once_with_one_name_one_is_made(store: SqliteStore, clock: Clock) -> None:
@@ -181,10 +203,9 @@ async def test_with_a_login_all_keys_are_of_one_domain(store: SqliteStore, clock
     assert (await refused(desk, domain="mine"))[:2] == (Code.INVALID_REQUEST, "domain")
     made = await desk.create(MAKER, KeyWish(name="alice"))
     assert made.key.trust_domain == "default"
-    known = (await opened(store, clock, shared=True)).identify(made.secret)
-    assert known is not None and known.trust_domain == "default"
-    apart = (await opened(store, clock)).identify(made.secret)  # the next start has a credential that we hold
-    assert apart is not None and apart.trust_domain == "key_1"
+    assert (await opened(store, clock, shared=True)).identify(made.secret).trust_domain == "default"
+    # the next start has a credential that we hold
+    assert (await opened(store, clock)).identify(made.secret).trust_domain == "key_1"
 
 
 async def test_there_is_an_end_to_keys(store: SqliteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,3 +241,161 @@ async def test_a_role_that_is_gone_permits_nothing(store: SqliteStore, clock: Cl
     left = desk.role_of(made.key, None)
     assert (left.name, left.tools, left.scopes) == ("mine", frozenset(), frozenset())
     assert left.approvals == frozenset({"never"})
+
+
+# changes
+
+
+async def acts(store: SqliteStore) -> list[tuple[str, Any]]:
+    return [(record.act, record.details.get("id")) for _, record in await store.audit(0, 100)]
+
+
+@pytest.mark.parametrize("named", ["alice", "key_1"], ids=["by name", "by id"])
+async def test_a_rotated_key_keeps_all_but_its_secret(store: SqliteStore, clock: Clock, named: str) -> None:
+    desk = await opened(store, clock)
+    made = await desk.create(MAKER, KeyWish(name="alice", role="full", domain="team", expires_at=9000.0))
+    again = await desk.rotate(MAKER, named)
+    assert again.secret != made.secret and replace(again.key, digest=made.key.digest) == made.key
+    for one in (desk, await opened(store, clock)):
+        assert one.identify(again.secret) == again.key and why(one, made.secret) == ROTATED
+    assert await acts(store) == [("key.created", "key_1"), ("key.rotated", "key_1")]
+    assert await store.close()
+    assert again.secret.encode() not in store.path.read_bytes()
+
+
+async def test_during_the_overlap_both_secrets_are_good(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    made = await desk.create(MAKER, KeyWish(name="alice"))
+    again = await desk.rotate(MAKER, "alice", 60.0)
+    restarted = await opened(store, clock)
+    for at, old in ((1059.9, None), (1060.0, ROTATED)):
+        clock.now = at
+        for one in (desk, restarted):
+            assert why(one, made.secret) == old and why(one, again.secret) is None
+    assert (await store.audit(0, 10))[1][1].details["previous_until"] == 1060.0
+
+
+async def test_a_second_rotation_ends_the_overlap_of_the_first(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    first = await desk.create(MAKER, KeyWish(name="alice"))
+    second = await desk.rotate(MAKER, "alice", 60.0)
+    third = await desk.rotate(MAKER, "alice", 60.0)
+    assert [why(desk, one.secret) for one in (first, second, third)] == [UNKNOWN, None, None]
+
+
+async def test_rotations_at_once_leave_store_and_memory_alike(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    made = [await desk.create(MAKER, KeyWish(name="alice"))]
+    made += await asyncio.gather(*(desk.rotate(MAKER, "alice", 60.0) for _ in range(5)))
+    told = [why(desk, one.secret) for one in made]
+    assert told.count(None) == 2
+    assert [why(await opened(store, clock), one.secret) for one in made] == told
+
+
+async def test_a_suspended_key_is_403_until_it_is_resumed(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    made = await desk.create(MAKER, KeyWish(name="alice"))
+    for _ in range(2):  # again changes nothing
+        assert (await desk.suspend(MAKER, "alice")).key.suspended
+    for one in (desk, await opened(store, clock)):
+        assert why(one, made.secret) == SUSPENDED
+    for _ in range(2):
+        assert not (await desk.resume(MAKER, "key_1")).key.suspended
+    for one in (desk, await opened(store, clock)):
+        assert why(one, made.secret) is None
+    assert [act for act, _ in await acts(store)] == ["key.created", "key.suspended", "key.resumed"]
+
+
+class Work(keys.NoWork):
+    """Notes what was to be ended, and how the key was then."""
+
+    def __init__(self, desk: KeyDesk) -> None:
+        self.desk = desk
+        self.ended: list[tuple[str, Any, bool]] = []
+
+    async def end_work(self, key_id: str, task_ids: Any) -> None:
+        self.ended.append((key_id, list(task_ids), self.desk.revoked(key_id)))
+
+
+async def test_a_revoked_key_is_refused_for_ever_and_its_work_ended(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    desk.work = work = Work(desk)
+    made = await desk.create(MAKER, KeyWish(name="alice"))
+    again = await desk.rotate(MAKER, "alice", 60.0)
+    for name, owner in (("task_1", "key_1"), ("task_2", "local")):
+        await put(store, task(name, key_id=owner))
+    revoked, tasks = await desk.revoke(MAKER, "alice")
+    assert (revoked.record.revoked_at, tasks, work.ended) == (1000.0, 1, [("key_1", ["task_1"], True)])
+    for one in (desk, await opened(store, clock)):
+        assert why(one, made.secret) == why(one, again.secret) == REVOKED
+        assert one.revoked("key_1") and not one.revoked("key_none")
+    assert [act for act, _ in await acts(store)][-1] == "key.revoked"
+    assert "key" in repr(await desk.create(MAKER, KeyWish(name="alice"))), "its name is free"
+
+
+@pytest.mark.parametrize("change", ["rotate", "suspend", "resume", "revoke"])
+async def test_what_cannot_be_changed_is_told(store: SqliteStore, clock: Clock, change: str) -> None:
+    desk = await opened(store, clock)
+    await desk.create(MAKER, KeyWish(name="alice"))
+    await desk.revoke(MAKER, "alice")
+    before = await acts(store)
+    told = []
+    for named in ("nobody", "alice", "key_1", "local"):
+        with pytest.raises(Refusal) as raised:
+            await getattr(desk, change)(MAKER, named)
+        told.append(raised.value.failure.code)
+    assert told == [Code.NOT_FOUND, Code.NOT_FOUND, Code.CONFLICT, Code.CONFLICT]
+    assert await acts(store) == before
+
+
+@pytest.mark.parametrize("change", ["rotate", "suspend", "revoke"])
+async def test_a_store_that_takes_nothing_changes_no_key(store: SqliteStore, clock: Clock, change: str) -> None:
+    desk = await opened(store, clock)
+    made = await desk.create(MAKER, KeyWish(name="alice"))
+    await store.close()
+    with pytest.raises(Refusal) as raised:
+        await getattr(desk, change)(MAKER, "alice")
+    assert raised.value.failure.code is Code.STORE_UNAVAILABLE
+    assert why(desk, made.secret) is None
+
+
+async def test_the_last_use_is_written_at_most_once_a_minute(
+    store: SqliteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = await opened(store, clock)
+    made = await desk.create(MAKER, KeyWish(name="alice"))
+    written: list[tuple[str, float]] = []
+    monkeypatch.setattr(store, "key_used", lambda key_id, at: written.append((key_id, at)))
+    for at in (1000.0, 1059.9, 1060.0, 1100.0, 1121.0):
+        clock.now = at
+        assert why(desk, made.secret) is None
+        assert why(desk, SECRET) is None, "that of the home is in no store"
+    assert written == [("key_1", 1000.0), ("key_1", 1060.0), ("key_1", 1121.0)]
+
+
+async def test_a_last_use_survives_a_restart(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    made = await desk.create(MAKER, KeyWish(name="alice"))
+    desk.identify(made.secret)
+    await store.record(AuditRecord(at=0.0, act="after it"))
+    assert [one.record.used_at for one in await (await opened(store, clock)).list()] == [1000.0]
+
+
+async def test_with_whom_a_key_shares_is_told(store: SqliteStore, clock: Clock) -> None:
+    desk = await opened(store, clock)
+    made = [await desk.create(MAKER, KeyWish(name=name, domain="team")) for name in ("b", "a", "c")]
+    await desk.create(MAKER, KeyWish(name="alone"))
+    await desk.rotate(MAKER, "a", 60.0)
+    await desk.revoke(MAKER, "c")
+    assert desk.company_of(made[0].key) == ["a"]
+
+
+async def test_a_role_with_routes_has_no_others(store: SqliteStore, clock: Clock) -> None:
+    mine = replace(BUILT_IN["standard"], name="mine", routes=frozenset({"/v1/tasks"}))
+    desk = await opened(store, clock, roles={**BUILT_IN, "mine": mine})
+    made = await desk.create(MAKER, KeyWish(name="alice", role="mine"))
+    desk.check_route(made.key, "/v1/tasks/{id}")
+    desk.check_route(LOCAL, "/v1/models")
+    with pytest.raises(Refusal) as raised:
+        desk.check_route(made.key, "/v1/models")
+    assert raised.value.failure.code is Code.FORBIDDEN and "`/v1/models`" in raised.value.failure.message

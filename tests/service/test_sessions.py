@@ -257,7 +257,7 @@ async def test_a_turn_that_comes_while_its_session_goes_is_refused_by_the_store(
             session=joined.turn,
         )
         late = Task(id="task_late", spec=spec, created_at=1.0)
-        (answer,) = await office.desk._enqueue([office.desk._submission(ME, late, None)], None)
+        (answer,) = await office.desk._enqueue(ME, [office.desk._submission(ME, late, None)], None)
         assert not isinstance(answer, Task)
         assert answer.code is Code.NOT_FOUND
 

@@ -776,6 +776,7 @@ class ApiKeys:
             key("key_1", digest=bytes(range(32))),
             key("key_2", role="mine", trust_domain="team", created_at=2.0, expires_at=3.0),
             key("key_3", created_at=2.5, revoked_at=4.0),
+            key("key_4", created_at=2.6, used_at=3.0, suspended_at=4.0, previous_digest=b"old", previous_until=5.0),
         ]
         for one in made:
             await store.create_key(one, audit("key.created", id=one.id))
@@ -813,8 +814,63 @@ class ApiKeys:
         assert [one.id for one in await store.keys()] == ["key_1"]
         assert await acts(store) == ["key.created"]
 
+    async def test_a_rotated_key_keeps_its_id_and_its_last_secret_for_a_while(self, store: Store) -> None:
+        made = key("key_1", digest=b"first")
+        await store.create_key(made, audit("key.created"))
+        assert await store.rotate_key("key_1", b"second", 10.0, audit("key.rotated"))
+        rotated = replace(made, digest=b"second", previous_digest=b"first", previous_until=10.0)
+        assert list(await store.keys()) == [rotated]
+        assert await store.rotate_key("key_1", b"third", 20.0, audit("key.rotated"))
+        assert list(await store.keys()) == [
+            replace(rotated, digest=b"third", previous_digest=b"second", previous_until=20.0)
+        ]
+        assert await acts(store) == ["key.created", "key.rotated", "key.rotated"]
+
+    async def test_a_key_is_suspended_and_resumed(self, store: Store) -> None:
+        made = key("key_1")
+        await store.create_key(made, audit("key.created"))
+        assert await store.suspend_key("key_1", 7.0, audit("key.suspended"))
+        assert list(await store.keys()) == [replace(made, suspended_at=7.0)]
+        assert await store.suspend_key("key_1", None, audit("key.resumed"))
+        assert list(await store.keys()) == [made]
+        assert await acts(store) == ["key.created", "key.suspended", "key.resumed"]
+
+    async def test_a_keys_last_use_is_kept(self, store: Store) -> None:
+        await store.create_key(key("key_1"), audit("key.created"))
+        store.key_used("key_1", 9.0)
+        store.key_used("key_none", 9.0)
+        await store.record(audit("after"))
+        assert [one.used_at for one in await store.keys()] == [9.0]
+
+    async def test_a_revoked_key_takes_its_tasks_and_webhooks_with_it(self, store: Store) -> None:
+        hook = "https://example.org/"
+        await store.create_key(key("key_1"), audit("key.created"))
+        for name, owner in (("queued", "key_1"), ("running", "key_1"), ("ended", "key_1"), ("other", "key_2")):
+            await put(store, task(name, key_id=owner, webhook=hook))
+        running, ended, other = [await claimed(store, name) for name in ("running", "ended", "other")]
+        await store.settle(settlement(ended, webhook_id="wh_ended"))
+        assert await store.revoke_key("key_1", 5.0, audit("key.revoked")) == ["queued", "running"]
+        assert [one.revoked_at for one in await store.keys()] == [5.0]
+        wished = {name: (await found(store, name)).cancel_requested_at for name in ("queued", "running", "other")}
+        assert wished == {"queued": 5.0, "running": 5.0, "other": None}
+        assert await store.claim("queued", "node_1", LEASE_UNTIL, 6.0) is None
+        assert await store.next_due() is None
+        await store.settle(settlement(running, CANCELLED, webhook_id="wh_running"))
+        await store.settle(settlement(other, webhook_id="wh_other"))
+        assert [one.id for one in await store.due(9e9, 10)] == ["wh_other"]
+
+    async def test_a_key_that_is_not_there_or_revoked_cannot_be_changed(self, store: Store) -> None:
+        await store.create_key(key("key_1", revoked_at=2.0), audit("key.created"))
+        before = list(await store.keys())
+        for key_id in ("key_1", "key_none"):
+            assert not await store.rotate_key(key_id, b"new", 10.0, audit("key.rotated"))
+            assert not await store.suspend_key(key_id, 3.0, audit("key.suspended"))
+            assert await store.revoke_key(key_id, 3.0, audit("key.revoked")) is None
+        assert list(await store.keys()) == before
+        assert await acts(store) == ["key.created"]
+
     async def test_a_digest_is_not_in_a_keys_repr(self, store: Store) -> None:
-        await store.create_key(key(digest=b"hide-me"), audit("key.created"))
+        await store.create_key(key(digest=b"hide-me", previous_digest=b"hide-me"), audit("key.created"))
         assert "hide-me" not in repr(await store.keys())
 
 

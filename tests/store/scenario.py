@@ -92,6 +92,13 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     yield "prune_audit"
     await store.create_key(key(), audit("key.created"))
     yield "create_key"
+    await store.rotate_key("key_1", b"new", 9e9, audit("key.rotated"))
+    yield "rotate_key"
+    await store.suspend_key("key_1", 3.0, audit("key.suspended"))
+    yield "suspend_key"
+    store.key_used("key_1", 4.0)
+    assert await asyncio.to_thread(unwaited.acquire, timeout=PATIENCE_S)
+    yield "key_used"
     turn = task("task_3", lane=Lane.SESSION, session=SessionTurn(id="sess_1", transcript="t", message="m"))
     made = SessionRecord(
         id="sess_1", key_id="local", trust_domain="default", transcript="t", created_at=1.0, used_at=1.0
@@ -100,6 +107,11 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     yield "enqueue"
     await store.settle(settlement(replace(turn, last_seq=1), CANCELLED, new_fence=1, ledger=None))
     yield "settle"
+    hers = task("task_4", key_id="key_1", webhook=HOOK)
+    await store.enqueue([submission(hers)], LIMITS)
+    yield "enqueue"
+    await store.revoke_key("key_1", 5.0, audit("key.revoked"))
+    yield "revoke_key"
     await store.delete_session("sess_1", audit("session.deleted"))
     yield "delete_session"
     await store.pause(True)
@@ -129,7 +141,7 @@ class Point:
             self._left -= 1
             if self._left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if verb in ("record_chat", "spent") and moment == "after":
+        if verb in ("record_chat", "spent", "key_used") and moment == "after":
             self.unwaited.release()
 
 

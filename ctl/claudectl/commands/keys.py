@@ -10,13 +10,16 @@ from pathlib import Path
 
 import click
 
-from claudectl import moment
-from claudectl.client import Client
+from claudectl import consent, moment
+from claudectl.client import Client, below
 from claudectl.errors import Conflict, ControlError, Mismatch
 from claudectl.options import Group, Options
 from claudectl.render import Document, Paint, documents, plain, table
 
 _SECRET_MODE = 0o600
+# Ten thousand tasks of one key are cancelled in some seconds.
+REVOKE_SECONDS = 60.0
+_MAX_NAMES = 10
 
 
 @click.group(cls=Group, name="keys")
@@ -27,6 +30,8 @@ def command() -> None:
     Examples:
       claudectl keys create alice
       claudectl keys list
+      claudectl keys rotate alice --overlap 1d
+      claudectl keys revoke alice
     """
 
 
@@ -55,20 +60,117 @@ def create(
     The role says what may be asked for. What a task does with a tool is confined by the sandbox alone, whatever
     patterns it names: without one, a key whose role has Bash is the daemon's own Unix user.
 
+    Keys of one domain share warm processes, one after the other, and nothing else; those that do are told.
+
     \b
     Examples:
       claudectl keys create ci --role readonly --expires 30d
       claudectl keys create alice --save alice.key
       curl -H "x-api-key: $(claudectl keys create demo -q)" http://127.0.0.1:8006/v1/models
     """
-    if quiet and (save is not None or options.json):
-        raise click.UsageError("-q prints the key alone: it goes neither with --save nor with --json")
+    _check_secret_options(options, quiet, save)
     body: dict[str, object] = {"name": name}
     body |= {key: value for key, value in (("role", role), ("domain", domain)) if value is not None}
     if expires is not None:
         body["expires"] = _moment(expires)
+    _show_secret(options, "keys", body, quiet=quiet, save=save)
+
+
+@command.command("rotate")
+@click.argument("key", metavar="KEY")
+@click.option("--overlap", metavar="D", help="Both secrets are good so long: 1d, 12h. Without it, the old one no more.")
+@click.option("-q", "quiet", is_flag=True, help="Print the key and nothing else.")
+@click.option("--save", metavar="FILE", help="Write the key to FILE, which only you can read, and do not print it.")
+@click.pass_obj
+def rotate(options: Options, key: str, overlap: str | None, quiet: bool, save: str | None) -> None:
+    """Give KEY, a name or an id, a new secret, and show it this once.
+
+    Everything else of the key stays: its id, its role, its tasks and sessions. What is open with the old secret is cut
+    when the time of that is over. A second rotation ends the overlap of the first.
+
+    \b
+    Examples:
+      claudectl keys rotate alice --overlap 1d --save alice.key
+      claudectl keys rotate alice -q
+    """
+    _check_secret_options(options, quiet, save)
+    body: dict[str, object] = {}
+    if overlap is not None:
+        try:
+            body["overlap_s"] = moment.length(overlap)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--overlap") from None
+    _show_secret(options, below("keys", key, "rotate"), body, quiet=quiet, save=save)
+
+
+@command.command("suspend")
+@click.argument("key", metavar="KEY")
+@click.pass_obj
+def suspend(options: Options, key: str) -> None:
+    """Refuse KEY, a name or an id, until it is resumed.
+
+    New requests are answered 403, and WebSockets and streams of events are closed. What is under way runs on: its chats
+    to their end, its tasks that run, and those that wait. claudectl tasks cancel ends one of them, keys revoke all.
+
+    \b
+    Example:
+      claudectl keys suspend alice
+    """
+    _change(options, key, "suspend", "suspended")
+
+
+@command.command("resume")
+@click.argument("key", metavar="KEY")
+@click.pass_obj
+def resume(options: Options, key: str) -> None:
+    """End the suspension of KEY, a name or an id.
+
+    \b
+    Example:
+      claudectl keys resume alice
+    """
+    _change(options, key, "resume", "resumed")
+
+
+@command.command("revoke")
+@click.argument("key", metavar="KEY")
+@click.option("--yes", is_flag=True, help="Do not ask, not even on a terminal.")
+@click.pass_obj
+def revoke(options: Options, key: str, yes: bool) -> None:
+    """End KEY, a name or an id, for ever.
+
+    It is refused at once, what is open with it is closed, its tasks are cancelled, those that wait and those that run,
+    and no webhook of theirs is sent any more. What they have left stays for queue.retention_days, and its name is free.
+
+    \b
+    Example:
+      claudectl keys revoke alice --yes
+    """
+    if not yes:
+        consent.ask(f"Revoke {plain(key)} for ever, and cancel its tasks?", otherwise="nothing was revoked")
+    document = options.client().post(below("keys", key, "revoke"), {}, patience_seconds=REVOKE_SECONDS)
+    options.show(document, _revoked)
+
+
+def _revoked(document: Document, _: Paint) -> str:
+    number = document.get("tasks_cancelled")
+    tasks = f" · {number} task{'s' * (number != 1)} cancelled" if isinstance(number, int) and number else ""
+    return f"{plain(document.get('name'))} · {plain(document.get('id'))} · revoked{tasks}"
+
+
+def _change(options: Options, key: str, verb: str, done: str) -> None:
+    document = options.client().post(below("keys", key, verb), {})
+    options.show(document, lambda answer, _: f"{plain(answer.get('name'))} · {plain(answer.get('id'))} · {done}")
+
+
+def _check_secret_options(options: Options, quiet: bool, save: str | None) -> None:
+    if quiet and (save is not None or options.json):
+        raise click.UsageError("-q prints the key alone: it goes neither with --save nor with --json")
+
+
+def _show_secret(options: Options, path: str, body: Document, *, quiet: bool, save: str | None) -> None:
     client = options.client()
-    document: Document = client.post("keys", body) if save is None else _saved(client, body, save)
+    document: Document = client.post(path, body) if save is None else _saved(client, path, body, save)
     if quiet:
         click.echo(_secret(document))
     else:
@@ -82,10 +184,10 @@ def _moment(text: str) -> float:
         raise click.BadParameter(str(error), param_hint="--expires") from None
 
 
-def _saved(client: Client, body: Document, file: str) -> Document:
+def _saved(client: Client, path: str, body: Document, file: str) -> Document:
     """The answer without the secret, which is in the file. It is opened first: no key is made that nobody gets."""
     with _new_file(file) as descriptor:
-        document = client.post("keys", body)
+        document = client.post(path, body)
         try:
             os.write(descriptor, f"{_secret(document)}\n".encode())
             os.fsync(descriptor)
@@ -126,26 +228,39 @@ def _created(document: Document, _: Paint) -> str:
     head = f"{name} · {key_id} · role {role} · domain {domain}"
     if document.get("expires_at") is not None:
         head += f" · until {moment.told(document['expires_at'])}"
+    if others := document.get("shares_with"):
+        head += f"\nshares warm processes with {_names(others)}"
+    if document.get("previous_until") is not None:
+        head += f"\nthe old one is good until {moment.told(document['previous_until'])}"
     if "saved" in document:
         return f"{head}\nthe key is in {plain(document['saved'])}"
     return f"{head}\n{_secret(document)}\nKeep it: it is not shown again."
 
 
+def _names(others: object) -> str:
+    names = [plain(name) for name in others] if isinstance(others, list) else []
+    more = len(names) - _MAX_NAMES
+    return ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 @command.command("list")
+@click.option("--all", "every", is_flag=True, help="Those that are revoked, too.")
 @click.pass_obj
-def list_(options: Options) -> None:
+def list_(options: Options, every: bool) -> None:
     """List the keys that were made, the oldest first; the home's own, local, is not among them.
+
+    USED is the last use, to the minute.
 
     \b
     Examples:
       claudectl keys list
       claudectl keys list --json | jq -r '.keys[] | select(.role == "full") | .name'
     """
-    _, document = options.client().get("keys")
+    _, document = options.client().get("keys?all=1" if every else "keys")
     options.show(document, _keys)
 
 
-_HEADER = ("NAME", "ID", "ROLE", "DOMAIN", "CREATED", "EXPIRES")
+_HEADER = ("NAME", "ID", "STATE", "ROLE", "DOMAIN", "CREATED", "USED", "EXPIRES")
 
 
 def _keys(document: Document, paint: Paint) -> str:
@@ -155,6 +270,6 @@ def _keys(document: Document, paint: Paint) -> str:
 
 def _row(key: Document) -> list[str]:
     return [
-        *(plain(key.get(fact)) for fact in ("name", "id", "role", "domain")),
-        *(moment.told(key.get(at)) for at in ("created_at", "expires_at")),
+        *(plain(key.get(fact)) for fact in ("name", "id", "state", "role", "domain")),
+        *(moment.told(key.get(at)) for at in ("created_at", "used_at", "expires_at")),
     ]
