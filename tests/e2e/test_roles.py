@@ -32,14 +32,15 @@ async def test_a_task_is_held_to_its_roles_limits_and_roots(
 ) -> None:
     other = tmp_path / "root-of-others"
     other.mkdir()
-    role = f'[roles.mine]\ntools = ["Bash"]\nroots = ["{repository.parent}"]\nmax_turns = 2\nmax_timeout_s = 60\n'
+    role = (
+        f'[roles.mine]\ntools = ["Read", "Bash"]\nroots = ["{repository.parent}"]\nmax_turns = 2\nmax_timeout_s = 60\n'
+    )
     daemon = await agents(toml=f'[[roots]]\npath = "{other}"\n{role}')
     made = await create(daemon, "mine", role="mine")
     body = {"prompt": "x", "tools": {"allow": ["Bash"]}, "cwd": str(repository)}
     async with caller(daemon, made["key"]) as http:
         for more, rule in (
             ({"cwd": str(other)}, "may not work in"),
-            ({"cwd": f"{repository}/../../{other.name}"}, "may not work in"),
             ({"add_dirs": [str(other)]}, "may not work in"),
             ({"max_turns": 3}, "at most `max_turns: 2`."),
             ({"timeout_s": 61}, "at most `timeout_s: 60`."),
@@ -115,7 +116,7 @@ async def test_a_link_leads_to_no_root_that_is_not_the_roles(
     (other / "sub").mkdir(parents=True)
     link = repository / "link"
     link.symlink_to(other if attack == "link" else other / "sub")
-    role = f'[roles.mine]\ntools = ["Bash"]\nroots = ["{repository.parent}"]\n'
+    role = f'[roles.mine]\ntools = ["Read", "Bash"]\nroots = ["{repository.parent}"]\n'
     daemon = await agents(toml=f'[[roots]]\npath = "{other}"\n{role}')
     made = await create(daemon, "mine", role="mine")
     prompt = f"{call('Bash', command='touch reached')} [[tokens=1]]"
