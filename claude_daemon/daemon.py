@@ -327,6 +327,10 @@ class Daemon:
         """What the daemon did of its own accord, or for a signal."""
         return AuditRecord(at=time.time(), act=f"daemon.{name}", key_id=self.local.id, details=details)
 
+    def _control_refused(self, reason: str, uid: int | None, pid: int | None) -> None:
+        journal.control_refused(reason, uid, pid)
+        self.durable.control_refused.note(None if uid is None else f"uid {uid}", reason)
+
     def _reopen_log(self) -> None:
         if self.surroundings.log.reopen():
             log.info("log.reopened")
@@ -666,7 +670,7 @@ class Daemon:
             workers=self.report.workers,
             begin_drain=self.begin_drain,
             record=durable.record,
-            refused=journal.control_refused,
+            refused=self._control_refused,
         )
         routes.groups += [
             ControlDaemonRoutes(

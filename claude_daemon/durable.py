@@ -38,6 +38,7 @@ from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
 from claude_daemon.service.recover import Recovery
+from claude_daemon.service.refused import Refused
 from claude_daemon.service.sessions import SessionDesk
 from claude_daemon.service.tasks import TaskDesk
 from claude_daemon.service.upkeep import Upkeep
@@ -104,6 +105,7 @@ class Durable:
             broken=journal.task_broken,
         )
         self.follow = Follow(store, self.tails)
+        self.control_refused = Refused("control.refused", now=time.time, monotonic=time.monotonic)
         days = settings.audit.retention_days
         self.audit = AuditDesk(store, audit_key, retention_days=days, now=time.time, told=journal.told)
         self.webhooks = self._webhooks()
@@ -208,7 +210,8 @@ class Durable:
             group.create_task(self.upkeep.sweep())
             group.create_task(self.upkeep.watch())
             group.create_task(self.audit.run())
-            group.create_task(self._keys.refused.run(self.record))
+            for refused in (self._keys.refused, self.control_refused):
+                group.create_task(refused.run(self.record))
             if self.webhooks is not None:
                 group.create_task(self.webhooks.loop.run())
 

@@ -16,7 +16,7 @@ from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, Keyring, Unfit, digest, new_secret
 from claude_daemon.core.role import BUILT_IN, DEFAULT_ROLE, Role, no_tools, permitted, powerless, refuses, route_of
 from claude_daemon.ports import AuditRecord, Clock, Ids, KeyRecord, Keys, StoreUnavailable
-from claude_daemon.service.refused import RefusedKeys
+from claude_daemon.service.refused import Refused
 from claude_daemon.service.watch import Watches
 
 T = TypeVar("T")
@@ -130,7 +130,7 @@ class KeyDesk:
     ) -> None:
         self.roles = roles
         self.work: Work = NoWork()
-        self.refused = RefusedKeys(now=now, monotonic=monotonic)
+        self.refused = Refused("key.refused", now=now, monotonic=monotonic)
         self.watches = Watches(self.unfit, now)
         self._store = store
         self._local = local

@@ -1,4 +1,4 @@
-"""Keys that were refused, as the audit is told of them: few records, whatever comes."""
+"""Who was refused, as the audit is told of it: few records, whatever comes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from claude_daemon.core.key import Unfit
 from claude_daemon.ports import AuditRecord, Clock
 from claude_daemon.service.hint import Hint
 
@@ -20,18 +19,20 @@ MAX_KEYS: Final = 16
 OTHERS: Final = "others"
 
 
-class RefusedKeys:
-    """``now`` is seconds since the epoch, ``monotonic`` for durations. Nothing is written down but by :meth:`run`."""
+class Refused:
+    """``act`` is that of the records. ``now`` is seconds since the epoch, ``monotonic`` for durations. Nothing is
+    written down but by :meth:`run`."""
 
-    def __init__(self, *, now: Clock, monotonic: Clock) -> None:
+    def __init__(self, act: str, *, now: Clock, monotonic: Clock) -> None:
+        self._act = act
         self._now = now
         self._monotonic = monotonic
-        self._counts: dict[tuple[str, Unfit], _Count] = {}
+        self._counts: dict[tuple[str, str], _Count] = {}
         self._due: deque[AuditRecord] = deque()
         self._hint = Hint()
         self._sweep_at = 0.0
 
-    def note(self, peer: str | None, why: Unfit, key_id: str | None) -> None:
+    def note(self, peer: str | None, why: str, key_id: str | None = None) -> None:
         """``peer``: its address, None where it is not known; ``key_id``: of the key whose secret was right."""
         place = (peer or "unknown", why)
         if place not in self._counts and len(self._counts) >= MAX_PEERS:
@@ -77,13 +78,13 @@ class RefusedKeys:
             else:
                 del self._counts[place]
 
-    def _tell(self, place: tuple[str, Unfit], count: _Count) -> None:
+    def _tell(self, place: tuple[str, str], count: _Count) -> None:
         peer, why = place
-        details: dict[str, Any] = {"peer": peer, "reason": why.value, "count": count.number}
+        details: dict[str, Any] = {"peer": peer, "reason": why, "count": count.number}
         if len(count.keys) > 1:
             details["keys"] = sorted(count.keys)
         key_id = next(iter(count.keys)) if len(count.keys) == 1 else None
-        self._due.append(AuditRecord(at=self._now(), act="key.refused", key_id=key_id, details=details))
+        self._due.append(AuditRecord(at=self._now(), act=self._act, key_id=key_id, details=details))
         self._hint.give()
         count.number = 0
         count.keys.clear()

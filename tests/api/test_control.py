@@ -355,6 +355,10 @@ async def test_a_workers_child_is_refused_however_it_comes(start_daemon: StartDa
         assert answer.startswith(b"HTTP/1.1 403 "), answer
         assert b'"code":"from_worker"' in answer
         await daemon.logged("control.refused", reason="from_worker")
+        async with asyncio.timeout(20):
+            while not (found := (await daemon.control("audit?act=control.refused"))["data"]):
+                pass
+        assert found[0]["details"] == {"peer": f"uid {os.getuid()}", "reason": "from_worker", "count": 1}
         assert (await daemon.control("status"))["state"] in ("ready", "degraded")
 
 

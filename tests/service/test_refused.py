@@ -7,7 +7,7 @@ from typing import Any
 
 from claude_daemon.core.key import Unfit
 from claude_daemon.ports import AuditRecord
-from claude_daemon.service.refused import EVERY_S, MAX_KEYS, MAX_PEERS, RefusedKeys
+from claude_daemon.service.refused import EVERY_S, MAX_KEYS, MAX_PEERS, Refused
 from tests.service.doubles import Clock
 
 
@@ -16,7 +16,7 @@ class Scene:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.keys = RefusedKeys(now=self.clock, monotonic=self.clock)
+        self.keys = Refused("key.refused", now=self.clock, monotonic=self.clock)
         self.written: list[AuditRecord] = []
 
     async def record(self, audit: AuditRecord) -> None:
