@@ -8,8 +8,10 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from zoneinfo import ZoneInfo
 
 from claude_daemon import journal
 from claude_daemon.api.anthropic import CountTokens
@@ -18,8 +20,12 @@ from claude_daemon.api.control import ControlSettings
 from claude_daemon.api.forwarded import networks
 from claude_daemon.api.server import Limits
 from claude_daemon.config import Loaded, Settings
+from claude_daemon.config.models import Budget as BudgetSection
+from claude_daemon.config.models import DomainBudget
+from claude_daemon.core.budget import Budget, micro_usd
 from claude_daemon.core.errors import Failure, Refusal
 from claude_daemon.core.ids import new_id
+from claude_daemon.core.limits import Rates
 from claude_daemon.core.price import Price
 from claude_daemon.core.role import Role
 from claude_daemon.core.role import roles as all_roles
@@ -35,7 +41,9 @@ from claude_daemon.engine.session import SessionLane, SessionSettings
 from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.layers import Layer
 from claude_daemon.ports import Gateway, McpServer
+from claude_daemon.service.budget import BudgetSettings
 from claude_daemon.service.drain import DrainSettings
+from claude_daemon.service.limits import LimitSettings
 from claude_daemon.sources import Source
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.direct import DirectSettings
@@ -213,6 +221,36 @@ def prices(settings: Settings) -> dict[str, Price]:
         )
         for name, price in settings.prices.items()
     }
+
+
+def budget_settings(settings: Settings) -> BudgetSettings:
+    budget = settings.budget
+    return BudgetSettings(
+        overall=_budget(budget),
+        domains={name: _budget(domain) for name, domain in budget.domains.items()},
+        turn_micro_usd=round(budget.reserve_usd_per_turn * _MICRO),
+        zone=UTC if budget.timezone == "UTC" else ZoneInfo(budget.timezone),  # which needs no database
+    )
+
+
+def _budget(told: DomainBudget | BudgetSection) -> Budget:
+    return Budget(day_micro_usd=micro_usd(told.usd_per_day), month_micro_usd=micro_usd(told.usd_per_month))
+
+
+def limit_settings(settings: Settings) -> LimitSettings:
+    told = settings.limits
+    return LimitSettings(
+        per_key=Rates(
+            requests_per_minute=told.requests_per_minute,
+            tokens_per_minute=told.tokens_per_minute,
+            concurrent=told.concurrent,
+        ),
+        overall=Rates(
+            requests_per_minute=told.overall_requests_per_minute,
+            tokens_per_minute=told.overall_tokens_per_minute,
+            concurrent=told.overall_concurrent,
+        ),
+    )
 
 
 def pool_settings(settings: Settings) -> PoolSettings:

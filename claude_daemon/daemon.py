@@ -26,6 +26,7 @@ from claude_daemon.api.control_daemon import ControlDaemonRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
 from claude_daemon.api.sessions import ControlSessionRoutes
+from claude_daemon.api.usage import ControlUsageRoutes
 from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
 from claude_daemon.config.loading import check_reload
@@ -531,7 +532,15 @@ class Daemon:
         stack.push_async_callback(self.schemas.stop)
         await self.schemas.start()
         engines = await self._build_lanes(cli, client, broker, owns_process=subreaper)
-        self.durable = Durable(settings, self._store, engines, self.sessions, self.schemas, audit_key=self._audit_key)
+        self.durable = Durable(
+            settings,
+            self._store,
+            engines,
+            self.sessions,
+            self.schemas,
+            audit_key=self._audit_key,
+            budget_of=self.keys.budget_of,
+        )
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
         self.admission = Admission(
@@ -543,6 +552,8 @@ class Daemon:
             models=settings.engine.models,
             default_model=settings.engine.default_model,
             login=self.source.kind,
+            limits=self.durable.limits,
+            budgets=self.durable.budgets,
         )
         self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun, keys=self.keys)
         self.report = Report(
@@ -562,6 +573,7 @@ class Daemon:
             self.report.engine_checks,
             self.report.source_check,
             self.durable.check,
+            self.durable.budgets.check,
             self.configuration.check,
         ]
         self.redis = assembly.redis_link(settings, changed=self.health.note)
@@ -679,6 +691,7 @@ class Daemon:
             ControlAuditRoutes(self._store, durable.audit),
             ControlKeyRoutes(self.keys, front.chats),
             ControlSessionRoutes(front.sessions),
+            ControlUsageRoutes(front.usage, self.keys.names),
             ControlTaskRoutes(
                 durable.desk,
                 front.tasks,

@@ -17,6 +17,7 @@ import orjson
 
 from claude_daemon import assembly, journal
 from claude_daemon.config import Settings
+from claude_daemon.core.budget import NO_BUDGET, Budget
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.task import Task
 from claude_daemon.engine.session import SessionLane
@@ -33,10 +34,12 @@ from claude_daemon.ports import (
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.audit import AuditDesk
 from claude_daemon.service.book import Book
+from claude_daemon.service.budget import Budgets
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
+from claude_daemon.service.limits import Limits
 from claude_daemon.service.recover import Recovery
 from claude_daemon.service.refused import Refused
 from claude_daemon.service.sessions import SessionDesk
@@ -71,15 +74,20 @@ class Durable:
         schemas: Schemas,
         *,
         audit_key: bytes,
+        budget_of: Callable[[str], Budget] = lambda key_id: NO_BUDGET,
     ) -> None:
         """``homes``: the one of the engines that knows where sessions live. ``audit_key``: what the store seals its
-        audit with. Raises BadSetting."""
+        audit with. ``budget_of``: a key's own, by its id. Raises BadSetting."""
         self._homes = homes
         self.store = store
         self.settings = settings
         self._group: asyncio.TaskGroup | None = None
         self._recovered = False
         self.tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, time.time))
+        self.limits = Limits(assembly.limit_settings(settings), monotonic=time.monotonic)
+        self.budgets = Budgets(
+            store, assembly.budget_settings(settings), now=time.time, budget_of=budget_of, told=journal.told
+        )
         self.book = Book(
             store,
             self.tails,
@@ -88,6 +96,8 @@ class Durable:
             now=time.time,
             ids=assembly.ids,
             price=assembly.prices(settings).get,
+            budgets=self.budgets,
+            used=self.limits.used,
             told_by_webhook=_told_by_webhook,
             ended=self._ended,
         )
@@ -101,9 +111,11 @@ class Durable:
             book=self.book,
             parts=wire_events.parts,
             said=homes.said,
+            may_begin=self.limits.may_begin,
             settled=self._settled,
             broken=journal.task_broken,
         )
+        self.limits.turns = self.dispatcher.turns_of
         self.follow = Follow(store, self.tails)
         self.control_refused = Refused("control.refused", now=time.time, monotonic=time.monotonic)
         days = settings.audit.retention_days
@@ -119,6 +131,7 @@ class Durable:
         keys: KeyDesk,
     ) -> None:
         """What needs the rest of the daemon."""
+        self.budgets.changed = health.note
         self._keys = keys
         queue = self.settings.queue
         self.sessions = SessionDesk(
@@ -168,6 +181,8 @@ class Durable:
         self.settings = settings
         self.dispatcher.apply(_dispatch_settings(settings))
         self.book.price = assembly.prices(settings).get
+        self.budgets.settings = assembly.budget_settings(settings)
+        self.limits.apply(assembly.limit_settings(settings))
         self.desk.limits = _queue_limits(settings)
         self.recovery.max_attempts = settings.queue.max_attempts
         self.upkeep.retention_days = settings.queue.retention_days
@@ -189,6 +204,7 @@ class Durable:
             known = await self.store.session_ids()
             if strange := await asyncio.to_thread(self._homes.keep_only, known):  # of sessions deleted in between
                 journal.told("sessions.swept", {"sessions": len(strange)})
+            await self.budgets.load()
             await self.recovery.start()
             self.upkeep.begin(paused=await self.store.paused())
         except StoreUnavailable:  # its status says so, and with it readiness

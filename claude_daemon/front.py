@@ -18,6 +18,7 @@ from claude_daemon.api.probes import ProbeRoutes
 from claude_daemon.api.server import HttpServer
 from claude_daemon.api.sessions import SessionRoutes
 from claude_daemon.api.tasks import TaskRoutes
+from claude_daemon.api.usage import UsageRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
 from claude_daemon.config import Settings
@@ -26,6 +27,7 @@ from claude_daemon.ports import Schemas
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
+from claude_daemon.service.usage import UsageDesk
 from claude_daemon.upstream.client import MessagesClient
 
 # The last line of a progress stream is on its way when the control socket goes.
@@ -70,6 +72,7 @@ class Front:
         self.streams = StreamRoutes(durable.desk, self.fanout, schemas, max_message_bytes=max_bytes, watched=watched)
         self.tasks = TaskRoutes(durable.desk, self.chats, self.fanout, schemas, watched=watched)
         self.sessions = SessionRoutes(durable.sessions)
+        self.usage = UsageRoutes(UsageDesk(durable.store, durable.budgets))
         counter = assembly.counter(client) if client is not None else None
         public = application(
             self.gate.middleware(),
@@ -78,6 +81,7 @@ class Front:
             AnthropicRoutes(self.chats, schemas, counter),
             self.tasks,
             self.sessions,
+            self.usage,
             self.streams,
         )
         self.public = self._server(public, journal.access)

@@ -77,11 +77,14 @@ _WARNINGS: Final = frozenset(
     {
         "audit.strange",
         "audit.unwritten",
+        "budget.left_behind",
+        "budget.reservation_charged",
+        "budget.warn",
+        "redis.lost",
         "store.failed",
         "task.lease_lost",
         "webhook.failed",
         "webhook.given_up",
-        "redis.lost",
     }
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_daemon.config import load
+from claude_daemon.config import in_force, load
 from claude_daemon.config.in_force import OTHERS, PROTECTING, idle, refused
 
 
@@ -19,19 +19,11 @@ def test_the_defaults_name_nothing(tmp_path: Path) -> None:
     assert idle(loaded(tmp_path)) == []
 
 
-@pytest.mark.parametrize(
-    ("variable", "value", "key"),
-    [
-        ("CLAUDE_DAEMON_BUDGET__USD_PER_DAY", "5", "budget.usd_per_day"),
-        ("CLAUDE_DAEMON_LIMITS__CONCURRENT", "2", "limits.concurrent"),
-    ],
-)
-def test_a_protecting_setting_is_refused_with_where_it_stands(
-    tmp_path: Path, variable: str, value: str, key: str
-) -> None:
-    (fault,) = refused(loaded(tmp_path, **{variable: value}))
-    assert fault.key == key
-    assert variable in fault.where
+def test_a_protecting_setting_is_refused_with_where_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_force, "PROTECTING", {"limits": "rate limits"})
+    (fault,) = refused(loaded(tmp_path, CLAUDE_DAEMON_LIMITS__CONCURRENT="2"))
+    assert fault.key == "limits.concurrent"
+    assert "CLAUDE_DAEMON_LIMITS__CONCURRENT" in fault.where
     assert "not in force" in fault.message
 
 
@@ -52,6 +44,14 @@ def test_what_durable_tasks_brought_into_force_is_neither_refused_nor_told(tmp_p
         output = 15
         cache_write = 3.75
         cache_read = 0.3
+        [limits]
+        requests_per_minute = 60
+        overall_concurrent = 4
+        [budget]
+        usd_per_day = 5
+        timezone = "UTC"
+        [budget.domains.team]
+        usd_per_month = 50
         [webhooks]
         secret = "s"
         allow_private = true
@@ -60,7 +60,7 @@ def test_what_durable_tasks_brought_into_force_is_neither_refused_nor_told(tmp_p
     )
     (tmp_path / "config.toml").chmod(0o600)
     own = load({}, {}, home=tmp_path)
-    assert len([key for key, origin in own.origins.items() if origin.layer == "file"]) == 14
+    assert len([key for key, origin in own.origins.items() if origin.layer == "file"]) == 20
     assert (idle(own), refused(own)) == ([], [])
 
 

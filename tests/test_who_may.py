@@ -85,6 +85,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("GET", "/v1/sessions"): Row(right=200),
     ("GET", "/v1/sessions/{id}"): Row(right=200, other=404, path="/v1/sessions/{session}"),
     ("DELETE", "/v1/sessions/{id}"): Row(right=200, other=404, path="/v1/sessions/{session}"),
+    ("GET", "/v1/usage"): Row(right=200),
     ("GET", "/v1/stream"): Row(right=400),  # by a client that speaks no WebSocket; those who do are below
 }
 OPS: Mapping[str, Mapping[str, Any]] = {

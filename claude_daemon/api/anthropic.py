@@ -61,7 +61,9 @@ class AnthropicRoutes:
         self._chats.admission.check_open()
         asked = anthropic.parse_count_tokens(await self._chats.body(request))
         asked["model"] = self._chats.check_model(request, asked["model"])
-        headers = {REQUEST_ID_HEADER: request[REQUEST_ID]}
+        with self._chats.limited(request):
+            self._chats.admission.enter(chat.caller(request).id)
+        headers = {REQUEST_ID_HEADER: request[REQUEST_ID], **self._chats.rates(request)}
         if self._count is not None:
             try:
                 async with asyncio.timeout(COUNT_TIMEOUT_S):

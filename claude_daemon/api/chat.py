@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import web
 
-from claude_daemon.api.errors import Dialect, respond
-from claude_daemon.api.middleware import KEY, REQUEST_ID, TRACEPARENT, read_body
+from claude_daemon.api.errors import Dialect, dialect_of, respond
+from claude_daemon.api.middleware import ANSWER_HEADERS, KEY, REQUEST_ID, TRACEPARENT, read_body
+from claude_daemon.api.rates import rate_headers
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
@@ -140,21 +141,36 @@ class Chats:
         joined = None if session is None else self._sessions.chat(session, body)
         if joined is not None:
             self._judge(request, directories=joined.agent.directories)
-        return self.admission.chat(
-            TaskSpec(
-                kind=Kind.CHAT,
-                lane=lane,
-                request=body if joined is None else joined.request,
-                agent=None if joined is None else joined.agent,
-                session=None if joined is None else joined.turn,
-                key_id=caller(request).id,
-                trust_domain=caller(request).trust_domain,
-                request_id=request[REQUEST_ID],
-                stream=stream,
-                headers=passed_headers(request),
-                output_schema=output_schema,
-            )
+        spec = TaskSpec(
+            kind=Kind.CHAT,
+            lane=lane,
+            request=body if joined is None else joined.request,
+            agent=None if joined is None else joined.agent,
+            session=None if joined is None else joined.turn,
+            key_id=caller(request).id,
+            trust_domain=caller(request).trust_domain,
+            request_id=request[REQUEST_ID],
+            stream=stream,
+            headers=passed_headers(request),
+            output_schema=output_schema,
         )
+        with self.limited(request):
+            return self.admission.chat(spec)
+
+    @contextmanager
+    def limited(self, request: web.Request) -> Iterator[None]:
+        """Where a request may be refused by a limit: the answer then tells how the limits stand."""
+        try:
+            yield
+        except Refusal:
+            request[ANSWER_HEADERS] = self.rates(request)
+            raise
+
+    def rates(self, request: web.Request) -> dict[str, str]:
+        """How the caller's rate limits stand, as the route's clients read it."""
+        limits = self.admission.limits
+        standings = {} if limits is None else limits.standing(caller(request).id)
+        return rate_headers(standings, dialect_of(request.path), time.time()) if standings else {}
 
     def check_model(self, request: web.Request, name: str | None) -> str:
         """The id of the model that a client's name means. Raises Refusal for one that is unknown, or not the
@@ -183,7 +199,7 @@ class Chats:
 
     async def answer(self, request: web.Request, admitted: Admitted, form: Form) -> web.StreamResponse:
         """Tells a run that has begun: as a stream, or whole. A client that leaves meanwhile cancels it."""
-        headers = {**headers_of(admitted), **form.headers}
+        headers = {**headers_of(admitted), **form.headers, **self.rates(request)}
         async with self.follow(admitted.run) as following:
             if admitted.run.task.spec.stream:
                 return await _stream(request, following, form, headers)

@@ -13,15 +13,20 @@ from claude_daemon.api.control import json_answer
 from claude_daemon.api.middleware import REQUEST_ID
 from claude_daemon.api.server import PEER
 from claude_daemon.api.tasks import query_of
+from claude_daemon.core.budget import Budget, micro_usd, usd
 from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.service.keys import MAX_OVERLAP_SECONDS, KeyDesk, KeyWish, Listed, Maker, NewKey
 from claude_daemon.wire.parse import parse
 
 Word = Annotated[str, Field(min_length=1, max_length=64)]
+MAX_USD = 1_000_000_000
+"""More is no limit; and money is counted in whole numbers that a database can hold."""
+Dollars = Annotated[float, Field(ge=0, le=MAX_USD, allow_inf_nan=False)]
 
 
 class CreateRequest(BaseModel):
-    """``POST keys``. ``domain`` null: one of its own; ``expires``: seconds since the epoch, null for never."""
+    """``POST keys``. ``domain`` null: one of its own; ``expires``: seconds since the epoch, null for never. Of
+    budgets null is no limit."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -29,6 +34,8 @@ class CreateRequest(BaseModel):
     role: Word = DEFAULT_ROLE
     domain: Word | None = None
     expires: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    budget_usd_day: Dollars | None = None
+    budget_usd_month: Dollars | None = None
 
 
 class RotateRequest(BaseModel):
@@ -62,7 +69,10 @@ class ControlKeyRoutes:
     async def create(self, request: web.Request) -> web.Response:
         """Of all answers only this one and that of :meth:`rotate` ever hold the secret."""
         asked = parse(CreateRequest, await self._chats.body(request))
-        wish = KeyWish(name=asked.name, role=asked.role, domain=asked.domain, expires_at=asked.expires)
+        budget = Budget(
+            day_micro_usd=micro_usd(asked.budget_usd_day), month_micro_usd=micro_usd(asked.budget_usd_month)
+        )
+        wish = KeyWish(name=asked.name, role=asked.role, domain=asked.domain, expires_at=asked.expires, budget=budget)
         made = await self._desk.create(_maker(request), wish)
         return self._with_secret(made, 201, {"shares_with": list(self._desk.company_of(made.key))})
 
@@ -103,6 +113,8 @@ class ControlKeyRoutes:
             "suspended_at": record.suspended_at,
             "revoked_at": record.revoked_at,
             "previous_until": record.previous_until,
+            "budget_usd_day": _usd(record.budget.day_micro_usd),
+            "budget_usd_month": _usd(record.budget.month_micro_usd),
         }
 
 
@@ -111,3 +123,7 @@ def _maker(request: web.Request) -> Maker:
     return Maker(
         key_id=caller(request).id, request_id=request[REQUEST_ID], peer_uid=peer.uid if peer is not None else None
     )
+
+
+def _usd(most: int | None) -> float | None:
+    return None if most is None else usd(most)

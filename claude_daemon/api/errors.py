@@ -87,6 +87,9 @@ TABLE: Final[Mapping[Code, Row]] = {
     Code.CONFLICT: Row(status=409, headers=NO_RETRY),
     Code.IDEMPOTENCY_CONFLICT: Row(status=409, headers=NO_RETRY),
     Code.QUEUE_FULL: Row(status=429, retry_after_seconds=30),
+    Code.RATE_LIMITED: Row(status=429, retry_after_seconds=1),
+    # to wait helps only tomorrow, or next month
+    Code.BUDGET_EXHAUSTED: Row(status=402, openai=429, headers=NO_RETRY),
     Code.DRAINING: Row(status=503, retry_after_seconds=5, close=True),
     Code.OVERLOADED: Row(status=503, anthropic=529, retry_after_seconds=2),
     # our own overload, not the upstream's slowness: hence not 504

@@ -25,6 +25,8 @@ REQUEST_ID: Final = web.RequestKey("request_id", str)
 TRACEPARENT: Final = web.RequestKey("traceparent", str)
 KEY: Final = web.RequestKey("key", Key)
 """The key of the caller; on open routes only if a good one was given."""
+ANSWER_HEADERS: Final = web.RequestKey("answer_headers", dict[str, str])
+"""What the answer tells besides, if it is a refusal."""
 EXPECTS_CONTINUE: Final = web.RequestKey("expects_continue", bool)
 """Set where the client waits for leave to send its body."""
 

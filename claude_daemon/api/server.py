@@ -31,6 +31,7 @@ from claude_daemon.api import cors, errors, forwarded
 from claude_daemon.api.connection import Connection, Peer, TurnedAway, peer_of
 from claude_daemon.api.errors import SECURITY_HEADERS
 from claude_daemon.api.middleware import (
+    ANSWER_HEADERS,
     EXPECTS_CONTINUE,
     REQUEST_ID,
     TRACEPARENT,
@@ -368,6 +369,7 @@ class HttpServer(web.Server):
             return await self._app._handle(request)
         except Refusal as refusal:
             failure = refusal.failure
+            headers |= request.get(ANSWER_HEADERS, {})
         except web.HTTPException as error:
             if error.status < 400:
                 return web.Response(status=error.status, headers=error.headers, body=error.body)

@@ -100,6 +100,8 @@ SomeTexts = Annotated[tuple[Text, ...], Field(strict=False), AfterValidator(_som
 ModelNames = Annotated[tuple[ModelName, ...], Field(strict=False), AfterValidator(_some)]
 Names = Annotated[tuple[Name, ...], Field(strict=False)]
 Ids = Annotated[tuple[CountOrZero, ...], Field(strict=False)]
+Domain = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""A trust domain, as keys are made in one."""
 Url = Annotated[str, AfterValidator(_url)]
 Urls = Annotated[tuple[Url, ...], Field(strict=False)]
 RedisUrl = Annotated[Secret, AfterValidator(_redis_url)]

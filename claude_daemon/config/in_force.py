@@ -15,12 +15,7 @@ from claude_daemon.layers.fault import Fault
 from claude_daemon.layers.tree import Layer
 
 # prefix of the dotted key -> what it waits for
-PROTECTING: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "limits": "rate limits",
-        "budget": "budgets",
-    }
-)
+PROTECTING: Final[Mapping[str, str]] = MappingProxyType({})
 """Refused: without them somebody would be less protected than the file says."""
 
 OTHERS: Final[Mapping[str, str]] = MappingProxyType({})

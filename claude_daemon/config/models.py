@@ -19,6 +19,7 @@ from claude_daemon.config.fields import (
     Capability,
     Count,
     CountOrZero,
+    Domain,
     FilePath,
     Ids,
     Level,
@@ -57,6 +58,10 @@ MODELS: Final = MappingProxyType(
 """Aliases as CLI 2.1.330 reports them (2026-11); what the CLI in use reports at start corrects them."""
 MAX_DIRECT: Final = 4096
 """Each is a connection to the upstream, and a client's besides: as many as the clients that are accepted by default."""
+MICRO_USD: Final = 0.000001
+"""Money is counted in these: what is set aside is at least one."""
+MAX_TURN_USD: Final = 1_000_000
+"""More than any turn can cost; and sums of it are whole numbers that a database can hold."""
 MAX_LAME_DUCK_S: Final = 3600
 """Balancers look every few seconds and forget within minutes; a stop that does nothing for an hour is a mistake."""
 
@@ -249,11 +254,14 @@ class Role(Section):
 
 
 class Limits(Section):
-    """Per key; None is no limit."""
+    """Of each key, and of all together; None is no limit."""
 
     requests_per_minute: Maybe[Count] = None
     tokens_per_minute: Maybe[Count] = None
     concurrent: Maybe[Count] = None
+    overall_requests_per_minute: Maybe[Count] = None
+    overall_tokens_per_minute: Maybe[Count] = None
+    overall_concurrent: Maybe[Count] = None
 
 
 class Price(Section):
@@ -265,13 +273,23 @@ class Price(Section):
     cache_read: Usd
 
 
-class Budget(Section):
-    """What all keys together may spend; None is no limit. ``timezone`` says when a day begins."""
+class DomainBudget(Section):
+    """What the keys of one trust domain may spend together."""
 
     usd_per_day: Maybe[Usd] = None
     usd_per_month: Maybe[Usd] = None
-    reserve_usd_per_turn: Usd = 0.25
+
+
+class Budget(Section):
+    """What all keys together may spend; None is no limit. ``timezone`` says when a day begins. ``domains``: what those
+    of a trust domain may; what one key may is said when it is made."""
+
+    usd_per_day: Maybe[Usd] = None
+    usd_per_month: Maybe[Usd] = None
+    # What an agent's turn or a long answer costs; one that costs more sets more aside on its way.
+    reserve_usd_per_turn: Annotated[float, Field(ge=MICRO_USD, le=MAX_TURN_USD, allow_inf_nan=False)] = 0.25
     timezone: TimeZone = "UTC"
+    domains: Mapping[Domain, DomainBudget] = Field(default_factory=dict)
 
 
 class Drain(Section):

@@ -40,6 +40,8 @@ class Code(StrEnum):
     CONFLICT = "conflict"
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     QUEUE_FULL = "queue_full"
+    RATE_LIMITED = "rate_limited"
+    BUDGET_EXHAUSTED = "budget_exhausted"
     # our own state
     DRAINING = "draining"
     OVERLOADED = "overloaded"

@@ -78,18 +78,21 @@ class MessageBuilder:
             block["input"] = json.loads(text) if text.strip() else {}
 
 
+MAX_TOKENS_OF_A_CALL = 100_000_000
+"""Of one kind, in one turn: a hundred times the largest window there is. More is nobody's count."""
+
+
 def usage_of(message_usage: Mapping[str, Any] | None, *, calls: int = 1) -> Usage:
-    """A Messages API ``usage`` object as ours; what is absent, negative or no number counts as 0."""
+    """A Messages API ``usage`` object as ours; what is absent counts as 0, and so does what is negative, absurd or no
+    number, which makes the usage doubtful besides."""
     given = message_usage or {}
+    counts = {name: 0 if given.get(name) is None else given[name] for name in _COUNTS}
+    doubted = [name for name, count in counts.items() if not _is_count(count)]
+    return Usage(**{**counts, **dict.fromkeys(doubted, 0)}, model_calls=calls, doubtful=int(bool(doubted)))
 
-    def count(name: str) -> int:
-        value = given.get(name)
-        return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
-    return Usage(
-        input_tokens=count("input_tokens"),
-        output_tokens=count("output_tokens"),
-        cache_creation_input_tokens=count("cache_creation_input_tokens"),
-        cache_read_input_tokens=count("cache_read_input_tokens"),
-        model_calls=calls,
-    )
+_COUNTS = ("input_tokens", "output_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKENS_OF_A_CALL

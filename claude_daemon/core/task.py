@@ -63,7 +63,8 @@ class Effects(StrEnum):
 class Usage:
     """Tokens of one or more model calls, as the Messages API counts them.
 
-    ``input_tokens`` excludes what was written to or read from the prompt cache.
+    ``input_tokens`` excludes what was written to or read from the prompt cache. ``doubtful``: calls of which something
+    was told that cannot be, and is counted as 0; nobody outside is told of it.
     """
 
     input_tokens: int = 0
@@ -71,6 +72,7 @@ class Usage:
     cache_creation_input_tokens: int = 0
     cache_read_input_tokens: int = 0
     model_calls: int = 0
+    doubtful: int = 0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -79,7 +81,19 @@ class Usage:
             cache_creation_input_tokens=self.cache_creation_input_tokens + other.cache_creation_input_tokens,
             cache_read_input_tokens=self.cache_read_input_tokens + other.cache_read_input_tokens,
             model_calls=self.model_calls + other.model_calls,
+            doubtful=self.doubtful + other.doubtful,
         )
+
+    @property
+    def told(self) -> dict[str, int]:
+        """As followers and owners are told it."""
+        return {
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cache_creation_input_tokens": self.cache_creation_input_tokens,
+            "cache_read_input_tokens": self.cache_read_input_tokens,
+            "model_calls": self.model_calls,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,7 @@ from claude_daemon.ports import (
     McpFailed,
     McpServer,
     McpTransport,
+    Spending,
 )
 
 _UNBOUNDED_S: Final = 24 * 3600.0
@@ -554,12 +555,13 @@ class AgentLane:
 
 
 class AgentLease:
-    """See :class:`~claude_daemon.ports.GatedLease`."""
+    """See :class:`~claude_daemon.ports.GatedLease` and :class:`~claude_daemon.ports.MeteredLease`."""
 
     def __init__(self, lane: AgentLane, spec: TaskSpec, worker: AgentWorker, start: Start) -> None:
         """``worker``: a spare, or one whose process is to be started."""
         self.gate: Gate | None = None
         self.ask: Ask | None = None
+        self.spending: Spending | None = None
         self._lane = lane
         self._spec = spec
         self.worker = worker
@@ -681,18 +683,23 @@ class AgentLease:
         return told
 
     def _limit(self, worker: AgentWorker, reader: AgentReader, most: int | None) -> Limit | None:
-        """No further model call once so much is spent: the turn ends there."""
-        price = dearest(self._spec.models, self._lane.price)
-        if most is None or price is None:
+        """No further model call once the task has spent ``most``, or nothing is left to spend: the turn ends there."""
+        price, spending = dearest(self._spec.models, self._lane.price), self.spending
+        if (most is None or price is None) and spending is None:
             return None
 
         def limit(usage: Usage) -> str | None:
-            if cost_micro_usd(usage, price) < most:
+            failure = None
+            if most is not None and price is not None and cost_micro_usd(usage, price) >= most:
+                why = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
+                failure = Failure(code=Code.MAX_COST, message=why)
+            elif spending is not None:
+                failure = spending(usage)
+            if failure is None:
                 return None
-            why = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
-            reader.fail(Failure(code=Code.MAX_COST, message=why))
+            reader.fail(failure)
             worker.wake()
-            return why
+            return failure.message
 
         return limit
 

@@ -12,11 +12,11 @@ from claude_daemon.core.worker import Start
 from claude_daemon.engine.deadline import TurnLimits
 from claude_daemon.engine.plan import TurnPlan
 from claude_daemon.engine.worker import Worker
-from claude_daemon.ports import Ended
+from claude_daemon.ports import Ended, Spending
 
 
 class TextLease:
-    """See :class:`~claude_daemon.ports.Lease`. ``given_back`` is called exactly once."""
+    """See :class:`~claude_daemon.ports.MeteredLease`. ``given_back`` is called exactly once."""
 
     def __init__(
         self,
@@ -29,6 +29,7 @@ class TextLease:
         request_id: str,
         given_back: Callable[[Worker], None],
     ) -> None:
+        self.spending: Spending | None = None
         self._worker = worker
         self._plan = turn_plan
         self._cli_model = cli_model
@@ -54,7 +55,7 @@ class TextLease:
 
     async def run(self) -> AsyncIterator[Sequence[Emission | Ended]]:
         self._began = True
-        turn = self._worker.turn(self._plan, self._cli_model, self._limits, self._request_id)
+        turn = self._worker.turn(self._plan, self._cli_model, self._limits, self._request_id, self.spending)
         try:
             async with aclosing(cast(Any, turn)) as batches:
                 async for batch in batches:

@@ -584,7 +584,7 @@ class SessionLease(AgentLease):
             stall_seconds=self._sessions.agents.settings.stall_timeout_s, turn_seconds=settings.turn_timeout_s
         )
         model = self._sessions.agents.cli_model(self.spec.model)
-        return worker.turn(self._plan, model, limits, self.spec.request_id)
+        return worker.turn(self._plan, model, limits, self.spec.request_id, self.spending)
 
     @property
     def _plan(self) -> TurnPlan:

@@ -35,7 +35,7 @@ from claude_daemon.engine.stream import (
     user_line,
 )
 from claude_daemon.engine.turn import TurnReader
-from claude_daemon.ports import Account, Ended, Loan
+from claude_daemon.ports import Account, Ended, Limit, Loan, Spending
 
 # What waits for a slow reader before the CLI's stdout is read no further: a few thousand deltas, or some large ones.
 INBOX_MESSAGES = 4096
@@ -226,12 +226,15 @@ class Worker:
                         return cleared and not message.get("is_error")
 
     async def turn(
-        self, plan: TurnPlan, cli_model: str, limits: TurnLimits, request_id: str = ""
+        self,
+        plan: TurnPlan,
+        cli_model: str,
+        limits: TurnLimits,
+        request_id: str = "",
+        spending: Spending | None = None,
     ) -> AsyncIterator[Sequence[Emission | Ended]]:
         """Runs one turn; the last batch ends in :class:`Ended`. Closing it early leaves the turn to :meth:`settle`."""
         self._turn_open, self.request_id, self._loan = True, request_id, self._loan_for(plan)
-        if self.account is not None:
-            self.account.begin(request_id, self._loan, ends_with_tools=plan.binding.tools is not None)
         by_tool = plan.binding.schema is not None and (self._loan is None or self._loan.schema is None)
         reader = TurnReader(
             show_thinking=plan.show_thinking,
@@ -239,6 +242,9 @@ class Worker:
             max_tokens=plan.max_tokens,
             tools=plan.tools,
         )
+        if self.account is not None:
+            limit = None if spending is None else self._limit(reader, spending)
+            self.account.begin(request_id, self._loan, limit, ends_with_tools=plan.binding.tools is not None)
         watch = Watch(limits)
         self._prepare(plan, cli_model)
         try:
@@ -259,6 +265,19 @@ class Worker:
         except WorkerLost as lost:
             self._turn_open = False
             yield self._given_up(reader, self._death(lost))
+
+    def _limit(self, reader: TurnReader, spending: Spending) -> Limit:
+        """No further model call once nothing may be spent: the turn ends there."""
+
+        def limit(usage: Usage) -> str | None:
+            failure = spending(usage)
+            if failure is None:
+                return None
+            reader.fail(failure)
+            self.wake()
+            return failure.message
+
+        return limit
 
     async def _answer(
         self, reader: TurnReader, watch: Watch, tools: frozenset[str]

@@ -125,6 +125,18 @@ class NotYet(Exception):
     """There is a place, and the task waits for something of its own: nobody else waits for that behind it."""
 
 
+Spending = Callable[[Usage], Failure | None]
+"""Asked before each model call of a task with what it has used so far: why it may spend no more, or None."""
+
+
+@runtime_checkable
+class MeteredLease(Lease, Protocol):
+    """A lease whose run may make several model calls, each metered. ``spending`` is set before :meth:`~Lease.run`;
+    without it nothing bounds them."""
+
+    spending: Spending | None
+
+
 class Engine(Protocol):
     """One lane. ``room``: its places; lanes that share them share the order in which they are given."""
 

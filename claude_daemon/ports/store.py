@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from claude_daemon.core.audit import Anchor, Sealed
+from claude_daemon.core.budget import NO_BUDGET, Budget, Owner, Reservation
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
 
@@ -62,7 +64,8 @@ class AuditRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEntry:
-    """What one attempt used. ``cost_micro_usd`` None: the model's price is not known."""
+    """What one attempt used. ``cost_micro_usd`` None: the model's price is not known. ``day``: its date, by the
+    calendar of the budgets; empty for that of UTC. ``charged_micro_usd`` is taken out of budgets."""
 
     task_id: str
     attempt: int
@@ -73,6 +76,41 @@ class LedgerEntry:
     lane: Lane
     usage: Usage
     cost_micro_usd: int | None = None
+    day: str = ""
+    charged_micro_usd: int = 0
+
+
+class Spent(NamedTuple):
+    """What a purse was charged on one day."""
+
+    owner: Owner
+    day: str
+    micro_usd: int
+
+
+class UsageGroup(StrEnum):
+    """What usage is added up by."""
+
+    KEY = "key"
+    MODEL = "model"
+    DAY = "day"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRow:
+    """What tasks of one key, of one model or of one day have used: ``name`` says which. ``unpriced``: attempts whose
+    cost is not known; it is not in ``cost_micro_usd``."""
+
+    name: str
+    tasks: int
+    input_tokens: int
+    output_tokens: int
+    cache_creation_input_tokens: int
+    cache_read_input_tokens: int
+    model_calls: int
+    cost_micro_usd: int
+    charged_micro_usd: int
+    unpriced: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,13 +154,16 @@ class SessionPage:
 class Submission:
     """A task to be queued (state ``queued``, fence 0) and its first event, which becomes its ``last_seq``.
 
-    ``session``: the one that it begins, made with it."""
+    ``session``: the one that it begins, made with it. ``reservation``: what it sets aside, if its budgets have room.
+    ``refused``: why it is not queued, unless its idempotency key was used before."""
 
     task: Task
     event: StoredEvent
     idempotency: Idempotency | None = None
     audit: AuditRecord | None = None
     session: SessionRecord | None = None
+    reservation: Reservation | None = None
+    refused: Failure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,7 +295,7 @@ class WebhookDelivery:
 class KeyRecord:
     """A key as it is kept: of its secret only the digest. ``expires_at`` None: never; ``revoked_at``, ``used_at`` None:
     not yet; ``suspended_at`` None: it is not. ``previous_digest``: of its secret before the last rotation, which is
-    good until ``previous_until``."""
+    good until ``previous_until``. ``budget``: what it may spend."""
 
     id: str
     name: str
@@ -268,6 +309,7 @@ class KeyRecord:
     suspended_at: float | None = None
     previous_digest: bytes | None = field(default=None, repr=False)
     previous_until: float | None = None
+    budget: Budget = NO_BUDGET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,9 +328,10 @@ class Tasks(Protocol):
         self, submissions: Sequence[Submission], limits: QueueLimits, batch: Batch | None = None
     ) -> Sequence[Task | Failure]:
         """Each as it was queued; the first task where its idempotency key was used before with the same digest; or
-        the failure: ``idempotency_conflict``, ``queue_full`` (the key's, of its sessions too), ``overloaded`` (all) or
-        ``not_found`` (its session is not there, or not its key's). With a batch, it is kept with those accepted and
-        those refused. All or nothing is durable; raises StoreUnavailable.
+        the failure: ``idempotency_conflict``, ``queue_full`` (the key's, of its sessions too), ``overloaded`` (all),
+        ``budget_exhausted`` (its reservation has no room) or ``not_found`` (its session is not there, or not its
+        key's). With a batch, it is kept with those accepted and those refused. All or nothing is durable; raises
+        StoreUnavailable.
         """
 
     async def claim(self, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
@@ -312,8 +355,8 @@ class Tasks(Protocol):
         """``effects = possible``, durable; False when the fence is stale."""
 
     async def settle(self, settlement: Settlement) -> bool:
-        """State, outcome, ledger, audit, webhook and last event, all or nothing; False when the fence is stale or the
-        task has ended already."""
+        """State, outcome, ledger, audit, webhook and last event, all or nothing, and the reservation is given back;
+        False when the fence is stale or the task has ended already."""
 
     async def requeue(self, requeue: Requeue) -> bool:
         """Back to queued; False when the fence is stale, the task is not running, or somebody has cancelled it."""
@@ -323,7 +366,12 @@ class Tasks(Protocol):
         none. Raises StoreUnavailable."""
 
     async def retry(
-        self, task_id: str, event: StoredEvent, limits: QueueLimits, audit: AuditRecord | None = None
+        self,
+        task_id: str,
+        event: StoredEvent,
+        limits: QueueLimits,
+        audit: AuditRecord | None = None,
+        reservation: Reservation | None = None,
     ) -> Task | Failure | None:
         """A task that failed or was cancelled is queued again: fence + 1, attempt 0, outcome, start and cancel request
         gone; or the failure, as for :meth:`enqueue`.
@@ -355,9 +403,31 @@ class Ledger(Protocol):
     """What was used, and by whom. Rows are only ever added."""
 
     def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
-        """A chat that has ended: who, model, tokens, cost and outcome, never its words. Nobody waits for it."""
+        """A chat that has ended: who, model, tokens, cost and outcome, never its words; its reservation is given back.
+        Nobody waits for it."""
 
     async def ledger(self, task_id: str) -> Sequence[LedgerEntry]: ...
+
+    async def usage(self, by: UsageGroup, since: str, key_id: str | None) -> Sequence[UsageRow]:
+        """What was used from that day on, of one key or of all, in the order of the rows' names. Raises
+        StoreUnavailable."""
+
+
+class Budgets(Protocol):
+    """What the ledger has charged, and what is set aside besides."""
+
+    def reserve(self, reservation: Reservation) -> None:
+        """A chat's. Nobody waits for it."""
+
+    async def charge_left_behind(self, day: str, at: float) -> int:
+        """Charges the reservations of chats that were under way when a daemon was killed, whole; how many. Before any
+        chat of this one. Raises StoreUnavailable."""
+
+    async def reservations(self) -> Sequence[Reservation]:
+        """Every one."""
+
+    async def spending(self, since: str) -> Sequence[Spent]:
+        """Of every purse, from that day on."""
 
 
 class Audit(Protocol):
@@ -470,5 +540,5 @@ class Administration(Protocol):
         """From RAM, at once."""
 
 
-class Store(Tasks, Ledger, Audit, Webhooks, Keys, Sessions, Administration, Protocol):
+class Store(Tasks, Ledger, Budgets, Audit, Webhooks, Keys, Sessions, Administration, Protocol):
     """All of it."""

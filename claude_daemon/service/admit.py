@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from claude_daemon.core.agent import AgentSpec
+from claude_daemon.core.budget import Reservation
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.lifecycle import ADMITTING, DaemonState
-from claude_daemon.core.task import Lane, TaskSpec
+from claude_daemon.core.task import Lane, Task, TaskSpec
 from claude_daemon.ports import Engine
+from claude_daemon.service.budget import Budgets
 from claude_daemon.service.dispatch import Dispatcher, Run
+from claude_daemon.service.limits import Limits
 
 _DRAIN_RETRY_AFTER_S: Final = 5.0  # a restart takes about so long; behind a balancer another daemon answers meanwhile
 
@@ -31,7 +34,7 @@ class Admitted:
 class Admission:
     """The gate. ``models``: alias → model id. ``login``: the kind of credential, told where a lane needs another.
 
-    ``lenient``: whether work is taken although the state says no.
+    ``lenient``: whether work is taken although the state says no. ``limits`` and ``budgets`` None: there are none.
     """
 
     def __init__(
@@ -45,6 +48,8 @@ class Admission:
         models: Mapping[str, str],
         default_model: str,
         login: str | None = None,
+        limits: Limits | None = None,
+        budgets: Budgets | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._engines = {engine.lane: engine for engine in engines}
@@ -54,6 +59,8 @@ class Admission:
         self.models = models
         self.default_model = default_model
         self._login = login
+        self.limits = limits
+        self._budgets = budgets
 
     def model(self, name: str | None) -> str:
         """The model id that a client's name means. Raises Refusal for a name nobody knows."""
@@ -97,7 +104,27 @@ class Admission:
         """Admits and starts a chat. Raises Refusal, naming the parameter where one is at fault."""
         self.check_open()
         spec = self.check(spec)
-        return Admitted(self._dispatcher.submit(spec), self._engines[spec.lane].approximated(spec))
+        run = self._dispatcher.submit(spec, self._accept)
+        return Admitted(run, self._engines[spec.lane].approximated(spec))
+
+    def _accept(self, chat: Task) -> None:
+        """Raises Refusal."""
+        self.enter(chat.spec.key_id, turn=True)
+        self.reserve(chat)
+
+    def enter(self, key_id: str, *, turn: bool = False) -> None:
+        """Counts a request, and a turn that begins with it. Raises Refusal beyond a rate limit."""
+        if self.limits is not None:
+            self.limits.enter(key_id, turn=turn)
+
+    def reserve(self, task: Task) -> Reservation | None:
+        """What a task sets aside; None where no budget bounds it. Raises Refusal when a budget is spent."""
+        return None if self._budgets is None else self._budgets.reserve(task)
+
+    def give_back(self, task_id: str) -> None:
+        """What :meth:`reserve` has set aside for a task that was not accepted after all."""
+        if self._budgets is not None:
+            self._budgets.give_back(task_id)
 
     def _named_models(self, agent: AgentSpec) -> AgentSpec:
         """The same with the models of its subagents by their real names. Raises Refusal."""

@@ -13,7 +13,17 @@ import orjson
 
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, TASK_STARTED, TEXT_RESET, TOOL_DENIED, Emission
 from claude_daemon.core.task import State
-from claude_daemon.ports import Answer, Clock, Ended, GatedLease, Lease, Question, Schemas, StoreUnavailable
+from claude_daemon.ports import (
+    Answer,
+    Clock,
+    Ended,
+    GatedLease,
+    Lease,
+    MeteredLease,
+    Question,
+    Schemas,
+    StoreUnavailable,
+)
 from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.book import Book
 from claude_daemon.service.judge import Judge
@@ -72,6 +82,8 @@ class Attempts:
         if isinstance(lease, GatedLease):
             lease.gate = _ToolGate(self, run, self._book) if self._book is not None else None
             lease.ask = partial(self._ask, run)
+        if isinstance(lease, MeteredLease) and self._book is not None:
+            lease.spending = partial(self._book.may_call, run)
         try:
             return await self._read(run, lease, judge)
         finally:

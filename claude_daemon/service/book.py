@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import UTC
 from typing import Any, Final
 
 from claude_daemon.core.agent import READ_ONLY, STARTS_AGENTS
+from claude_daemon.core.budget import Charge, charge, day_of
+from claude_daemon.core.errors import Failure
 from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
-from claude_daemon.core.price import Price, cost_micro_usd, dearest
+from claude_daemon.core.price import Price, dearest
 from claude_daemon.core.task import Effects, Outcome, State, Task, Usage
 from claude_daemon.ports import (
     AuditRecord,
@@ -24,6 +27,7 @@ from claude_daemon.ports import (
     Store,
     StoredEvent,
 )
+from claude_daemon.service.budget import Budgets
 from claude_daemon.service.follow import Encoder, Tails
 from claude_daemon.service.judge import structured
 from claude_daemon.service.run import CANCELLED, Run, ended_with, last_event
@@ -45,7 +49,7 @@ class Book:
     """``node`` is this daemon's name in leases. ``price``: model → its price, None where it is not known.
 
     ``ended`` hears of every end of a durable task, once it is durable; ``told_by_webhook`` makes of one what its
-    receiver is told.
+    receiver is told. ``budgets`` None: nothing bounds what is spent. ``used`` hears what each key has used.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class Book:
         now: Clock,
         ids: Ids,
         price: Callable[[str], Price | None] = lambda model: None,
+        budgets: Budgets | None = None,
+        used: Callable[[str, Usage], None] = lambda key_id, usage: None,
         told_by_webhook: Callable[[Task], bytes | None] = lambda task: None,
         ended: Callable[[Task], None] = lambda task: None,
     ) -> None:
@@ -68,6 +74,8 @@ class Book:
         self._encode = encode
         self._ids = ids
         self.price = price
+        self.budgets = budgets
+        self._used = used
         self._told_by_webhook = told_by_webhook
         self._ended = ended
 
@@ -100,6 +108,12 @@ class Book:
         if usage != run.spent:
             run.spent = usage
             self.store.spent(run.task.id, run.task.fence, usage)
+            if self.budgets is not None:
+                self.budgets.used(run.task.id, usage, self._price_of(run.task))
+
+    def may_call(self, run: Run, usage: Usage) -> Failure | None:
+        """Before a model call of the attempt, which has used so much: why there is to be none."""
+        return None if self.budgets is None else self.budgets.may_call(run.task, usage, self._price_of(run.task))
 
     async def tool_called(self, run: Run, tool: str, given: Mapping[str, Any], *, asked: bool) -> str | None:
         """Keeps that a tool is called, and what :meth:`before_tool` does unless somebody is ``asked`` before it runs;
@@ -125,10 +139,11 @@ class Book:
 
     async def settle(self, run: Run, outcome: Outcome) -> bool:
         """The attempt's end is the task's; False when somebody else holds it. Raises StoreUnavailable at shutdown."""
-        outcome = self._priced(self._with_result(run, outcome), run.task)
+        outcome, bill = self._charged(self._with_result(run, outcome), run.task, told=run.first_delta_at is not None)
         event = self.event(run.task.id, run.tail.next_seq(), last_event(outcome))
-        if not await self.store.settle(self._settlement(run.task, outcome, event)):
+        if not await self.store.settle(self._settlement(run.task, outcome, event, bill)):
             return False
+        self._paid(run.task, outcome, bill)
         run.task = _ended(run.task, outcome, event, self.now())
         run.tail.tell(_told(event))
         self._ended(run.task)
@@ -138,11 +153,13 @@ class Book:
         """Another attempt is to be made; ``outcome`` is how this one went. False when somebody else holds it, and when
         it was cancelled meanwhile: then this is its end. Raises StoreUnavailable at shutdown."""
         event = self.event(run.task.id, run.tail.next_seq(), _again(outcome))
-        ledger = self._ledger(run.task, self._priced(outcome, run.task))
+        outcome, bill = self._charged(outcome, run.task, told=run.first_delta_at is not None)
+        ledger = self._ledger(run.task, outcome, bill)
         if not await self.store.requeue(Requeue(task_id=run.task.id, fence=run.task.fence, event=event, ledger=ledger)):
             if await self._unwanted(run.task) is not None:
                 await self.settle(run, replace(ended_with(CANCELLED), usage=outcome.usage))
             return False
+        self._paid(run.task, outcome, bill, over=False)
         run.task = replace(run.task, state=State.QUEUED, last_seq=event.seq)
         run.tail.tell(_told(event))
         return True
@@ -151,13 +168,15 @@ class Book:
 
     async def end(self, task: Task, outcome: Outcome) -> Task | None:
         """Ends a task that no attempt of ours has; None when it has moved on meanwhile. Raises StoreUnavailable."""
-        fence, outcome = task.fence + 1, self._priced(outcome, task)
+        fence = task.fence + 1
+        outcome, bill = self._charged(outcome, task)
         event = self.event(task.id, first_seq(fence), last_event(outcome))
-        settlement = self._settlement(task, outcome, event)
-        if not outcome.usage.model_calls:  # no attempt, or one that had used nothing
+        settlement = self._settlement(task, outcome, event, bill)
+        if not outcome.usage.model_calls and not bill.micro_usd:  # no attempt, or one that had used nothing
             settlement = replace(settlement, ledger=None)
         if not await self.store.settle(replace(settlement, new_fence=fence)):
             return None
+        self._paid(task, outcome, bill)
         self.tails.tell(task.id, event, after=task.last_seq)
         ended = replace(_ended(task, outcome, event, self.now()), fence=fence)
         self._ended(ended)
@@ -167,12 +186,14 @@ class Book:
         """Requeues a task whose attempt is gone; None when it has moved on meanwhile. Raises StoreUnavailable."""
         fence = task.fence + 1
         event = self.event(task.id, first_seq(fence), _again(outcome))
-        ledger = self._ledger(task, self._priced(outcome, task)) if outcome.usage.model_calls else None
+        outcome, bill = self._charged(outcome, task)
+        ledger = self._ledger(task, outcome, bill) if outcome.usage.model_calls or bill.micro_usd else None
         requeue = Requeue(task_id=task.id, fence=task.fence, event=event, new_fence=fence, ledger=ledger)
         if not await self.store.requeue(requeue):
             if (unwanted := await self._unwanted(task)) is not None:
                 await self.end(unwanted, replace(ended_with(CANCELLED), usage=outcome.usage))
             return None
+        self._paid(task, outcome, bill, over=False)
         self.tails.tell(task.id, event, after=task.last_seq)
         return replace(task, state=State.QUEUED, fence=fence, last_seq=event.seq)
 
@@ -191,10 +212,11 @@ class Book:
     def chat_ended(self, run: Run) -> None:
         """Who, model, tokens, cost and outcome of a chat; never its words."""
         assert run.task.outcome is not None
-        outcome = self._priced(run.task.outcome, run.task)
+        outcome, bill = self._charged(run.task.outcome, run.task, told=run.first_delta_at is not None)
         spec = replace(run.task.spec, request={"model": run.task.spec.model}, headers=None, output_schema=None)
         task = replace(run.task, spec=spec, outcome=outcome)
-        self.store.record_chat(task, self._ledger(task, outcome))
+        self.store.record_chat(task, self._ledger(task, outcome, bill))
+        self._paid(task, outcome, bill)
 
     # parts
 
@@ -209,7 +231,7 @@ class Book:
             details=details,
         )
 
-    def _settlement(self, task: Task, outcome: Outcome, event: StoredEvent) -> Settlement:
+    def _settlement(self, task: Task, outcome: Outcome, event: StoredEvent, bill: Charge) -> Settlement:
         details: Mapping[str, Any] = {"state": outcome.state.value, "attempt": task.attempt}
         at, webhook = self.now(), task.spec.webhook is not None
         return Settlement(
@@ -218,13 +240,13 @@ class Book:
             outcome=outcome,
             finished_at=at,
             event=event,
-            ledger=self._ledger(task, outcome),
+            ledger=self._ledger(task, outcome, bill),
             audit=self.audit("task.ended", task, **details),
             webhook_id=self._ids("wh") if webhook else None,
             webhook_body=self._told_by_webhook(_ended(task, outcome, event, at)) if webhook else None,
         )
 
-    def _ledger(self, task: Task, outcome: Outcome) -> LedgerEntry:
+    def _ledger(self, task: Task, outcome: Outcome, bill: Charge) -> LedgerEntry:
         return LedgerEntry(
             task_id=task.id,
             attempt=task.attempt,
@@ -235,11 +257,27 @@ class Book:
             lane=task.spec.lane,
             usage=outcome.usage,
             cost_micro_usd=outcome.cost_micro_usd,
+            day=bill.day,
+            charged_micro_usd=bill.micro_usd,
         )
 
-    def _priced(self, outcome: Outcome, task: Task) -> Outcome:
-        price = dearest(task.spec.models, self.price)
-        return outcome if price is None else replace(outcome, cost_micro_usd=cost_micro_usd(outcome.usage, price))
+    def _price_of(self, task: Task) -> Price | None:
+        return dearest(task.spec.models, self.price)
+
+    def _charged(self, outcome: Outcome, task: Task, *, told: bool = False) -> tuple[Outcome, Charge]:
+        """The outcome with its cost, and what is charged for it. ``told``: something of an answer had come."""
+        price = self._price_of(task)
+        if self.budgets is None:
+            bill = replace(charge(outcome, price, reserved=0, told=told), day=day_of(self.now(), UTC))
+        else:
+            bill = self.budgets.charge(task, outcome, price, told=told)
+        return replace(outcome, cost_micro_usd=bill.cost_micro_usd), bill
+
+    def _paid(self, task: Task, outcome: Outcome, bill: Charge, *, over: bool = True) -> None:
+        """The ledger has it, or will have it."""
+        self._used(task.spec.key_id, outcome.usage)
+        if self.budgets is not None:
+            self.budgets.charged(task, bill, over=over)
 
     def _with_result(self, run: Run, outcome: Outcome) -> Outcome:
         if outcome.state is not State.SUCCEEDED:

@@ -78,7 +78,8 @@ class Dispatcher:
     """Queues, leases and runs tasks. :meth:`run` owns the attempts; nothing runs without it.
 
     ``settled`` is told every end; ``broken`` what an engine raised, which none may: the task fails, the rest goes on.
-    ``said``: see :data:`Said`.
+    ``said``: see :data:`Said`. ``may_begin``: whether a durable task of this key may begin besides so many turns of the
+    key, and so many in all; a chat is asked about when it is submitted.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Dispatcher:
         book: Book | None = None,
         parts: Callable[[Emission], Sequence[Emission]] = lambda emission: [emission],
         said: Said = _never_said,
+        may_begin: Callable[[str, int, int], bool] = lambda key_id, running, of_all: True,
         settled: Callable[[Run], None] = lambda run: None,
         broken: Callable[[Task | None, Exception], None] = lambda task, error: None,
     ) -> None:
@@ -103,6 +105,7 @@ class Dispatcher:
         self._monotonic = monotonic
         self._ids = ids
         self.said = said
+        self._may_begin = may_begin
         self._settled = settled
         self._broken = broken
         self.approvals = Approvals(timeout_s=settings.approval_timeout_s, now=now, ids=ids)
@@ -112,7 +115,9 @@ class Dispatcher:
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
         self._running_per_key: Counter[str] = Counter()
-        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._running_per_key.__getitem__, self._most_of)
+        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(
+            self._running_per_key.__getitem__, self._most_of, self._has_its_turn
+        )
         self.turns = Turns()
         self._backlog = Backlog(self._queue, self.turns)
         self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
@@ -141,8 +146,11 @@ class Dispatcher:
 
     # chats
 
-    def submit(self, spec: TaskSpec) -> Run:
-        """Queues a chat, and starts it at once where there is a place. Raises Refusal when the queue is full."""
+    def submit(self, spec: TaskSpec, accept: Callable[[Task], None] = lambda task: None) -> Run:
+        """Queues a chat, and starts it at once where there is a place. Raises Refusal when the queue is full.
+
+        ``accept`` is asked last, with the task that it becomes: it may refuse it too.
+        """
         if self._closing.is_set():
             raise Refusal(INTERRUPTED)
         if self._chats(spec.lane) >= self._settings.max_waiting:
@@ -152,6 +160,7 @@ class Dispatcher:
                 retry_after_seconds=self._retry_after(spec.lane),
             )
         task = Task(id=self._ids("task"), spec=spec, created_at=self._now())
+        accept(task)
         run = self._runs[task.id] = Run(task, self._monotonic())
         self.turns.enter(task.id, spec.sessions)
         if self.turns.may_begin(task.id):
@@ -354,6 +363,17 @@ class Dispatcher:
                 kept += not in_vain
                 continue
             self._start(waiting if isinstance(waiting, Run) else self._taken(waiting, task), lease)
+
+    def _has_its_turn(self, waiting: Run | Ticket) -> bool:
+        """Whether its key, and all together, have fewer turns under way than they may."""
+        if isinstance(waiting, Run):
+            return True
+        return self._may_begin(waiting.key_id, self._running_per_key[waiting.key_id], len(self._running))
+
+    def turns_of(self, key_id: str | None) -> int:
+        """Turns of a key, or of all: chats that run or wait for a place, and durable tasks that have begun."""
+        runs = self._runs.values()
+        return len(runs) if key_id is None else sum(run.key_id == key_id for run in runs)
 
     def _read(self, ticket: Ticket) -> None:
         """What the ticket asks comes from the store; then it goes on."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from claude_daemon.core.agent import READ_ONLY, TOOLS
+from claude_daemon.core.budget import NO_BUDGET, Budget
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, Keyring, Unfit, digest, new_secret
 from claude_daemon.core.role import BUILT_IN, DEFAULT_ROLE, Role, no_tools, permitted, powerless, refuses, route_of
@@ -44,6 +45,7 @@ class KeyWish:
     role: str = DEFAULT_ROLE
     domain: str | None = None
     expires_at: float | None = None
+    budget: Budget = NO_BUDGET
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +156,11 @@ class KeyDesk:
         self._used = {one.id: one.used_at for one in records if one.used_at is not None}
         self._ring = self._made_ring()
 
+    def budget_of(self, key_id: str) -> Budget:
+        """What a key may spend, one that is good no more among them: its tasks may still run."""
+        record = self._records.get(key_id)
+        return NO_BUDGET if record is None else record.budget
+
     # who asks
 
     def identify(self, secret: str, peer: str | None = None) -> Key:
@@ -234,11 +241,14 @@ class KeyDesk:
             role=wish.role,
             created_at=at,
             expires_at=wish.expires_at,
+            budget=wish.budget,
         )
         key = self._key(record)
         with _stored("Nothing can be stored now; no key was made."):
             try:
-                await self._store.create_key(record, _audit("key.created", maker, at, _facts(key)))
+                await self._store.create_key(
+                    record, _audit("key.created", maker, at, {**_facts(key), **_allowance(wish.budget)})
+                )
             except ValueError as error:
                 raise Refusal.because(Code.CONFLICT, f"{error}", param="name") from error
         self._put(record)
@@ -304,6 +314,10 @@ class KeyDesk:
         with _stored("The store cannot be read now."):
             records = await self._store.keys()
         return [Listed(key=self._key(one), record=one) for one in records if revoked or one.revoked_at is None]
+
+    async def names(self) -> Mapping[str, str]:
+        """By the ids of the keys, those that are revoked among them. Raises Refusal."""
+        return {self._local.id: self._local.name, **{one.key.id: one.key.name for one in await self.list(revoked=True)}}
 
     def company_of(self, key: Key) -> Sequence[str]:
         """The names of the other keys that share what is warm with this one, in order."""
@@ -397,6 +411,12 @@ def _facts(key: Key) -> dict[str, Any]:
         "domain": key.trust_domain,
         "expires_at": key.expires_at,
     }
+
+
+def _allowance(budget: Budget) -> dict[str, Any]:
+    if budget == NO_BUDGET:
+        return {}
+    return {"budget": {"day_micro_usd": budget.day_micro_usd, "month_micro_usd": budget.month_micro_usd}}
 
 
 def _audit(act: str, maker: Maker, at: float, details: Mapping[str, Any]) -> AuditRecord:

@@ -40,13 +40,20 @@ class ReadyQueue(Generic[W]):
     """The highest priority first, then the key with the least running, then the one that has waited longest.
 
     One heap for each lane and key: within it, the order of any two never changes, since both age alike. So adding costs
-    the logarithm of a key's own queue, and choosing the number of keys, however many wait.
+    the logarithm of a key's own queue, and choosing the number of keys, however many wait. ``may``: whether one that is
+    at the head of its key's queue may be next now; where it may not, its key is passed over.
     """
 
-    def __init__(self, running: Callable[[str], int], most: Callable[[str], int | None] = lambda key_id: None) -> None:
+    def __init__(
+        self,
+        running: Callable[[str], int],
+        most: Callable[[str], int | None] = lambda key_id: None,
+        may: Callable[[W], bool] = lambda item: True,
+    ) -> None:
         """``running``: how many of a key run now; ``most``: and how many may, None for no bound."""
         self._running = running
         self._most = most
+        self._may = may
         self._heaps: dict[tuple[Lane, str], list[_Entry[W]]] = {}
         self._numbers: dict[W, int] = {}
         self._in_lane: Counter[Lane] = Counter()
@@ -78,7 +85,7 @@ class ReadyQueue(Generic[W]):
         """Who is next of these lanes; it stays in the queue. None when nobody waits but keys of which as many run as
         may."""
         keys = [key for key in self._heaps if key[0] in lanes and self._may_run(key[1])]
-        heads = [head for key in keys if (head := self._head(key)) is not None]
+        heads = [head for key in keys if (head := self._head(key)) is not None and self._may(head[2])]
         return min(heads, key=lambda entry: self._rank(entry, now))[2] if heads else None
 
     def _may_run(self, key_id: str) -> bool:

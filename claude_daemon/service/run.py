@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict
 from typing import Any, Final
 
 from claude_daemon.core.errors import Code, Failure
@@ -147,7 +146,7 @@ def cut_short(run: Run) -> Outcome:
 
 def last_event(outcome: Outcome) -> Emission:
     """What a task's followers are told of its end."""
-    told: dict[str, Any] = {"stop_reason": outcome.stop_reason, "usage": asdict(outcome.usage)}
+    told: dict[str, Any] = {"stop_reason": outcome.stop_reason, "usage": outcome.usage.told}
     if outcome.cost_micro_usd is not None:
         told["cost_usd"] = outcome.cost_micro_usd / 1_000_000
     if outcome.failure is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval, contradiction
+from claude_daemon.core.budget import Reservation
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
@@ -108,11 +109,22 @@ class TaskDesk:
     async def submit(self, asker: Asker, wish: Wish, idempotency: Idempotency | None = None) -> tuple[Task, bool]:
         """The task, durable, and whether it is new. Raises Refusal."""
         task, made = await self._task(asker, wish)
-        submission = self._submission(asker, task, made, idempotency)
+        reservation, refused = self._reserved(task, idempotency)
+        submission = self._submission(asker, task, made, idempotency, reservation=reservation, refused=refused)
         (answer,) = await self._dispatcher.finish(self._enqueue(asker, [submission], None))
         if isinstance(answer, Failure):
             raise Refusal(answer)
         return answer, answer.id == task.id
+
+    def _reserved(self, task: Task, idempotency: Idempotency | None) -> tuple[Reservation | None, Failure | None]:
+        """What the task sets aside, or why it may not: who repeats a submission gets what it was, the budget spent or
+        not. Raises Refusal."""
+        try:
+            return self._admission.reserve(task), None
+        except Refusal as refusal:
+            if idempotency is None:
+                raise
+            return None, refusal.failure
 
     async def submit_batch(self, asker: Asker, wishes: Sequence[Wish | Failure]) -> BatchState:
         """Those that can be had are queued together; what is wrong with the others is kept beside them.
@@ -123,17 +135,22 @@ class TaskDesk:
         batch_id = self._ids("batch")
         tasks: dict[int, Task] = {}
         made: dict[int, SessionRecord | None] = {}
+        reserved: dict[int, Reservation | None] = {}
         refused: dict[int, Failure] = {}
         for position, wish in enumerate(wishes):
             try:
                 if isinstance(wish, Failure):
                     raise Refusal(wish)
                 task, made[position] = await self._task(asker, wish)
+                reserved[position] = self._admission.reserve(task)
                 tasks[position] = replace(task, batch_id=batch_id)
             except Refusal as refusal:
                 refused[position] = refusal.failure
         batch = Batch(id=batch_id, key_id=asker.key.id, created_at=self._book.now(), size=len(wishes), refused=refused)
-        submissions = [self._submission(asker, task, made[position]) for position, task in tasks.items()]
+        submissions = [
+            self._submission(asker, task, made[position], reservation=reserved[position])
+            for position, task in tasks.items()
+        ]
         answers = await self._dispatcher.finish(self._enqueue(asker, submissions, batch))
         became = dict(zip(tasks, answers, strict=True))
         turned_away = {position: answer for position, answer in became.items() if isinstance(answer, Failure)}
@@ -145,6 +162,7 @@ class TaskDesk:
     async def _task(self, asker: Asker, wish: Wish) -> tuple[Task, SessionRecord | None]:
         """The task, and the session that it begins. Raises Refusal, naming the parameter at fault."""
         self._admission.check_open()
+        self._admission.enter(asker.key.id)
         joined = await self._joined(asker, wish)
         if joined is not None:
             wish = replace(wish, agent=joined.agent, request=joined.request)
@@ -210,7 +228,14 @@ class TaskDesk:
         return replace(agent, deny=(*agent.deny, *beyond))
 
     def _submission(
-        self, asker: Asker, task: Task, made: SessionRecord | None, idempotency: Idempotency | None = None
+        self,
+        asker: Asker,
+        task: Task,
+        made: SessionRecord | None,
+        idempotency: Idempotency | None = None,
+        *,
+        reservation: Reservation | None = None,
+        refused: Failure | None = None,
     ) -> Submission:
         event = self._book.queued_event(task.id)
         return Submission(
@@ -219,17 +244,25 @@ class TaskDesk:
             idempotency=idempotency,
             audit=self._book.audit("task.accepted", task, asker.peer_uid),
             session=made,
+            reservation=reservation,
+            refused=refused,
         )
 
     async def _enqueue(
         self, asker: Asker, submissions: Sequence[Submission], batch: Batch | None
     ) -> Sequence[Task | Failure]:
         """What was promised is durable first: only then is it told, and may run."""
-        self._check_asker(asker)  # with no await up to the store: a key's end there comes after all that it got in
+        taken: set[str] = set()
         try:
+            self._check_asker(asker)  # with no await up to the store: a key's end there comes after all that it got in
             answers = await self._book.store.enqueue(submissions, self.limits, batch)
+            taken.update(answer.id for answer in answers if isinstance(answer, Task))
         except StoreUnavailable as error:
             raise Refusal(unavailable(error)) from error
+        finally:
+            for submission in submissions:
+                if submission.task.id not in taken:
+                    self._admission.give_back(submission.task.id)
         for submission, answer in zip(submissions, answers, strict=True):
             if isinstance(answer, Task) and answer.id == submission.task.id:
                 self._book.tails.tell(answer.id, submission.event, after=0)
@@ -367,7 +400,12 @@ class TaskDesk:
     async def _retry(self, asker: Asker, task: Task) -> Task:
         event = self._book.queued_event(task.id, task.fence + 1)
         audit = self._book.audit("task.retry", task, asker.peer_uid)
-        queued = await self._book.store.retry(task.id, event, self.limits, audit)
+        reservation, queued = self._admission.reserve(task), None
+        try:
+            queued = await self._book.store.retry(task.id, event, self.limits, audit, reservation)
+        finally:
+            if reservation is not None and not isinstance(queued, Task):
+                self._admission.give_back(task.id)
         if queued is None:
             raise Refusal.because(Code.CONFLICT, "the task has moved on meanwhile")
         if isinstance(queued, Failure):

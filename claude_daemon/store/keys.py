@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from sqlite3 import Connection, Row
 
+import orjson
+
+from claude_daemon.core.budget import Budget
 from claude_daemon.ports import AuditRecord, KeyRecord
 from claude_daemon.store import audit as audits
-from claude_daemon.store import webhooks
+from claude_daemon.store import rows, webhooks
 from claude_daemon.store.verbs import verb, write_behind
 
 
@@ -17,14 +20,15 @@ def create_key(db: Connection, key: KeyRecord, audit: AuditRecord) -> None:
     if taken is not None:
         raise ValueError(f"there is a key named {key.name} already")
     db.execute(
-        "INSERT INTO keys (id, trust_domain, name, digest, role, created_at, expires_at, revoked_at, used_at, "
-        "suspended_at, previous_digest, previous_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO keys (id, trust_domain, name, digest, role, limits, created_at, expires_at, revoked_at, used_at, "
+        "suspended_at, previous_digest, previous_until) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             key.id,
             key.trust_domain,
             key.name,
             key.digest,
             key.role,
+            rows.dump({"budget": key.budget}).decode(),
             key.created_at,
             key.expires_at,
             key.revoked_at,
@@ -99,4 +103,5 @@ def _key_of(row: Row) -> KeyRecord:
         suspended_at=row["suspended_at"],
         previous_digest=row["previous_digest"],
         previous_until=row["previous_until"],
+        budget=Budget(**orjson.loads(row["limits"]).get("budget", {})),
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC
 from sqlite3 import Connection, Row
 
+from claude_daemon.core.budget import day_of
 from claude_daemon.core.task import Kind, Lane, Task, Usage
 from claude_daemon.ports import AuditRecord, LedgerEntry
 from claude_daemon.store import audit as audits
-from claude_daemon.store import rows, sessions
+from claude_daemon.store import budget, rows, sessions
 from claude_daemon.store.verbs import exempt
 
 
@@ -18,8 +20,8 @@ def insert(db: Connection, entry: LedgerEntry | None) -> None:
     usage = entry.usage
     db.execute(
         "INSERT INTO ledger (at, task_id, attempt, key_id, trust_domain, model, lane, input_tokens, output_tokens, "
-        "cache_creation_input_tokens, cache_read_input_tokens, model_calls, cost_micro_usd) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "cache_creation_input_tokens, cache_read_input_tokens, model_calls, cost_micro_usd, day, charged_micro_usd) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             entry.at,
             entry.task_id,
@@ -34,6 +36,8 @@ def insert(db: Connection, entry: LedgerEntry | None) -> None:
             usage.cache_read_input_tokens,
             usage.model_calls,
             entry.cost_micro_usd,
+            entry.day or day_of(entry.at, UTC),
+            entry.charged_micro_usd,
         ),
     )
 
@@ -45,6 +49,7 @@ def record_chat(db: Connection, task: Task, entry: LedgerEntry | None, audit: Au
         raise ValueError(f"{task.id} is no chat that has ended")
     rows.insert_task(db, task, spec=rows.dump(task.spec), outcome=rows.dump(task.outcome))
     insert(db, entry)
+    budget.release(db, task.id)
     audits.insert(db, audit)
     if task.spec.session is not None and task.finished_at is not None:
         sessions.end_turn(db, task.spec.session.id, task.finished_at, task.outcome.state)
@@ -72,4 +77,6 @@ def _entry_of(row: Row) -> LedgerEntry:
             model_calls=row["model_calls"],
         ),
         cost_micro_usd=row["cost_micro_usd"],
+        day=row["day"],
+        charged_micro_usd=row["charged_micro_usd"],
     )

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Final
 
 from claude_daemon.core.audit import Anchor, Sealed
+from claude_daemon.core.budget import Reservation
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Task, Usage
 from claude_daemon.ports import (
@@ -28,16 +29,19 @@ from claude_daemon.ports import (
     SessionPage,
     SessionRecord,
     Settlement,
+    Spent,
     StoredEvent,
     StoreStatus,
     StoreUnavailable,
     Submission,
     TaskFilter,
     TaskPage,
+    UsageGroup,
+    UsageRow,
     WebhookDelivery,
 )
 from claude_daemon.store import audit as audits
-from claude_daemon.store import copies, keys, meta, queries, retention, rows, sessions, tasks, webhooks
+from claude_daemon.store import budget, copies, keys, meta, queries, retention, rows, sessions, tasks, webhooks
 from claude_daemon.store import ledger as ledgers
 from claude_daemon.store.connection import connect_reader, opening
 from claude_daemon.store.readers import Readers
@@ -45,7 +49,7 @@ from claude_daemon.store.schema import known_migrations, open_current
 from claude_daemon.store.verbs import Verb
 from claude_daemon.store.writer import Observer, Writer
 
-_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, audits, webhooks, keys, sessions, meta, retention)
+_NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, budget, audits, webhooks, keys, sessions, meta, retention)
 VERBS: Final = tuple(
     sorted({found.name for noun in _NOUNS for found in vars(noun).values() if isinstance(found, Verb)})
 )
@@ -131,9 +135,14 @@ class SqliteStore:
         return await self._writer.do(tasks.request_cancel.bind(task_id, at, audit))
 
     async def retry(
-        self, task_id: str, event: StoredEvent, limits: QueueLimits, audit: AuditRecord | None = None
+        self,
+        task_id: str,
+        event: StoredEvent,
+        limits: QueueLimits,
+        audit: AuditRecord | None = None,
+        reservation: Reservation | None = None,
     ) -> Task | Failure | None:
-        return await self._writer.do(tasks.retry.bind(task_id, event, limits, audit), len(event.encoded))
+        return await self._writer.do(tasks.retry.bind(task_id, event, limits, audit, reservation), len(event.encoded))
 
     async def get(self, task_id: str) -> Task | None:
         return await self._readers.read(rows.find_task, task_id)
@@ -156,7 +165,7 @@ class SqliteStore:
     async def purge(self, before: float, limit: int) -> int:
         return await self._writer.do(retention.purge.bind(before, limit))
 
-    # ledger and audit
+    # ledger
 
     def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
         call = ledgers.record_chat.bind(rows.wordless(task), ledger, audit)
@@ -164,6 +173,25 @@ class SqliteStore:
 
     async def ledger(self, task_id: str) -> Sequence[LedgerEntry]:
         return await self._readers.read(ledgers.read, task_id)
+
+    async def usage(self, by: UsageGroup, since: str, key_id: str | None) -> Sequence[UsageRow]:
+        return await self._readers.read(budget.usage, by, since, key_id)
+
+    # budgets
+
+    def reserve(self, reservation: Reservation) -> None:
+        self._writer.tell(budget.reserve.bind(reservation), 0, lambda _: None, failed=None)
+
+    async def charge_left_behind(self, day: str, at: float) -> int:
+        return await self._writer.do(budget.charge_left_behind.bind(day, at))
+
+    async def reservations(self) -> Sequence[Reservation]:
+        return await self._readers.read(budget.reservations)
+
+    async def spending(self, since: str) -> Sequence[Spent]:
+        return await self._readers.read(budget.spending, since)
+
+    # audit
 
     async def record(self, audit: AuditRecord) -> None:
         await self._writer.do(audits.record.bind(audit))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from sqlite3 import Connection, Row
 from typing import Final
 
+from claude_daemon.core.budget import Reservation
 from claude_daemon.core.errors import Code, Failure, IllegalMove
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.task import MOVES, Effects, Kind, State, Task, advance, evolve
@@ -20,7 +21,7 @@ from claude_daemon.ports import (
     Submission,
 )
 from claude_daemon.store import audit as audits
-from claude_daemon.store import ledger, rows, sessions, webhooks
+from claude_daemon.store import budget, ledger, rows, sessions, webhooks
 from claude_daemon.store.verbs import exempt, verb, write_behind
 
 _CONFLICT: Final = Failure(
@@ -68,8 +69,10 @@ def _enqueue_one(db: Connection, one: Prepared, limits: QueueLimits) -> Task | F
     known = _known(db, submission)
     if known is not None:
         return known
+    if submission.refused is not None:
+        return submission.refused
     task = replace(submission.task, last_seq=submission.event.seq)
-    full = _full(db, task.spec.key_id, limits)
+    full = _full(db, task.spec.key_id, limits) or budget.refuses(db, submission.reservation)
     if full is not None:
         return full
     gone = sessions.begin_turn(db, task, submission.session)
@@ -77,6 +80,7 @@ def _enqueue_one(db: Connection, one: Prepared, limits: QueueLimits) -> Task | F
         return gone
     rows.insert_task(db, task, spec=one.spec, idempotency=submission.idempotency)
     rows.insert_events(db, task.id, [submission.event])
+    budget.insert(db, submission.reservation)
     audits.insert(db, submission.audit)
     return task
 
@@ -118,7 +122,12 @@ def _insert_batch(
 
 @verb
 def retry(
-    db: Connection, task_id: str, event: StoredEvent, limits: QueueLimits, audit: AuditRecord | None
+    db: Connection,
+    task_id: str,
+    event: StoredEvent,
+    limits: QueueLimits,
+    audit: AuditRecord | None,
+    reservation: Reservation | None,
 ) -> Task | Failure | None:
     """The time that it may take counts anew, from the audit's ``at``: without one it is not known, and not bounded."""
     task = rows.find_task(db, task_id)
@@ -126,7 +135,7 @@ def retry(
         return None
     if event.seq != first_seq(task.fence + 1):
         return None
-    if (full := _full(db, task.spec.key_id, limits)) is not None:
+    if (full := _full(db, task.spec.key_id, limits) or budget.refuses(db, reservation)) is not None:
         return full
     db.execute(
         "UPDATE tasks SET state = 'queued', attempt = 0, fence = ?, effects = 'none', last_seq = ?, deadline_at = ?, "
@@ -140,6 +149,7 @@ def retry(
         ),
     )
     rows.insert_events(db, task_id, [event])
+    budget.insert(db, reservation)
     audits.insert(db, audit)
     return rows.find_task(db, task_id)
 
@@ -244,6 +254,7 @@ def settle(db: Connection, end: Settlement, outcome: bytes) -> bool:
     _end_attempt(db, end.task_id, end.fence, end.outcome.state.value)
     rows.insert_events(db, end.task_id, [end.event])
     ledger.insert(db, end.ledger)
+    budget.release(db, end.task_id)
     audits.insert(db, end.audit)
     sessions.end_turn(db, row["session_id"], end.finished_at, end.outcome.state)
     if end.webhook_id is not None and row["webhook"] is not None:

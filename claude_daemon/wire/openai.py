@@ -68,6 +68,9 @@ def in_client_words(failure: Failure) -> Failure:
 
 def error_body(failure: Failure, status: int) -> dict[str, Any]:
     """OpenAI's error object; also the data of an error in the middle of a stream."""
+    if failure.code is Code.BUDGET_EXHAUSTED:
+        quota = "insufficient_quota"
+        return {"error": {"message": failure.message, "type": quota, "param": failure.param, "code": quota}}
     usual = "invalid_request_error" if 400 <= status < 500 else "server_error"
     kind = ERROR_TYPES.get(status, usual)
     return {

@@ -7,7 +7,7 @@ from typing import Final
 import orjson
 from pydantic.json_schema import models_json_schema
 
-from claude_daemon.wire import openapi_chats, openapi_sessions, openapi_tasks
+from claude_daemon.wire import openapi_chats, openapi_sessions, openapi_tasks, openapi_usage
 from claude_daemon.wire.anthropic import CountTokensRequest, MessagesRequest
 from claude_daemon.wire.openai_request import ChatCompletionRequest
 from claude_daemon.wire.openapi_answers import SCHEMAS
@@ -36,7 +36,13 @@ def document(version: str) -> Json:
         },
         "servers": [{"url": "/"}],
         "security": SECURITY,
-        "paths": {**openapi_chats.paths(), **openapi_tasks.paths(), **openapi_sessions.paths(), **_operations()},
+        "paths": {
+            **openapi_chats.paths(),
+            **openapi_tasks.paths(),
+            **openapi_sessions.paths(),
+            **openapi_usage.paths(),
+            **_operations(),
+        },
         "components": {
             "schemas": _schemas(),
             "securitySchemes": {

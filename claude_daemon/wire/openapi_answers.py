@@ -43,6 +43,21 @@ _FAULTS: Final = _list(_object(path=_TEXT, message=_TEXT))
 _BATCH_STATES: Final = [*(state.value for state in State), "refused", "purged"]
 """Of one of its tasks. A purged one ended and is kept no longer."""
 
+_DATE: Final[Json] = {"type": "string", "format": "date"}
+_USD: Final[Json] = {"type": "number", "minimum": 0}
+_USED: Final = _object(
+    tasks=_COUNT,
+    input_tokens=_COUNT,
+    output_tokens=_COUNT,
+    cache_creation_input_tokens=_COUNT,
+    cache_read_input_tokens=_COUNT,
+    model_calls=_COUNT,
+    cost_usd={**_USD, "description": "Metered usage at the configured prices."},
+    charged_usd={**_USD, "description": "What counts against budgets: what was set aside, where a cost is not known."},
+    unpriced={**_COUNT, "description": "Attempts whose cost is not known."},
+)
+_SPAN: Final = _object(since=_DATE, limit_usd={**_USD, "type": ["number", "null"]}, spent_usd=_USD)
+
 SCHEMAS: Final[Mapping[str, Json]] = {
     "ChatCompletion": _object(
         id=_TEXT,
@@ -166,6 +181,25 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         cache_creation_input_tokens=_COUNT,
         cache_read_input_tokens=_COUNT,
         model_calls=_COUNT,
+    ),
+    "Usage": _object(
+        object={"const": "usage"},
+        by={"enum": ["key", "model", "day"]},
+        days=_COUNT,
+        timezone=_TEXT,
+        since=_DATE,
+        until=_DATE,
+        data=_list(_and_perhaps(_USED, day=_DATE, model=_TEXT, key_id=_TEXT)),
+        total=_USED,
+        budgets=_list(
+            _object(
+                purse={"enum": ["all", "domain", "key"]},
+                name=_TEXT,
+                day=_SPAN,
+                month=_SPAN,
+                reserved_usd={**_USD, "description": "Set aside by what is under way."},
+            )
+        ),
     ),
     "TaskError": _and_perhaps(
         _object(code=_TEXT, message=_TEXT), errors=_FAULTS, retry_after_s={"type": "number", "minimum": 0}

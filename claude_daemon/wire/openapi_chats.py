@@ -18,7 +18,7 @@ from claude_daemon.wire.openapi_parts import (
 )
 
 _OPENAI: Final = (*ANY_BODY, "404", "429", "499", "502", "504")
-_ANTHROPIC: Final = (*_OPENAI, "529")
+_ANTHROPIC: Final = (*_OPENAI, "402", "529")
 
 
 def paths() -> Json:

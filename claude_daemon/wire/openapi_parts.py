@@ -14,6 +14,7 @@ SECURITY: Final[list[dict[str, list[str]]]] = [{"bearer": []}, {"apiKey": []}]
 ERRORS: Final[Mapping[str, str]] = {
     "400": "The request is wrong, or asks for what cannot be had; all faults are told at once.",
     "401": "No key, or one that is not valid, or not any more.",
+    "402": "A budget is spent.",
     "403": "The key may not do this, or is suspended, or the web page may not call us.",
     "404": "Unknown, or not this key's.",
     "408": "The body was not complete in time.",
@@ -21,7 +22,7 @@ ERRORS: Final[Mapping[str, str]] = {
     "413": "The body is too large.",
     "415": "The body is not JSON.",
     "421": "Not a host of this service.",
-    "429": "Too many requests; see Retry-After.",
+    "429": "Too many requests; see Retry-After. On OpenAI routes also a budget that is spent (`insufficient_quota`).",
     "499": "Somebody has cancelled it.",
     "502": "The upstream cannot be reached or has failed, or the engine has crashed.",
     "503": "Draining, or overloaded; see Retry-After.",

@@ -20,7 +20,7 @@ _EVENTS: Final = (
     "A comment every 15 s keeps proxies from cutting a stream in which nothing happens."
 )
 _CONFLICT: Final = "`idempotency_conflict`: this Idempotency-Key was used before with another body."
-_FULL: Final = "`queue_full`: as many tasks of this key wait as may; see Retry-After."
+_FULL: Final = "`queue_full`: as many tasks of this key wait as may; `rate_limited`; see Retry-After."
 _STREAM: Final = """\
 A WebSocket (RFC 6455) of JSON text messages; one connection follows many tasks. Its subprotocol is \
 `claude-daemon.v1`. A browser, which cannot set headers, gives its key as a second one: \
@@ -76,7 +76,7 @@ def _submit() -> Json:
         "parameters": [_header("Idempotency-Key", idempotency, description)],
         "requestBody": body("TaskRequest"),
         "responses": {"200": known, "202": queued}
-        | _problems(*ANY_BODY, "404", status_409=_CONFLICT, status_429=_FULL),
+        | _problems(*ANY_BODY, "402", "404", status_409=_CONFLICT, status_429=_FULL),
     }
 
 

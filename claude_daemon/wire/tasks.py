@@ -448,13 +448,7 @@ def _usd(micro_usd: int | None) -> float | None:
 
 
 def usage_document(usage: Usage) -> dict[str, int]:
-    return {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "cache_creation_input_tokens": usage.cache_creation_input_tokens,
-        "cache_read_input_tokens": usage.cache_read_input_tokens,
-        "model_calls": usage.model_calls,
-    }
+    return usage.told
 
 
 def error_document(failure: Failure | None) -> dict[str, Any] | None:

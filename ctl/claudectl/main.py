@@ -23,6 +23,7 @@ COMMANDS = (
     "tasks",
     "sessions",
     "keys",
+    "usage",
     "audit",
     "queue",
     "workers",

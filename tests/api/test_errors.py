@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import orjson
 import pytest
 
 from claude_daemon.api.errors import TABLE, Dialect, dialect_of, headers_of, raw_answer, respond, status_of
@@ -38,7 +39,7 @@ SPECIFIED = {
     415: ["UNSUPPORTED_MEDIA_TYPE"],
     421: ["HOST_NOT_ALLOWED"],
     426: ["CONTROL_VERSION"],
-    429: ["UPSTREAM_RATE_LIMITED", "QUEUE_FULL"],
+    429: ["UPSTREAM_RATE_LIMITED", "QUEUE_FULL", "RATE_LIMITED"],
     499: ["CANCELLED"],
     500: ["INTERNAL"],
     502: [
@@ -64,7 +65,21 @@ def test_each_cause_has_the_status_that_the_interface_names(status: int, names: 
 
 
 def test_the_two_lists_above_leave_out_no_code() -> None:
-    assert {Code[name] for names in SPECIFIED.values() for name in names} | set(OVERLOADS) == set(Code)
+    apart = {*OVERLOADS, Code.BUDGET_EXHAUSTED}
+    assert {Code[name] for names in SPECIFIED.values() for name in names} | apart == set(Code)
+
+
+def test_a_spent_budget_is_402_and_what_openai_calls_it_on_its_routes() -> None:
+    spent = Failure(code=Code.BUDGET_EXHAUSTED, message="spent")
+    assert [status_of(spent.code, dialect) for dialect in (ANTHROPIC, OPENAI, PROBLEM)] == [402, 429, 402]
+    assert headers_of(spent) == {"x-should-retry": "false"}
+    answer = respond(spent, dialect=OPENAI, request_id="r")
+    assert isinstance(answer.body, bytes)
+    error = orjson.loads(answer.body)["error"]
+    assert (answer.status, error["type"], error["code"]) == (429, "insufficient_quota", "insufficient_quota")
+    answer = respond(spent, dialect=ANTHROPIC, request_id="r")
+    assert isinstance(answer.body, bytes)
+    assert orjson.loads(answer.body)["error"]["type"] == "billing_error"
 
 
 @pytest.mark.parametrize("code", OVERLOADS)

@@ -66,6 +66,13 @@ def test_unknown_events_and_deltas_change_nothing() -> None:
     assert builder.message["content"] == [{"type": "text", "text": "a"}]
 
 
-@pytest.mark.parametrize("value", [None, -5, True, 1.5, "7"])
-def test_a_count_that_is_none_counts_as_nothing(value: object) -> None:
-    assert usage_of({"input_tokens": value, "output_tokens": 3}) == Usage(output_tokens=3, model_calls=1)
+@pytest.mark.parametrize("value", [-5, True, 1.5, "7", 10**9, 10**30])
+def test_a_count_that_cannot_be_counts_as_nothing_and_makes_the_usage_doubtful(value: object) -> None:
+    found = usage_of({"input_tokens": value, "output_tokens": 3})
+    assert found == Usage(output_tokens=3, model_calls=1, doubtful=1)
+    assert (found + found).doubtful == 2
+    assert "doubtful" not in found.told
+
+
+def test_a_count_that_is_absent_counts_as_nothing() -> None:
+    assert usage_of({"input_tokens": None, "output_tokens": 3}) == Usage(output_tokens=3, model_calls=1)

@@ -80,6 +80,8 @@ async def test_a_new_key_is_good_at_once_and_after_a_restart_until_it_is_revoked
         "domain": made["id"],
         "created_at": made["created_at"],
         **dict.fromkeys(("expires_at", "used_at", "suspended_at", "revoked_at", "previous_until")),
+        "budget_usd_day": None,
+        "budget_usd_month": None,
         "shares_with": [],
         "key": made["key"],
     }

@@ -22,8 +22,10 @@ from claude_daemon.core.task import Effects, Kind, Lane, Outcome, State, Task, U
 from claude_daemon.ports import Ended, Idempotency, QueueLimits, Store, StoreUnavailable
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.book import LEASE_S, Book
+from claude_daemon.service.budget import Budgets
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
+from claude_daemon.service.limits import Limits
 from claude_daemon.service.recover import Recovery, after_crash
 from claude_daemon.service.run import Ticket
 from claude_daemon.service.sessions import SessionDesk
@@ -54,10 +56,21 @@ LIMITS = QueueLimits(max_queued=100, max_queued_per_key=50)
 class Office:
     """The service over a store; two of them over one file, one after the other, are a restart."""
 
-    def __init__(self, store: Store, clock: Clock, *, places: int = 1, node: str = "node_1", **settings: Any) -> None:
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        *,
+        places: int = 1,
+        node: str = "node_1",
+        budgets: Budgets | None = None,
+        limits: Limits | None = None,
+        engine: FakeEngine | None = None,
+        **settings: Any,
+    ) -> None:
         self.store = store
         self.clock = clock
-        self.engine = FakeEngine(places)
+        self.engine = FakeEngine(places) if engine is None else engine
         self.sessions_engine = FakeEngine(places, Lane.SESSION)
         self.agents_engine = FakeEngine(places, Lane.AGENT)
         self.homes = FakeHomes()
@@ -78,6 +91,8 @@ class Office:
             now=clock,
             ids=ids,
             price={MODEL: Price(input=1_000_000, output=2_000_000, cache_write=0, cache_read=0)}.get,
+            budgets=budgets,
+            used=limits.used if limits is not None else lambda key_id, usage: None,
             ended=self.ended.append,
         )
         defaults: dict[str, Any] = {"max_waiting": 10, "wait_timeout_s": 60.0, "max_attempts": 3, "stall_s": 5.0}
@@ -91,14 +106,19 @@ class Office:
             book=self.book,
             parts=wire_events.parts,
             said=self.homes.said,
+            may_begin=limits.may_begin if limits is not None else lambda key_id, running, of_all: True,
         )
-        admission = Admission(
+        if limits is not None:
+            limits.turns = self.dispatcher.turns_of
+        self.admission = admission = Admission(
             self.dispatcher,
             [self.engine, self.sessions_engine, self.agents_engine],
             state=lambda: self.state,
             store_error=lambda: store.status().error,
             models={"sonnet": MODEL},
             default_model="sonnet",
+            budgets=budgets,
+            limits=limits,
         )
         self.sessions = SessionDesk(
             store,

@@ -40,6 +40,18 @@ def test_nobody_waits() -> None:
     assert queue.next(0.0, LANES) is None
 
 
+def test_who_may_not_be_next_is_passed_over_with_all_of_its_key_and_stays() -> None:
+    may: set[str] = set()
+    queue: ReadyQueue[Item] = ReadyQueue(Counter[str]().__getitem__, may=lambda item: item.key_id in may)
+    for item in (first := Item("a1", 0, key_id="a"), Item("a2", 1, key_id="a"), second := Item("b1", 5, key_id="b")):
+        queue.add(item)
+    assert queue.next(10.0, LANES) is None
+    may.add("b")
+    assert queue.next(10.0, LANES) is second
+    may.add("a")
+    assert (queue.next(10.0, LANES), len(queue)) == (first, 3)
+
+
 def test_a_key_of_which_as_many_run_as_may_is_passed_over() -> None:
     running = Counter({"a": 2, "b": 5})
     queue: ReadyQueue[Item] = ReadyQueue(running.__getitem__, {"a": 2, "c": 1}.get)

@@ -14,6 +14,7 @@ import pytest
 
 from claude_daemon.core.agent import AgentSpec, Approval, Subagent
 from claude_daemon.core.audit import Verifier
+from claude_daemon.core.budget import ALL, Budget, Cap, Owner, Purse, Span, owners
 from claude_daemon.core.errors import Code, Failure, IllegalMove
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.session import SessionTurn
@@ -30,6 +31,7 @@ from claude_daemon.ports import (
     StoredEvent,
     TaskFilter,
     TaskPage,
+    UsageGroup,
 )
 from claude_daemon.store import sessions
 from tests.store.samples import (
@@ -46,6 +48,7 @@ from tests.store.samples import (
     key,
     put,
     requeue,
+    reservation,
     seqs,
     settlement,
     start,
@@ -730,6 +733,155 @@ class Records:
         assert [record.act for _, record in await store.audit(0, 100)] == ["audit.pruned"]
 
 
+DAY = "1970-01-01"
+MINE = Owner(Purse.KEY, "local")
+
+
+def cap(micro_usd: int, owner: Owner = ALL, span: Span = Span.DAY) -> Cap:
+    return Cap(owner=owner, span=span, micro_usd=micro_usd)
+
+
+async def spent(store: Store, owner: Owner = ALL) -> dict[str, int]:
+    return {one.day: one.micro_usd for one in await store.spending("1970") if one.owner == owner}
+
+
+async def reserved(store: Store) -> dict[str, int]:
+    return {one.task_id: one.micro_usd for one in await store.reservations()}
+
+
+class Money:
+    async def test_of_many_at_once_as_many_are_queued_as_the_budget_has_room_for(self, store: Store) -> None:
+        async def submit(n: int) -> Task | Failure:
+            asked = task(f"task_{n}")
+            wish = reservation(asked, 10, cap(30), cap(1000, MINE, Span.MONTH))
+            return (await store.enqueue([submission(asked, reservation=wish)], LIMITS))[0]
+
+        answers = await asyncio.gather(*(submit(n) for n in range(20)))
+        refused = [answer for answer in answers if isinstance(answer, Failure)]
+        assert {failure.code for failure in refused} == {Code.BUDGET_EXHAUSTED}
+        assert (len(refused), len(await reserved(store))) == (17, 3)
+        assert len(await ids(store)) == 3
+
+    async def test_the_first_limit_without_room_is_told(self, store: Store) -> None:
+        asked = task()
+        wish = reservation(asked, 10, cap(10), cap(9, MINE))
+        (answer,) = await store.enqueue([submission(asked, reservation=wish)], LIMITS)
+        assert isinstance(answer, Failure) and "this key" in answer.message
+
+    async def test_a_settlement_is_charged_and_gives_back_what_was_set_aside(self, store: Store) -> None:
+        asked = task()
+        await store.enqueue([submission(asked, reservation=reservation(asked))], LIMITS)
+        claimed = await store.claim("task_1", "node_1", LEASE_UNTIL, 0.0)
+        assert claimed is not None
+        await store.settle(settlement(claimed, ledger=entry(claimed, charged_micro_usd=25)))
+        for owner in owners("local", "default"):
+            assert await spent(store, owner) == {DAY: 25}
+        assert await reserved(store) == {}
+        wishes = [reservation(task(f"task_{n}"), 5, cap(30)) for n in (2, 3)]
+        answers = await store.enqueue(
+            [submission(task(wish.task_id), reservation=wish) for wish in wishes],
+            LIMITS,
+        )
+        assert [isinstance(answer, Task) for answer in answers] == [True, False]
+
+    async def test_a_requeue_is_charged_and_gives_nothing_back(self, store: Store) -> None:
+        asked = task()
+        await store.enqueue([submission(asked, reservation=reservation(asked))], LIMITS)
+        claimed = await store.claim("task_1", "node_1", LEASE_UNTIL, 0.0)
+        assert claimed is not None
+        await store.requeue(requeue(claimed))
+        assert (await spent(store), await reserved(store)) == ({DAY: 7}, {"task_1": 10})
+
+    async def test_a_settlement_that_is_stale_charges_nothing(self, store: Store) -> None:
+        asked = task()
+        await store.enqueue([submission(asked, reservation=reservation(asked))], LIMITS)
+        claimed = await store.claim("task_1", "node_1", LEASE_UNTIL, 0.0)
+        assert claimed is not None
+        assert not await store.settle(settlement(replace(claimed, fence=0)))
+        assert (await spent(store), await reserved(store)) == ({}, {"task_1": 10})
+
+    async def test_a_task_that_is_tried_again_sets_aside_anew_if_there_is_room(self, store: Store) -> None:
+        claimed = await start(store)
+        await store.settle(settlement(claimed, FAILED))
+        ended = await found(store)
+        again, queued = event(first_seq(2)), reservation(ended, 10, cap(16))
+        answer = await store.retry("task_1", again, LIMITS, None, queued)
+        assert isinstance(answer, Failure) and answer.code is Code.BUDGET_EXHAUSTED
+        assert isinstance(await store.retry("task_1", again, LIMITS, None, replace(queued, caps=(cap(17),))), Task)
+        assert await reserved(store) == {"task_1": 10}
+
+    async def test_of_a_repeated_submission_the_first_counts_though_the_second_is_refused(self, store: Store) -> None:
+        why = Failure(code=Code.BUDGET_EXHAUSTED, message="spent")
+        key = Idempotency(key="k", digest=b"d")
+        (first,) = await store.enqueue([submission(task(), key)], LIMITS)
+        (second,) = await store.enqueue([submission(task("task_2"), key, refused=why)], LIMITS)
+        (third,) = await store.enqueue([submission(task("task_3"), refused=why)], LIMITS)
+        assert (second, third) == (first, why)
+
+    async def test_a_chat_gives_back_what_it_has_set_aside(self, store: Store) -> None:
+        said = chat("chat_1")
+        store.reserve(reservation(said))
+        await store.pause(False)
+        assert await reserved(store) == {"chat_1": 10}
+        store.record_chat(said, entry(said, charged_micro_usd=3))
+        await store.pause(False)
+        assert (await spent(store), await reserved(store)) == ({DAY: 3}, {})
+
+    async def test_what_chats_have_left_behind_is_charged_once_and_tasks_keep_theirs(self, store: Store) -> None:
+        asked = task()
+        await store.enqueue([submission(asked, reservation=reservation(asked, 5))], LIMITS)
+        for n in range(3):
+            store.reserve(reservation(task(f"chat_{n}")))
+        assert await store.charge_left_behind("1970-01-02", 9e4) == 3
+        assert await store.charge_left_behind("1970-01-03", 9e4) == 0
+        assert (await spent(store), await reserved(store)) == ({"1970-01-02": 30}, {"task_1": 5})
+        (left,) = await store.ledger("chat_0")
+        assert (left.charged_micro_usd, left.cost_micro_usd, left.usage) == (10, None, Usage())
+
+    async def test_a_limit_counts_its_span_and_what_came_after(self, store: Store) -> None:
+        for n, day in enumerate(["2026-10-31", "2026-11-26", "2026-11-27"]):
+            store.record_chat(chat(f"chat_{n}"), entry(task(f"chat_{n}"), day=day, charged_micro_usd=10))
+
+        async def fits(day: str, most: int, span: Span) -> bool:
+            asked = task(f"task_{day}_{most}_{span}")
+            wish = reservation(asked, 1, cap(most, span=span), day=day)
+            (answer,) = await store.enqueue([submission(asked, reservation=wish)], LIMITS)
+            if isinstance(answer, Task):
+                await store.settle(settlement(answer, CANCELLED, new_fence=1, ledger=None))
+            return isinstance(answer, Task)
+
+        assert [await fits("2026-11-27", most, Span.DAY) for most in (10, 11)] == [False, True]
+        assert [await fits("2026-11-27", most, Span.MONTH) for most in (20, 21)] == [False, True]
+        assert [await fits("2026-11-26", most, Span.DAY) for most in (20, 21)] == [False, True]  # the clock went back
+        assert await fits("2026-12-01", 1, Span.MONTH)
+
+    async def test_usage_is_added_up_by_day_by_key_and_by_model(self, store: Store) -> None:
+        for n, (day, key_id, model, cost) in enumerate(
+            [("2026-11-25", "a", "x", 1), ("2026-11-26", "a", "x", 2), ("2026-11-26", "b", "y", None)]
+        ):
+            said = task(f"chat_{n}", kind=Kind.CHAT, key_id=key_id, request={"model": model})
+            ended = replace(said, state=State.SUCCEEDED, outcome=SUCCEEDED, finished_at=1.0)
+            store.record_chat(ended, entry(said, day=day, cost_micro_usd=cost, charged_micro_usd=cost or 100))
+        await store.pause(False)
+
+        async def rows(by: UsageGroup, since: str = "2026-11-25", key_id: str | None = None) -> list[tuple[Any, ...]]:
+            found = await store.usage(by, since, key_id)
+            return [
+                (r.name, r.tasks, r.output_tokens, r.cost_micro_usd, r.charged_micro_usd, r.unpriced) for r in found
+            ]
+
+        assert await rows(UsageGroup.DAY) == [("2026-11-25", 1, 2, 1, 1, 0), ("2026-11-26", 2, 4, 2, 102, 1)]
+        assert await rows(UsageGroup.KEY) == [("a", 2, 4, 3, 3, 0), ("b", 1, 2, 0, 100, 1)]
+        assert await rows(UsageGroup.MODEL, key_id="a") == [("x", 2, 4, 3, 3, 0)]
+        assert await rows(UsageGroup.DAY, since="2026-11-26", key_id="a") == [("2026-11-26", 1, 2, 2, 2, 0)]
+
+    async def test_the_budget_of_a_key_is_kept_with_it(self, store: Store) -> None:
+        made = key(budget=Budget(day_micro_usd=5, month_micro_usd=None))
+        await store.create_key(made, audit("key.created"))
+        await store.create_key(key("key_2"), audit("key.created"))
+        assert list(await store.keys()) == [made, key("key_2")]
+
+
 class Deliveries:
     async def settled(self, store: Store, n: int, due_at: float) -> None:
         claimed = await start(store, task(f"task_{n}", webhook=f"https://example.org/{n}"))
@@ -988,7 +1140,18 @@ class Administration:
 
 
 class StoreContract(
-    Acceptance, Batches, Attempts, Ends, Reading, Retention, Records, Deliveries, ApiKeys, Sessions, Administration
+    Acceptance,
+    Batches,
+    Attempts,
+    Ends,
+    Reading,
+    Retention,
+    Records,
+    Money,
+    Deliveries,
+    ApiKeys,
+    Sessions,
+    Administration,
 ):
     """All of it."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from claude_daemon.core.budget import Cap, Reservation
 from claude_daemon.core.errors import Code, Failure, Fault
 from claude_daemon.core.event import MESSAGE_EVENT, TASK_QUEUED, TASK_REQUEUED, first_seq
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, TaskSpec, Usage
@@ -99,16 +100,32 @@ def entry(about: Task, **changes: Any) -> LedgerEntry:
         lane=about.spec.lane,
         usage=USAGE,
         cost_micro_usd=7,
+        day="1970-01-01",
+        charged_micro_usd=7,
     )
     return replace(made, **changes)
 
 
-def submission(asked: Task, idempotency: Idempotency | None = None) -> Submission:
+def reservation(about: Task, micro_usd: int = 10, *bounds: Cap, day: str = "1970-01-01") -> Reservation:
+    return Reservation(
+        task_id=about.id,
+        key_id=about.spec.key_id,
+        trust_domain=about.spec.trust_domain,
+        model=about.spec.model,
+        lane=about.spec.lane,
+        micro_usd=micro_usd,
+        day=day,
+        caps=bounds,
+    )
+
+
+def submission(asked: Task, idempotency: Idempotency | None = None, **changes: Any) -> Submission:
     return Submission(
         task=asked,
         event=event(first_seq(0), TASK_QUEUED),
         idempotency=idempotency,
         audit=audit("task.accepted", asked),
+        **changes,
     )
 
 

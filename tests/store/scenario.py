@@ -33,6 +33,7 @@ from tests.store.samples import (
     event,
     key,
     requeue,
+    reservation,
     settlement,
     submission,
     task,
@@ -86,6 +87,11 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     store.record_chat(said, entry(said), audit("chat.ended", said))
     assert await asyncio.to_thread(unwaited.acquire, timeout=PATIENCE_S)
     yield "record_chat"
+    store.reserve(reservation(task("chat_2", kind=Kind.CHAT)))
+    assert await asyncio.to_thread(unwaited.acquire, timeout=PATIENCE_S)
+    yield "reserve"
+    await store.charge_left_behind("1970-01-02", 9e4)
+    yield "charge_left_behind"
     await store.record(audit("config.changed"))
     yield "record"
     assert await store.prune_audit(1.75, 2.0, 100)
@@ -141,7 +147,7 @@ class Point:
             self._left -= 1
             if self._left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
-        if verb in ("record_chat", "spent", "key_used") and moment == "after":
+        if verb in ("record_chat", "reserve", "spent", "key_used") and moment == "after":
             self.unwaited.release()
 
 

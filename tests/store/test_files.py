@@ -17,6 +17,8 @@ from tests.store.files import dump, killed, mode, sql
 from tests.store.samples import found, put, task
 
 OLD = schema.known_migrations()
+SPENT_BEFORE = [(0, "a", 1), (1, "b", 2), (90_000, "a", 4), (2, "a", "NULL")]
+"""At, key, micro-USD."""
 LATEST = len(OLD)
 NEW = [*OLD, "ALTER TABLE nodes ADD COLUMN version TEXT; UPDATE nodes SET version = 'old';"]
 BAD = [*OLD, "ALTER TABLE nodes ADD COLUMN version TEXT; INSERT INTO nowhere VALUES (1);"]
@@ -206,6 +208,24 @@ class TestMigrations:
     def test_where_there_is_no_file_nothing_is_to_be_done(self, path: Path) -> None:
         assert not needs_migration(path) and migrate(path) is None
         assert not path.exists()
+
+    def test_what_was_spent_before_there_were_budgets_counts(self, path: Path) -> None:
+        number = next(number for number, script in enumerate(OLD) if "CREATE TABLE spending" in script)
+        schema.open_current(path, OLD[:number]).close()
+        columns = "at, task_id, attempt, key_id, trust_domain, model, lane, input_tokens, output_tokens, "
+        columns += "cache_creation_input_tokens, cache_read_input_tokens, model_calls, cost_micro_usd"
+        rows = [f"({at}, 't', 1, '{key}', 'd', 'm', 'text', 0, 0, 0, 0, 1, {cost})" for at, key, cost in SPENT_BEFORE]
+        sql(path, f"INSERT INTO ledger ({columns}) VALUES {', '.join(rows)}")
+        schema.open_current(path, OLD).close()
+        assert sorted(dump(path)["spending"]) == [
+            ("all", "", "1970-01-01", 3),
+            ("all", "", "1970-01-02", 4),
+            ("domain", "d", "1970-01-01", 3),
+            ("domain", "d", "1970-01-02", 4),
+            ("key", "a", "1970-01-01", 1),
+            ("key", "a", "1970-01-02", 4),
+            ("key", "b", "1970-01-01", 2),
+        ]
 
     def test_scripts_are_numbered_without_a_gap(self, tmp_path: Path) -> None:
         for name in ("0001.sql", "0002.sql"):

@@ -65,14 +65,14 @@ async def test_a_purge_of_many_events_ends_early_and_goes_on(
     assert [await store.purge(1e9, 100) for _ in range(3)] == [2, 1, 0]
 
 
-async def test_a_purged_task_leaves_nothing_but_ledger_and_audit(store: SqliteStore) -> None:
+async def test_a_purged_task_leaves_nothing_but_ledger_spending_and_audit(store: SqliteStore) -> None:
     empty = dump(store.path)
     claimed = await start(store, task(webhook="https://example.org/"))
     await store.settle(settlement(claimed, webhook_id="wh_1"))
     await store.delivered("wh_1", 1.0)
     assert await store.purge(1e9, 100) == 1
     left = dump(store.path)
-    assert {table for table in left if left[table] != empty[table]} == {"ledger", "audit"}
+    assert {table for table in left if left[table] != empty[table]} == {"ledger", "spending", "audit"}
 
 
 async def test_every_attempt_leaves_a_row(store: SqliteStore) -> None:

@@ -3,6 +3,7 @@
 #   boot.sh DIRECTORY CHECKOUT ENVIRONMENT INTERPRETER_PREFIX VERSION
 # Nothing that happens in there is seen outside: what is written goes into a tmpfs, and the network is a loopback.
 set -eu
+cat  # until machine.py has left the cgroup to us
 directory=$1 checkout=$2 environment=$3 prefix=$4 version=$5
 
 mount --make-rprivate /

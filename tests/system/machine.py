@@ -82,16 +82,26 @@ class Machine:
         into = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(self.cgroup)]
         self._unshare = subprocess.Popen(
             [*into, "unshare", "--fork", *NAMESPACES, "--kill-child", "bash", *boot],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=self._console,
             stderr=self._console,
         )
         try:
+            self._empty_the_root()
             self.until(self._up, BOOT_S)
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _empty_the_root(self) -> None:
+        """unshare itself stays outside: with a process in it, the root of all cgroups in there could set no limits."""
+        children = Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children")
+        self.until(lambda: self._unshare.poll() is not None or children.read_text().split(), BOOT_S)
+        if self._unshare.poll() is None:
+            (self.cgroup.parent / "cgroup.procs").write_text(str(self._unshare.pid))
+        assert self._unshare.stdin is not None
+        self._unshare.stdin.close()  # boot.sh goes on
 
     def _up(self) -> bool:
         if self._unshare.poll() is not None:

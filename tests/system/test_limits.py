@@ -34,8 +34,12 @@ given = json.dumps({"command": sys.argv[1]})
 body = json.dumps({"prompt": f"[[tool=Bash]] [[input={given}]] [[tokens=2]]", "tools": {"allow": ["Bash"]}})
 headers = {"Claude-Daemon-Control": "1", "Content-Type": "application/json"}
 connection.request("POST", "/control/v1/tasks", body, headers)
+response = connection.getresponse()
+answer = response.read().decode()
+if response.status != 200:
+    sys.exit(answer)
 told = {}
-for line in connection.getresponse().read().decode().splitlines():
+for line in answer.splitlines():
     event = json.loads(line)
     if event["type"] == "tool.result":
         told["said"] = event["data"]["content"]

@@ -66,6 +66,7 @@ def test_every_route_of_this_version_is_there() -> None:
         "/v1/sessions",
         "/v1/sessions/{id}",
         "/v1/stream",
+        "/v1/usage",
         "/live",
         "/ready",
         "/startup",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -22,6 +23,17 @@ REVOKE_SECONDS = 60.0
 _MAX_NAMES = 10
 
 
+def _dollars(text: str) -> float:
+    """The type of an option that takes an amount, not negative."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise click.BadParameter(f"{text!r} is no amount in USD")
+    return value
+
+
 @click.group(cls=Group, name="keys")
 def command() -> None:
     """API keys: who may call the public port, and what for.
@@ -39,6 +51,8 @@ def command() -> None:
 @click.argument("name", metavar="NAME")
 @click.option("--role", metavar="R", help="readonly, standard (without it), full, or one of [roles.<name>].")
 @click.option("--domain", metavar="D", help="Share warm processes with the keys of this domain. Without it: with none.")
+@click.option("--budget-usd-day", type=_dollars, metavar="X", help="What it may spend in a day, in USD.")
+@click.option("--budget-usd-month", type=_dollars, metavar="X", help="What it may spend in a month, in USD.")
 @click.option("--expires", metavar="D", help="When it ends: in 30d or 12h, or at a date like 2027-01-31.")
 @click.option("-q", "quiet", is_flag=True, help="Print the key and nothing else.")
 @click.option("--save", metavar="FILE", help="Write the key to FILE, which only you can read, and do not print it.")
@@ -48,6 +62,8 @@ def create(
     name: str,
     role: str | None,
     domain: str | None,
+    budget_usd_day: float | None,
+    budget_usd_month: float | None,
     expires: str | None,
     quiet: bool,
     save: str | None,
@@ -57,6 +73,9 @@ def create(
     Nobody can show it again: the daemon keeps a digest. A name that another key has is a conflict, 7, and so is a
     FILE that is there already.
 
+    Without budgets of its own a key is bounded by those of its trust domain and of all keys (the configuration's
+    [budget]); 0 lets it spend nothing.
+
     The role says what may be asked for. What a task does with a tool is confined by the sandbox alone, whatever
     patterns it names: without one, a key whose role has Bash is the daemon's own Unix user.
 
@@ -65,12 +84,18 @@ def create(
     \b
     Examples:
       claudectl keys create ci --role readonly --expires 30d
-      claudectl keys create alice --save alice.key
+      claudectl keys create alice --save alice.key --budget-usd-day 5
       curl -H "x-api-key: $(claudectl keys create demo -q)" http://127.0.0.1:8006/v1/models
     """
     _check_secret_options(options, quiet, save)
     body: dict[str, object] = {"name": name}
-    body |= {key: value for key, value in (("role", role), ("domain", domain)) if value is not None}
+    wished = {
+        "role": role,
+        "domain": domain,
+        "budget_usd_day": budget_usd_day,
+        "budget_usd_month": budget_usd_month,
+    }
+    body |= {key: value for key, value in wished.items() if value is not None}
     if expires is not None:
         body["expires"] = _moment(expires)
     _show_secret(options, "keys", body, quiet=quiet, save=save)
@@ -228,6 +253,9 @@ def _created(document: Document, _: Paint) -> str:
     head = f"{name} · {key_id} · role {role} · domain {domain}"
     if document.get("expires_at") is not None:
         head += f" · until {moment.told(document['expires_at'])}"
+    for span in ("day", "month"):
+        if document.get(f"budget_usd_{span}") is not None:
+            head += f" · {plain(document[f'budget_usd_{span}'])} USD a {span}"
     if others := document.get("shares_with"):
         head += f"\nshares warm processes with {_names(others)}"
     if document.get("previous_until") is not None:

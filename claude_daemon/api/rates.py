@@ -1,0 +1,49 @@
+"""Rate limits as the clients of the two dialects read them: what is left, and when all of it is there again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from claude_daemon.api.errors import Dialect
+from claude_daemon.core.limits import Standing
+
+
+def rate_headers(standings: Mapping[str, Standing], dialect: Dialect, now: float) -> dict[str, str]:
+    """``x-ratelimit-*`` for OpenAI's clients, ``anthropic-ratelimit-*`` for Anthropic's; none on other routes.
+
+    ``standings``: by ``requests`` and ``tokens``; ``now``: seconds since the epoch.
+    """
+    headers: dict[str, str] = {}
+    for name, standing in standings.items():
+        if dialect is Dialect.OPENAI:
+            headers[f"x-ratelimit-limit-{name}"] = str(standing.limit)
+            headers[f"x-ratelimit-remaining-{name}"] = str(standing.remaining)
+            headers[f"x-ratelimit-reset-{name}"] = duration(standing.reset_seconds)
+        elif dialect is Dialect.ANTHROPIC:
+            headers[f"anthropic-ratelimit-{name}-limit"] = str(standing.limit)
+            headers[f"anthropic-ratelimit-{name}-remaining"] = str(standing.remaining)
+            headers[f"anthropic-ratelimit-{name}-reset"] = moment(now + standing.reset_seconds)
+    return headers
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI's API writes one, never shorter than it is.
+
+    >>> [duration(s) for s in (0.0, 0.02, 1.5, 59.9, 360.0)]
+    ['0s', '20ms', '2s', '60s', '6m0s']
+    """
+    if seconds < 1:
+        return f"{math.ceil(seconds * 1000)}ms" if seconds > 0 else "0s"
+    whole = math.ceil(seconds)
+    return f"{whole}s" if whole <= 60 else f"{whole // 60}m{whole % 60}s"
+
+
+def moment(at: float) -> str:
+    """RFC 3339, in whole seconds, never earlier than it is.
+
+    >>> moment(0.5)
+    '1970-01-01T00:00:01Z'
+    """
+    return datetime.fromtimestamp(math.ceil(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

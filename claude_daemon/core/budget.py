@@ -1,0 +1,281 @@
+"""Budgets: what may be spent in a day and in a month, and what is left of it. Money is whole micro-USD.
+
+Three purses pay for a task: that of all keys together, its trust domain's and its key's. Each may have a limit for the
+day and for the month, by the calendar of ``budget.timezone``. Before anything is spent a :class:`Reservation` is
+taken out of all three; when the task is over it is given back, and what was spent is charged.
+
+What counts against a day's or a month's limit is all that was charged since it began, *later days included*: under a
+clock that steps back, what was spent at the later date goes on counting, so nothing is open again that was closed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, tzinfo
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.price import Price, cost_micro_usd
+from claude_daemon.core.task import Lane, Outcome, State, Usage
+
+MICRO: Final = 1_000_000
+"""Of a dollar."""
+KEPT_DAYS: Final = 62
+"""Of each purse: this month and, for a clock that steps back, the one before."""
+
+_FREE: Final = frozenset(
+    {
+        Code.UPSTREAM_INVALID_REQUEST,
+        Code.UPSTREAM_NOT_FOUND,
+        Code.UPSTREAM_TOO_LARGE,
+        Code.UPSTREAM_CREDENTIAL,
+        Code.UPSTREAM_RATE_LIMITED,
+        Code.UPSTREAM_OVERLOADED,
+        Code.UPSTREAM_ERROR,
+        Code.UPSTREAM_UNREACHABLE,
+    }
+)
+"""The upstream has answered with an error, or was not reached: no usage is told, and none is charged."""
+
+
+class Purse(StrEnum):
+    ALL = "all"
+    DOMAIN = "domain"
+    KEY = "key"
+
+
+class Owner(NamedTuple):
+    """Whose purse it is. ``name``: a key's id or a trust domain, empty for that of all."""
+
+    purse: Purse
+    name: str
+
+
+ALL: Final = Owner(Purse.ALL, "")
+
+
+def owners(key_id: str, trust_domain: str) -> tuple[Owner, ...]:
+    """All who pay for a task of this key."""
+    return ALL, Owner(Purse.DOMAIN, trust_domain), Owner(Purse.KEY, key_id)
+
+
+class Span(StrEnum):
+    DAY = "day"
+    MONTH = "month"
+
+
+def day_of(at: float, zone: tzinfo) -> str:
+    """The date of a moment, as ISO 8601 writes it.
+
+    >>> from datetime import timezone
+    >>> day_of(0.0, timezone.utc)
+    '1970-01-01'
+    """
+    return datetime.fromtimestamp(at, zone).date().isoformat()
+
+
+def first_day(span: Span, day: str) -> str:
+    """The day on which the span began that this day is in.
+
+    >>> first_day(Span.MONTH, "2026-11-27")
+    '2026-11-01'
+    """
+    return day if span is Span.DAY else f"{day[:8]}01"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Limits; None is no limit."""
+
+    day_micro_usd: int | None = None
+    month_micro_usd: int | None = None
+
+    def of(self, span: Span) -> int | None:
+        return self.day_micro_usd if span is Span.DAY else self.month_micro_usd
+
+
+NO_BUDGET: Final = Budget()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cap:
+    """One limit of one purse."""
+
+    owner: Owner
+    span: Span
+    micro_usd: int
+
+
+def caps(budgets: Iterable[tuple[Owner, Budget]]) -> tuple[Cap, ...]:
+    """Every limit that these budgets have."""
+    return tuple(
+        Cap(owner=owner, span=span, micro_usd=most)
+        for owner, budget in budgets
+        for span in Span
+        if (most := budget.of(span)) is not None
+    )
+
+
+def exhausted(cap: Cap) -> Failure:
+    """What a limit says when nothing is left of it: whose it is, and not how much others have spent."""
+    whose = {Purse.ALL: "of this service", Purse.DOMAIN: "of this trust domain", Purse.KEY: "of this key"}
+    why = f"The {cap.span.value}'s budget {whose[cap.owner.purse]} is spent or set aside."
+    return Failure(code=Code.BUDGET_EXHAUSTED, message=why)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """What a task has set aside. ``caps`` are the limits that were in force when it was taken, on this ``day``."""
+
+    task_id: str
+    key_id: str
+    trust_domain: str
+    model: str
+    lane: Lane
+    micro_usd: int
+    day: str = ""
+    caps: tuple[Cap, ...] = ()
+
+    @property
+    def owners(self) -> tuple[Owner, ...]:
+        return owners(self.key_id, self.trust_domain)
+
+
+class Accounts:
+    """What every purse has spent and has reserved; and of what is reserved, how much is used already."""
+
+    def __init__(self) -> None:
+        self._spent: dict[Owner, dict[str, int]] = {}
+        self._reserved: Counter[Owner] = Counter()
+        self._held: dict[str, Reservation] = {}
+        self._used: Counter[Owner] = Counter()
+        self._used_by: dict[str, int] = {}
+
+    @property
+    def payers(self) -> Sequence[Owner]:
+        """Every purse that was charged."""
+        return tuple(self._spent)
+
+    def charge(self, owner: Owner, day: str, micro_usd: int) -> None:
+        days = self._spent.setdefault(owner, {})
+        days[day] = days.get(day, 0) + micro_usd
+        if len(days) > KEPT_DAYS:
+            del days[min(days)]
+
+    def spent(self, owner: Owner, span: Span, day: str) -> int:
+        """In the span that this day is in, and since."""
+        first = first_day(span, day)
+        return sum(micro_usd for on, micro_usd in self._spent.get(owner, {}).items() if on >= first)
+
+    def reserved(self, owner: Owner) -> int:
+        return self._reserved[owner]
+
+    def left(self, cap: Cap, day: str) -> int:
+        """Negative where turns have cost more than they had set aside."""
+        return cap.micro_usd - self.spent(cap.owner, cap.span, day) - self._reserved[cap.owner]
+
+    def scarcest(self, caps: Sequence[Cap], day: str) -> tuple[Cap, int] | None:
+        """The limit with the least left, and how much that is; None where there is no limit."""
+        found = [(cap, self.left(cap, day)) for cap in caps]
+        return min(found, key=lambda one: one[1], default=None)
+
+    def gone(self, caps: Iterable[Cap], day: str) -> Cap | None:
+        """A limit that is used up by what was spent and what those who are under way have used, if there is one."""
+        for cap in caps:
+            if self.spent(cap.owner, cap.span, day) + self._used[cap.owner] >= cap.micro_usd:
+                return cap
+        return None
+
+    def held(self, task_id: str) -> Reservation | None:
+        return self._held.get(task_id)
+
+    def hold(self, reservation: Reservation) -> None:
+        """Takes it, in the place of what the task had before."""
+        self.release(reservation.task_id)
+        self._held[reservation.task_id] = reservation
+        _add(self._reserved, reservation.owners, reservation.micro_usd)
+
+    def resize(self, task_id: str, micro_usd: int) -> None:
+        """The task, which has one, sets aside so much from now on."""
+        held = self._held[task_id]
+        _add(self._reserved, held.owners, micro_usd - held.micro_usd)
+        self._held[task_id] = replace(held, micro_usd=micro_usd)
+
+    def use(self, task_id: str, micro_usd: int) -> None:
+        """The task, which has a reservation, has used so much so far; where that is more, it has set aside as much."""
+        held = self._held[task_id]
+        _add(self._used, held.owners, micro_usd - self._used_by.get(task_id, 0))
+        self._used_by[task_id] = micro_usd
+        if micro_usd > held.micro_usd:
+            self.resize(task_id, micro_usd)
+
+    def release(self, task_id: str) -> None:
+        """Gives back what the task has set aside, if anything."""
+        held = self._held.pop(task_id, None)
+        if held is not None:
+            _add(self._reserved, held.owners, -held.micro_usd)
+            _add(self._used, held.owners, -self._used_by.pop(task_id, 0))
+
+
+def _add(sums: Counter[Owner], owners: Iterable[Owner], micro_usd: int) -> None:
+    for owner in owners:
+        sums[owner] += micro_usd
+        if not sums[owner]:
+            del sums[owner]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """What a task, or one attempt, is charged on this ``day``. ``cost_micro_usd`` None: it cannot be told. ``doubt``:
+    why the reservation was charged in its place."""
+
+    cost_micro_usd: int | None
+    micro_usd: int
+    doubt: str | None = None
+    day: str = ""
+
+
+def charge(outcome: Outcome, price: Price | None, *, reserved: int, told: bool) -> Charge:
+    """What this end costs. Whatever cannot be told costs what was ``reserved``: no doubt is in the spender's favour.
+
+    ``told``: something of an answer had come.
+    """
+    usage = outcome.usage
+    cost = None if price is None else cost_micro_usd(usage, price)
+    if usage.doubtful:
+        return Charge(cost_micro_usd=cost, micro_usd=max(cost or 0, reserved), doubt="usage was negative or absurd")
+    if not _any(usage):
+        if not _owed(outcome, told=told):
+            return Charge(cost_micro_usd=cost, micro_usd=0)
+        return Charge(cost_micro_usd=cost, micro_usd=reserved, doubt="no usage was told")
+    if cost is None:
+        return Charge(cost_micro_usd=None, micro_usd=reserved, doubt="the model has no price")
+    return Charge(cost_micro_usd=cost, micro_usd=cost)
+
+
+def _any(usage: Usage) -> bool:
+    counts = (usage.input_tokens, usage.output_tokens, usage.cache_creation_input_tokens, usage.cache_read_input_tokens)
+    return any(counts)
+
+
+def _owed(outcome: Outcome, *, told: bool) -> bool:
+    """Whether something must have been used, although nobody said how much."""
+    if outcome.state is State.SUCCEEDED or told:
+        return True
+    return outcome.usage.model_calls > 0 and outcome.failure is not None and outcome.failure.code not in _FREE
+
+
+def usd(micro_usd: int) -> float:
+    return micro_usd / MICRO
+
+
+def micro_usd(dollars: float | None) -> int | None:
+    """Whole micro-USD, None for no limit.
+
+    >>> micro_usd(0.25)
+    250000
+    """
+    return None if dollars is None else round(dollars * MICRO)
