@@ -66,7 +66,7 @@ class AgentSettings:
     """``spares``: processes kept for the shapes seen most, ``max_spare_age_s``: how long
     each. ``roots``: where tasks may work, but for ``private``, the daemon's own files and directories, without
     symlinks; ``trusted``: those of them whose settings count where that is asked for. ``servers``: what MCP servers a
-    task may name. ``work_quota_mb``: what it may keep in a directory that the daemon has made for it. ``wanted``: a
+    task may name. ``work_quota_mb``: what it may keep in directories that the daemon has made for it. ``wanted``: a
     sandbox is, where there is one; ``bwrap`` None: there is none.
 
     ``required``: without a sandbox no tool runs that could change anything.
@@ -544,7 +544,7 @@ class AgentLane:
                 cli=launch.cli,
                 cwd=cwd,
                 add_dirs=more,
-                read_only=(),
+                read_only=() if launch.settings_file is None else (launch.settings_file,),
                 home=launch.home,
                 config_dir=launch.config_dir,
                 limits=self.settings.limits,
@@ -620,8 +620,7 @@ class AgentLease:
             max_turns=agent.max_turns,
         )
         over = asyncio.Event()
-        if agent.cwd is None:
-            self._lane.own(self._keep_quota(worker, reader, over))
+        self._lane.own(self._keep_quota(worker, agent, reader, over))
         turn = worker.agent_turn(
             turn_plan,
             self._lane.cli_model(self._spec.model),
@@ -643,12 +642,17 @@ class AgentLease:
         finally:
             over.set()
 
-    async def _keep_quota(self, worker: AgentWorker, reader: AgentReader, over: asyncio.Event) -> None:
-        """Of a directory that the daemon has made for it; a named one is its owner's to watch."""
-        most_mb, directory = self._lane.settings.work_quota_mb, worker.places[0].path
+    async def _keep_quota(
+        self, worker: AgentWorker, agent: AgentSpec, reader: AgentReader, over: asyncio.Event
+    ) -> None:
+        """Of the directories that the daemon has made for it; a named one is its owner's to watch."""
+        assert worker.config_dir is not None
+        most_mb, directories = self._lane.settings.work_quota_mb, [worker.config_dir]
+        if agent.cwd is None:
+            directories.append(worker.places[0].path)
         while not over.is_set():
-            if await asyncio.to_thread(larger_than, directory, most_mb * _MIB):
-                why = f"the task keeps more than agent.work_quota_mb = {most_mb} in its directory"
+            if await asyncio.to_thread(larger_than, most_mb * _MIB, *directories):
+                why = f"the task keeps more than agent.work_quota_mb = {most_mb} in its directories"
                 reader.fail(Failure(code=Code.DISK_QUOTA, message=why))
                 worker.wake()
                 return

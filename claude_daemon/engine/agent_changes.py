@@ -241,4 +241,6 @@ def _range(start: int, stop: int) -> str:
 
 
 def _lines(text: str | None) -> list[str]:
-    return (text or "").splitlines(keepends=True)
+    """A form feed or a lone carriage return ends no line of a diff, as ``splitlines`` would have it."""
+    *whole, rest = (text or "").split("\n")
+    return [f"{line}\n" for line in whole] + ([rest] if rest else [])

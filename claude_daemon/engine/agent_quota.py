@@ -14,10 +14,10 @@ _ENTRY_BYTES: Final = 1024
 """What an entry counts besides: an inode is not free, however small the file."""
 
 
-def larger_than(directory: Path, most_bytes: int) -> bool:
-    """Whether what lies beneath takes more than this on the disk. Follows no symlink; what cannot be read is passed
-    over, and so is what goes meanwhile."""
-    used, beneath = 0, [os.fspath(directory)]
+def larger_than(most_bytes: int, *directories: Path) -> bool:
+    """Whether what lies beneath them takes more than this on the disk, all together. Follows no symlink; what cannot be
+    read is passed over, and so is what goes meanwhile."""
+    used, beneath = 0, [os.fspath(directory) for directory in directories]
     while beneath:
         with suppress(OSError), os.scandir(beneath.pop()) as entries:
             for entry in entries:

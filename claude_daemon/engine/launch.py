@@ -105,9 +105,10 @@ class Launch:
 
     @property
     def settings_file(self) -> Path | None:
-        """Where that is told which no project's settings may change; None where none are read."""
+        """Where that is told which no project's settings may change; None where none are read. In the HOME, which is
+        new: what a session's earlier turns have left in its configuration directory could lead elsewhere."""
         reads = self.agent is not None and self.agent.project_settings
-        return self.config_dir / "held.json" if reads else None
+        return self.home / "held.json" if reads else None
 
 
 def argv(launch: Launch) -> list[str]:
@@ -180,6 +181,8 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         "ENABLE_TOOL_SEARCH": "false",
         NONCE_VARIABLE: launch.nonce,
     }
+    if launch.agent is not None:
+        env["CLAUDE_CODE_ENABLE_TASKS"] = "0"  # else there is no TodoWrite, whoever is allowed it
     if launch.base_url is not None:
         env["ANTHROPIC_BASE_URL"] = launch.base_url
     if launch.access is Access.BROKER and launch.token is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence, Set
@@ -547,7 +546,7 @@ class SessionLease(AgentLease):
             except TranscriptGone:
                 yield [failed(Failure(code=Code.NOT_FOUND, message=_GONE))]
                 return
-            except (SpawnFailed, WorkerLost, OSError, shutil.Error) as error:
+            except (SpawnFailed, WorkerLost, OSError) as error:
                 why = f"the session's process could not be started: {error}"
                 yield [failed(Failure(code=Code.ENGINE_CRASHED, message=why))]
                 return

@@ -152,7 +152,7 @@ class Spawner:
         command = Command(argv=argv(launch), env=env, cwd=launch.home)
         if outfit is not None:
             command = outfit.enclose(command, launch)
-        worker.nonce = launch.nonce
+        worker.nonce, worker.config_dir = launch.nonce, launch.config_dir
         self._ledger.announce(launch.nonce)
         self.nonces.add(launch.nonce)
 

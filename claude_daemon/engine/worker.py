@@ -65,6 +65,7 @@ class Worker:
         self.last_used = self.born
         self.process: Process | None = None
         self.home: Path | None = None
+        self.config_dir: Path | None = None
         self.nonce: str | None = None
         self.request_id = ""  # of the turn under way, or the last one
         self.thinking: int | None = None

@@ -9,8 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
+from claude_daemon.core.agent import TOOLS
+from claude_daemon.offline import OfflineModel
 from tests.e2e.agents import PATIENCE_S, Agents, call, run, told
+from tests.e2e.test_engine_requests import asked_with
 from tests.ordinary import give
 from tests.support import DaemonProcess
 
@@ -26,6 +30,15 @@ async def test_an_agent_runs_a_command_where_it_was_told_to(agents: Agents, repo
     (result,) = told(events, "tool.result")
     assert (result["is_error"], result["content"].strip()) == (False, "hello"), result
     assert (repository / "copy.txt").read_text() == "hello\n"
+
+
+async def test_every_tool_that_can_be_allowed_is_there(agents: Agents, repository: Path, model: OfflineModel) -> None:
+    daemon = await agents()
+    prompt = f"each-tool {call('TodoWrite', todos=[{'content': 'a', 'status': 'pending', 'activeForm': 'b'}])}"
+    task, events = await run(daemon, prompt, tools={"allow": list(TOOLS)}, cwd=str(repository))
+    assert task["state"] == "succeeded", (task, events)
+    assert {tool["name"] for tool in asked_with(model, "each-tool")[0]["tools"]} == set(TOOLS)
+    assert [result["is_error"] for result in told(events, "tool.result")] == [False]
 
 
 async def test_a_command_that_fails_is_told_as_an_error(agents: Agents, repository: Path) -> None:
@@ -128,9 +141,13 @@ async def test_what_is_appended_stands_beside_claude_codes_own_prompt(agents: Ag
     assert len(task["result"]["text"]) > len(own["result"]["text"]) > 100
 
 
-async def test_an_agent_that_fills_its_directory_is_ended(agents: Agents) -> None:
+@pytest.mark.parametrize("where", ["big", "$CLAUDE_CONFIG_DIR/big"])
+async def test_an_agent_that_fills_a_directory_that_we_made_is_ended(
+    agents: Agents, repository: Path, where: str
+) -> None:
     daemon = await agents({"agent.work_quota_mb": 8})
-    fill = "head -c 20000000 /dev/zero > big; sleep 600"
-    task, _ = await run(daemon, f"{call('Bash', command=fill, timeout=600000)}", tools={"allow": ["Bash"]})
+    fill = f"head -c 20000000 /dev/zero > {where}; sleep 600"
+    cwd = {} if where == "big" else {"cwd": str(repository)}
+    task, _ = await run(daemon, f"{call('Bash', command=fill, timeout=600000)}", tools={"allow": ["Bash"]}, **cwd)
     assert (task["state"], task["error"]["code"]) == ("failed", "disk_quota")
     assert "agent.work_quota_mb = 8" in task["error"]["message"]

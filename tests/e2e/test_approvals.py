@@ -256,6 +256,23 @@ async def test_a_subagents_call_is_asked_for_like_the_tasks_own(agents: Agents, 
     assert task["result"]["files"] == [str(repository / "made")]
 
 
+async def test_the_next_message_of_its_session_takes_no_question_back(agents: Agents, repository: Path) -> None:
+    daemon = await agents()
+    first = await submit(daemon, WRITE, cwd=str(repository), session={})
+    (question,) = await asked(daemon, first)
+    session = {"id": (await daemon.control(f"tasks/{first}"))["session_id"]}
+    second = await submit(daemon, "[[history]] and then?", session=session)
+    other, _ = await ended(daemon, await submit(daemon, "somebody else's", session={}))  # all that could begin has
+    assert other["state"] == "succeeded"
+    assert (await daemon.control(f"tasks/{second}"))["state"] == "queued"
+    assert [one["approval"] for one in (await daemon.control("approvals"))["data"]] == [question["approval"]]
+    assert (await answer(daemon, first, question["approval"], True))["allow"]
+    tasks = [(await ended(daemon, task_id))[0] for task_id in (first, second)]
+    assert [task["state"] for task in tasks] == ["succeeded", "succeeded"], tasks
+    assert (repository / "written").exists()
+    assert "and then?" in tasks[1]["result"]["text"]
+
+
 async def test_what_is_denied_by_a_rule_is_not_asked_for(agents: Agents, repository: Path) -> None:
     daemon = await agents()
     tools = {"approval": "ask", "deny": ["Bash(touch written)", "Write"]}

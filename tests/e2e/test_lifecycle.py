@@ -22,7 +22,7 @@ import pytest
 from claude_daemon.engine.lane import bundled_cli
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
-from tests.support import DaemonProcess, alive, share_probe, sse, text_of
+from tests.support import START_TIMEOUT_S, DaemonProcess, alive, share_probe, sse, text_of
 
 TERM, INT, KILL = signal.SIGTERM, signal.SIGINT, signal.SIGKILL
 PATIENCE_S = 20.0
@@ -330,7 +330,7 @@ async def test_sigterm_while_starting_is_a_quick_exit_0_with_nothing_left(
         if number < 6:
             await spawns.number(number)
         else:
-            await daemon.logged("worker.ready", PATIENCE_S)
+            await daemon.logged("worker.ready", START_TIMEOUT_S)  # a CLI that nobody knows is probed first
         began = time.monotonic()
         assert await daemon.stop(TERM) == 0
         assert time.monotonic() - began < 10

@@ -15,7 +15,8 @@ import orjson
 import pytest
 
 from claude_daemon.offline import OfflineModel
-from tests.e2e.agents import Agents
+from tests.e2e.agents import Agents, call
+from tests.ordinary import give
 from tests.support import BIN, DaemonProcess, sse, text_of
 
 PATIENCE_S = 60.0
@@ -363,6 +364,27 @@ async def test_a_chat_whose_client_leaves_leaves_the_session_usable(sessions: Se
         )
     again = await turn(daemon, "[[history]] back", {"id": first["session_id"]})
     assert said(again)[0] == "my word is amber"
+
+
+@pytest.mark.parametrize("plant", ["ln -s {victim} {held}", "mkfifo {held}"])
+async def test_what_a_turn_leaves_leads_the_daemon_nowhere_in_the_next(
+    sessions: Sessions, repository: Path, tmp_path: Path, plant: str
+) -> None:
+    """What is held against a project's settings is written for each process anew, by the daemon, which no sandbox
+    holds; and no command changes it afterwards."""
+    daemon = await sessions(toml="trusted = true\n")
+    victim = tmp_path / "home" / "victim"
+    victim.write_text("precious\n")
+    give(victim)
+    bash = {"tools": {"allow": ["Bash"]}}
+    planted = plant.format(victim=victim, held="$CLAUDE_CONFIG_DIR/held.json")
+    first = await turn(daemon, call("Bash", command=planted), {}, cwd=str(repository), **bash)
+    tried = call("Bash", command="sh -c 'echo {} > $HOME/held.json' 2> held || true")
+    session = {"id": first["session_id"]}
+    again = await turn(daemon, tried, session, project_settings="all", **bash)
+    assert again["start"] == "cold"
+    assert victim.read_text() == "precious\n"
+    assert "Read-only file system" in (repository / "held").read_text()
 
 
 async def test_another_key_sees_nothing_of_a_session(sessions: Sessions, model: OfflineModel, tmp_path: Path) -> None:

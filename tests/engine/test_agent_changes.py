@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,27 @@ async def test_what_was_read_or_ran_or_came_back_as_it_was_is_no_change(work: Pa
     assert await changes.diff() is None
     await changes.before("Write", {"file_path": str(file)})
     assert await changes.diff() is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("one\n\f\ntwo\u2028three\x85\x1cfour\n", "one\n\f\n2\u2028three\x85\x1cfour\n"),
+        ("one\r\ntwo\r\n", "one\r\n2\r\n"),
+        ("one\rtwo\rthree", "one\r2\rthree\n"),
+    ],
+)
+async def test_a_diff_can_be_applied_whatever_ends_a_line(work: Path, place: Place, before: str, after: str) -> None:
+    file = work / "a.txt"
+    file.write_bytes(before.encode())
+    changes = Changes([place])
+    await changes.before("Edit", {"file_path": str(file)})
+    file.write_bytes(after.encode())
+    told = await changes.diff()
+    assert told is not None
+    file.write_bytes(before.encode())
+    applied = subprocess.run(["git", "apply", "-"], cwd=work, input=told.encode(), capture_output=True, check=False)
+    assert (applied.returncode, file.read_bytes()) == (0, after.encode()), applied.stderr
 
 
 @pytest.mark.parametrize("how", ["outside", "symlink", "dots", "pipe", "nonsense"])

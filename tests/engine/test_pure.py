@@ -75,7 +75,7 @@ def test_what_starts_subagents_is_there_where_some_are_defined() -> None:
 def test_settings_of_a_project_are_read_beneath_our_own() -> None:
     agent = launch(agent=AgentSpec(project_settings=True))
     args = argv(agent)
-    assert {"--setting-sources=user,project,local", "--settings=/engine/config/held.json"} <= set(args)
+    assert {"--setting-sources=user,project,local", "--settings=/engine/homes/w/held.json"} <= set(args)
     assert not {"--restricted", "--setting-sources="} & set(args)
     held = orjson.loads(held_settings(environment(agent, {})))
     assert held["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:1"
