@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from claude_daemon.core.task import Usage
 
+_DATE: Final = re.compile(r"-20[0-9]{6}$", re.ASCII)
 _TOKENS: Final = 1_000_000
 """Prices are told for so many."""
 
@@ -33,6 +35,26 @@ def dearest(models: Iterable[str], price: Callable[[str], Price | None]) -> Pric
         output=max(one.output for one in known),
         cache_write=max(one.cache_write for one in known),
         cache_read=max(one.cache_read for one in known),
+    )
+
+
+def told_price(model: str, price: Callable[[str], Price | None]) -> Price | None:
+    """Of a model as an upstream names it: often with the date of its release.
+
+    >>> told_price("claude-x-20260401", {"claude-x": Price(input=1, output=1, cache_write=1, cache_read=1)}.get).input
+    1
+    """
+    found = price(model)
+    return found if found is not None else price(_DATE.sub("", model))
+
+
+def is_dearer(one: Price, other: Price) -> bool:
+    """Whether any kind of token costs more."""
+    return (
+        one.input > other.input
+        or one.output > other.output
+        or one.cache_write > other.cache_write
+        or one.cache_read > other.cache_read
     )
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,7 +21,7 @@ from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval, Subagen
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.core.price import Price, cost_micro_usd, dearest
+from claude_daemon.core.price import Price, cost_micro_usd, dearest, is_dearer, told_price
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.core.worker import Start, WorkerState
 from claude_daemon.engine import report
@@ -487,6 +488,11 @@ class AgentLane:
     def _server_wrote(self, name: str, words: str) -> None:
         self._text.pool.told(PoolEvent(name="mcp.stderr", level="info", fields={"server": name, "said": words}))
 
+    def dearer(self, than: Price, model: str) -> bool:
+        """Whether it is known that a model costs more."""
+        price = told_price(model, self.price)
+        return price is not None and is_dearer(price, than)
+
     def cli_model(self, model: str) -> str:
         return self._text.pool.cli_model(model)
 
@@ -688,13 +694,17 @@ class AgentLease:
 
     def _limit(self, worker: AgentWorker, reader: AgentReader, most: int | None) -> Limit | None:
         """No further model call once the task has spent ``most``, or nothing is left to spend: the turn ends there."""
-        price, spending = dearest(self._spec.models, self._lane.price), self.spending
-        if (most is None or price is None) and spending is None:
+        price, spending, account = dearest(self._spec.models, self._lane.price), self.spending, worker.account
+        self.hold_to_price(worker)
+        if price is None and spending is None:
             return None
 
         def limit(usage: Usage) -> str | None:
             failure = None
-            if most is not None and price is not None and cost_micro_usd(usage, price) >= most:
+            if account is not None and account.too_dear is not None:
+                why = f"something in the task asked for {account.too_dear}, which is dearer than the task's own models"
+                failure = Failure(code=Code.FORBIDDEN, message=why)
+            elif most is not None and price is not None and cost_micro_usd(usage, price) >= most:
                 why = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
                 failure = Failure(code=Code.MAX_COST, message=why)
             elif spending is not None:
@@ -706,6 +716,12 @@ class AgentLease:
             return failure.message
 
         return limit
+
+    def hold_to_price(self, worker: AgentWorker) -> None:
+        """Its tools have the worker's token within reach: no dearer model than the task's own answers who uses it."""
+        price = dearest(self._spec.models, self._lane.price)
+        if worker.account is not None:
+            worker.account.dearer = None if price is None else partial(self._lane.dearer, price)
 
     def _end_soon(self, worker: AgentWorker, *, left: bool) -> None:
         """Once: the place becomes free when the process is gone."""

@@ -195,6 +195,11 @@ class Account(Protocol):
 
     base_url: str
     token: str
+    dearer: Callable[[str], bool] | None
+    """Whether this model, as the upstream names it, costs more than what the turn may ask. Its answers are cut before
+    any of them is passed on: whoever has the token could ask for it."""
+    too_dear: str | None
+    """Such a model that somebody asked in this turn."""
 
     def begin(
         self,

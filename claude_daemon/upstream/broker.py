@@ -52,6 +52,8 @@ class WorkerAccount:
         self.loan: Loan | None = None
         self.limit: Limit | None = None
         self.ends_with_tools = False
+        self.dearer: Callable[[str], bool] | None = None
+        self.too_dear: str | None = None
         self.calls = 0
         self.at_once = 0
         self._broker = broker
@@ -72,7 +74,7 @@ class WorkerAccount:
     ) -> None:
         self.ends_with_tools = ends_with_tools
         self.barred, self.request_id, self.loan, self.limit, self.calls = None, request_id, loan, limit, 0
-        self._settled, self._under_way, self._failure = Usage(), {}, None
+        self._settled, self._under_way, self._failure, self.too_dear = Usage(), {}, None, None
 
     def bar(self, reason: str) -> None:
         self.barred = reason
@@ -101,6 +103,12 @@ class WorkerAccount:
             self.barred = self.limit(self.usage)
         return self.barred
 
+    def judge(self, meter: CallMeter) -> None:
+        """Raises _TooDear."""
+        if self.dearer is not None and meter.model is not None and self.dearer(meter.model):
+            self.too_dear = meter.model
+            raise _TooDear
+
     def call_begins(self, meter: CallMeter, request: web.BaseRequest) -> None:
         self.calls += 1
         self._under_way[meter] = request
@@ -118,6 +126,10 @@ _LEFT: Final = Failure(code=Code.CANCELLED, message="the worker left its call")
 
 class _WorkerLeft(Exception):
     """The worker closed its connection; what the upstream has still to say interests nobody."""
+
+
+class _TooDear(Exception):
+    """The answer is that of a model which costs more than the turn may ask for."""
 
 
 class Broker:
@@ -222,6 +234,10 @@ class Broker:
                 return _as_upstream_said(failed)
             _abort(request)
             return response
+        except _TooDear:
+            failure = None  # of nobody's but who has asked for it
+            _abort(request)
+            return response
         except (_WorkerLeft, ConnectionResetError):
             return response
         finally:
@@ -234,15 +250,24 @@ async def _copy(
 ) -> None:
     """Only a streamed call can be cut by a limit of ours: Claude Code also asks whether a model exists, with one
     token."""
+    held: list[bytes] = []  # an answer that is not streamed is judged when it is whole
     async for chunk in upstream.content.iter_any():
         meter.feed(chunk)
+        account.judge(meter)
+        if account.dearer is not None and not meter.streaming:
+            held.append(chunk)
+            continue
         if meter.stop_reason in _LAST_STOP_REASONS:
             account.last_call(f"the turn ended with {meter.stop_reason}")
         _end_with_tools(meter, account)  # before the worker hears of it
         with _worker_may_leave():
             await response.write(chunk)
     meter.end()
+    account.judge(meter)
     _end_with_tools(meter, account)
+    for chunk in held:
+        with _worker_may_leave():
+            await response.write(chunk)
 
 
 def _end_with_tools(meter: CallMeter, account: WorkerAccount) -> None:

@@ -29,7 +29,7 @@ _MAX_MESSAGE_CHARS = 2000  # an upstream's error page is not our caller's error 
 
 
 class CallMeter:
-    """One model call. Feed it the body; ``usage``, ``failure`` and ``stop_reason`` tell what has passed.
+    """One model call. Feed it the body; ``usage``, ``failure``, ``stop_reason`` and ``model`` tell what has passed.
 
     Whatever an upstream sends, nothing here raises: what cannot be read is ``upstream_malformed``.
     """
@@ -37,6 +37,7 @@ class CallMeter:
     def __init__(self, *, streaming: bool) -> None:
         self.failure: Failure | None = None
         self.stop_reason: str | None = None
+        self.model: str | None = None
         self.complete = False
         self.streaming = streaming
         self._decoder = SSEDecoder()
@@ -61,7 +62,9 @@ class CallMeter:
         """An event of the stream, already decoded. Raises one of :data:`UNREADABLE` for what is none."""
         kind = event["type"]
         if kind == "message_start":
-            self._usage.update(event["message"].get("usage") or {})
+            message = event["message"]
+            self._usage.update(message.get("usage") or {})
+            self.model = _name(message.get("model"))
         elif kind == "message_delta":
             self._usage.update({k: v for k, v in (event.get("usage") or {}).items() if v is not None})
             self.stop_reason = (event.get("delta") or {}).get("stop_reason")
@@ -81,10 +84,15 @@ class CallMeter:
         try:
             body = orjson.loads(b"".join(self._body))
             self._usage.update(body.get("usage") or {})
+            self.model = _name(body.get("model"))
             self.stop_reason = body.get("stop_reason")
             self.complete = True
         except UNREADABLE:
             self.failure = malformed()
+
+
+def _name(model: object) -> str | None:
+    return model if isinstance(model, str) else None
 
 
 # What reading JSON of any shape as an event of the API raises (orjson's own error is a ValueError).

@@ -170,6 +170,35 @@ async def test_a_task_ends_at_its_timeout_though_a_tool_is_at_work(agents: Agent
     assert (repository / "effects").read_text() == "ran\n"
 
 
+DEAR = """
+import json, os, sys, urllib.request
+base, key = os.environ["ANTHROPIC_BASE_URL"], os.environ["ANTHROPIC_API_KEY"]
+body = {"model": sys.argv[1], "max_tokens": 9, "messages": [{"role": "user", "content": "from a command"}]}
+asked = urllib.request.Request(base + "/v1/messages", json.dumps(body).encode(), {"x-api-key": key})
+asked.add_header("content-type", "application/json")
+print("answered", json.load(urllib.request.urlopen(asked))["model"])
+"""
+OPUS = PRICES.replace("sonnet", "opus").replace("15000", "90000")
+
+
+@pytest.mark.parametrize(("asked", "dear"), [("claude-opus-5-5", True), ("claude-sonnet-5-5", False)])
+async def test_a_command_gets_no_answer_of_a_model_that_is_dearer_than_the_tasks(
+    agents: Agents, repository: Path, asked: str, dear: bool
+) -> None:
+    """It has the worker's token, by which it could ask the broker for anything."""
+    daemon = await agents(toml=PRICES + OPUS)
+    (repository / "ask.py").write_text(DEAR)
+    prompt = f"{call('Bash', command=f'python3 ask.py {asked}')} [[tokens=1]]"
+    task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, cwd=str(repository))
+    said = "".join(result["content"] for result in told(events, "tool.result"))
+    assert (f"answered {asked}" in said) is not dear, events
+    if dear:
+        assert (task["state"], task["error"]["code"]) == ("failed", "forbidden"), task
+        assert asked in task["error"]["message"]
+    else:
+        assert task["state"] == "succeeded", task
+
+
 # rules
 
 
