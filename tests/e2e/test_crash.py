@@ -32,7 +32,25 @@ pytestmark = pytest.mark.crash
 PATIENCE_S = 60.0
 TASKS = 8
 CANCELLED = 3
-STEPS = ("chat", "tool", "talk", "pause", "resume", "submit", "worker", "cancel", "retry", "purge", "key", "forget")
+STEPS = (
+    "chat",
+    "tool",
+    "talk",
+    "pause",
+    "resume",
+    "submit",
+    "worker",
+    "cancel",
+    "retry",
+    "purge",
+    "key",
+    "rotate",
+    "use",
+    "suspend",
+    "unsuspend",
+    "revoke",
+    "forget",
+)
 """What disturbs the load, in this order: ``talk`` begins a session that ``forget`` deletes."""
 TERMINAL = ("task.succeeded", "task.failed", "task.cancelled")
 SETTINGS = {"engine.workers": 2, "engine.spares": 0, "queue.max_attempts": 50, "webhooks.allow_private": True}
@@ -179,12 +197,13 @@ async def _cancel(service: Service, number: int) -> None:
 
 
 async def _disturb(service: Service) -> None:
-    """Chats, an agent, a session that is deleted, a pause and a resume, a purge, a key, a cancelled task that is tried
-    again: what the other verbs are for."""
+    """Chats, an agent, a session that is deleted, a pause and a resume, a purge, a key and what becomes of it, a
+    cancelled task that is tried again: what the other verbs are for."""
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
         extra: str | None = None
         talk: str | None = None
+        secret = ""
         while len(done) < len(STEPS):
             step = next(step for step in STEPS if step not in done)
             daemon = await service.serving()
@@ -201,7 +220,16 @@ async def _disturb(service: Service) -> None:
                 elif step == "purge":
                     await daemon.control("tasks/purge", "POST", {"before": 1.0})
                 elif step == "key":  # a conflict, where the crash came after the commit
-                    await daemon.control("keys", "POST", {"name": "extra"})
+                    await daemon.control("keys", "POST", {"name": "extra", "budget_usd_day": 5.0})
+                elif step == "rotate":
+                    secret = (await daemon.control("keys/extra/rotate", "POST", {})).get("key", "")
+                    if not secret:
+                        raise ValueError("it was not taken: a moment later")
+                elif step == "use":  # something is set aside for it, for it has a budget
+                    await _use(daemon, secret)
+                elif step in ("suspend", "unsuspend", "revoke"):
+                    verb = "resume" if step == "unsuspend" else step
+                    await daemon.control(f"keys/extra/{verb}", "POST", {})
                 elif step == "tool":
                     prompt = '[[tool=Bash]] [[input={"command":"true"}]] [[tokens=1]]'
                     await daemon.control("tasks?detach=true", "POST", {"prompt": prompt, "tools": {"allow": ["Bash"]}})
@@ -221,6 +249,19 @@ async def _disturb(service: Service) -> None:
                 done.add(step)
             except (aiohttp.ClientError, OSError, ValueError):
                 await asyncio.sleep(0.01)
+
+
+async def _use(daemon: DaemonProcess, secret: str) -> None:
+    """A chat with this key. Raises ValueError where the daemon ended before its answer did."""
+    body = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": "[[text=used]]"}]}
+    headers = {"Authorization": f"Bearer {secret}", "Claude-Daemon-Lane": "direct"}
+    async with (
+        aiohttp.ClientSession(daemon.url, headers=headers) as http,
+        http.post("/v1/messages", json=body) as response,
+    ):
+        if response.status != 200:
+            raise ValueError(f"{response.status}: a moment later")
+        await response.read()
 
 
 def check(service: Service, tasks: list[Task], deliveries: Mapping[str, int], point: str) -> None:
@@ -264,10 +305,12 @@ def _check_ledger(connection: sqlite3.Connection, task: Task, point: str) -> Non
 
 
 def _check_sums(connection: sqlite3.Connection, point: str) -> None:
-    """No row of the ledger without an attempt that has ended, or a chat; of each chat, what it says it used."""
+    """No row of the ledger without an attempt that has ended, or a chat; of each chat, what it says it used. Of a chat
+    that was under way when the daemon was killed there is only what was set aside for it."""
     strays = connection.execute(
         """
         SELECT task_id, attempt FROM ledger WHERE task_id NOT IN (SELECT id FROM tasks WHERE kind = 'chat')
+        AND NOT (model_calls = 0 AND charged_micro_usd > 0 AND task_id NOT IN (SELECT id FROM tasks))
         EXCEPT SELECT task_id, attempt FROM attempts WHERE ended IS NOT NULL
         """
     ).fetchall()
