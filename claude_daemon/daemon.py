@@ -12,7 +12,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -504,9 +504,8 @@ class Daemon:
         settings = self.started.settings
         environ = self.surroundings.environ
         subreaper = become_subreaper()
-        self.cgroups = assembly.cgroups(
-            self.started.paths.home
-        )  # before anything is started, or it would be in the way
+        # before anything is started, or it would be in the way
+        self.cgroups = assembly.cgroups(self.started.paths.home)
         if self.cgroups is not None:
             stack.callback(self.cgroups.give_back)
         cli = settings.engine.cli_path or bundled_cli() or Path("claude")
@@ -543,32 +542,9 @@ class Daemon:
         )
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
-        self.admission = Admission(
-            self.dispatcher,
-            engines,
-            state=lambda: self.health.state,
-            lenient=lambda: self.health.lenient,
-            store_error=lambda: self._store.status().error,
-            models=settings.engine.models,
-            default_model=settings.engine.default_model,
-            login=self.source.kind,
-            limits=self.durable.limits,
-            budgets=self.durable.budgets,
-        )
+        self.admission = self._admission(engines)
         self.durable.serve(self.admission, self.health, draining=lambda: self.drain.begun, keys=self.keys)
-        self.report = Report(
-            configuration=self.configuration,
-            source=self.source,
-            text=self.text,
-            direct=self.direct,
-            agents=self.agents,
-            sessions=self.sessions,
-            dispatcher=self.dispatcher,
-            health=self.health,
-            paused=lambda: self.durable.upkeep.paused,
-            url=self.url,
-            supervisor=self.surroundings.supervisor,
-        )
+        self.report = self._report()
         self.health.sources += [
             self.report.engine_checks,
             self.report.source_check,
@@ -581,6 +557,36 @@ class Daemon:
             self.health.sources.append(self._redis_check)
         self._build_front(stack, client)
         await self.front.listen(self._public_socks, self._control_sock, self._certificate)
+
+    def _admission(self, engines: Sequence[Engine]) -> Admission:
+        settings = self.started.settings
+        return Admission(
+            self.dispatcher,
+            engines,
+            state=lambda: self.health.state,
+            lenient=lambda: self.health.lenient,
+            store_error=lambda: self._store.status().error,
+            models=settings.engine.models,
+            default_model=settings.engine.default_model,
+            login=self.source.kind,
+            limits=self.durable.limits,
+            budgets=self.durable.budgets,
+        )
+
+    def _report(self) -> Report:
+        return Report(
+            configuration=self.configuration,
+            source=self.source,
+            text=self.text,
+            direct=self.direct,
+            agents=self.agents,
+            sessions=self.sessions,
+            dispatcher=self.dispatcher,
+            health=self.health,
+            paused=lambda: self.durable.upkeep.paused,
+            url=self.url,
+            supervisor=self.surroundings.supervisor,
+        )
 
     async def _build_lanes(
         self, cli: Path, client: MessagesClient | None, broker: Broker, *, owns_process: bool

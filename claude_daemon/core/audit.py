@@ -79,6 +79,13 @@ class Verdict:
     at: int | None = None
 
 
+def holds(key: bytes, record: Sealed) -> bool:
+    """Whether the record is as it was sealed with this key; where it stands is another matter."""
+    if record.before is None or record.seal is None:
+        return False
+    return hmac.compare_digest(seal(key, record.before, record.content), record.seal)
+
+
 class Verifier:
     """Takes every record, in order, and says whether they are what was written, all of it and nothing else."""
 
@@ -119,7 +126,9 @@ class Verifier:
             return f"records {expected} to {record.n - 1} are missing"
         if record.seal is None:
             return self._unsealed_fault(record, first)
-        if record.before is None or hmac.compare_digest(seal(self._key, record.before, record.content), record.seal):
+        if record.before is None:
+            why: str | None = "it has no seal"
+        elif holds(self._key, record):
             why = self._place_fault(record, record.before, first)
         else:
             why = "it was changed, or sealed with another audit.key"
@@ -135,10 +144,8 @@ class Verifier:
         self._unsealed_records += 1
         return None
 
-    def _place_fault(self, record: Sealed, before: bytes | None, first: bool) -> str | None:
+    def _place_fault(self, record: Sealed, before: bytes, first: bool) -> str | None:
         """Whether it stands where it says."""
-        if before is None:
-            return "it has no seal"
         if self._head is not None:
             if not hmac.compare_digest(before, self._head.seal):
                 return "it does not follow the record before"

@@ -17,7 +17,7 @@ from datetime import datetime, tzinfo
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.errors import UPSTREAM_SAID_NO, Code, Failure
 from claude_daemon.core.price import Price, cost_micro_usd
 from claude_daemon.core.task import Lane, Outcome, State, Usage
 
@@ -25,20 +25,6 @@ MICRO: Final = 1_000_000
 """Of a dollar."""
 KEPT_DAYS: Final = 62
 """Of each purse: this month and, for a clock that steps back, the one before."""
-
-_FREE: Final = frozenset(
-    {
-        Code.UPSTREAM_INVALID_REQUEST,
-        Code.UPSTREAM_NOT_FOUND,
-        Code.UPSTREAM_TOO_LARGE,
-        Code.UPSTREAM_CREDENTIAL,
-        Code.UPSTREAM_RATE_LIMITED,
-        Code.UPSTREAM_OVERLOADED,
-        Code.UPSTREAM_ERROR,
-        Code.UPSTREAM_UNREACHABLE,
-    }
-)
-"""The upstream has answered with an error, or was not reached: no usage is told, and none is charged."""
 
 
 class Purse(StrEnum):
@@ -265,7 +251,9 @@ def _owed(outcome: Outcome, *, told: bool) -> bool:
     """Whether something must have been used, although nobody said how much."""
     if outcome.state is State.SUCCEEDED or told:
         return True
-    return outcome.usage.model_calls > 0 and outcome.failure is not None and outcome.failure.code not in _FREE
+    return (
+        outcome.usage.model_calls > 0 and outcome.failure is not None and outcome.failure.code not in UPSTREAM_SAID_NO
+    )
 
 
 def usd(micro_usd: int) -> float:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 
 class Code(StrEnum):
@@ -83,6 +84,21 @@ class Fault:
 
     path: str
     message: str
+
+
+UPSTREAM_SAID_NO: Final = frozenset(
+    {
+        Code.UPSTREAM_INVALID_REQUEST,
+        Code.UPSTREAM_NOT_FOUND,
+        Code.UPSTREAM_TOO_LARGE,
+        Code.UPSTREAM_CREDENTIAL,
+        Code.UPSTREAM_RATE_LIMITED,
+        Code.UPSTREAM_OVERLOADED,
+        Code.UPSTREAM_ERROR,
+        Code.UPSTREAM_UNREACHABLE,
+    }
+)
+"""The upstream has answered with an error of its own, or was not reached: it has answered nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

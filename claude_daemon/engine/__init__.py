@@ -1,4 +1,4 @@
-"""The text lane: warm Claude Code processes, reused by ``/clear``.
+"""Claude Code as an engine: the text lane's warm processes, agents in their sandbox, sessions.
 
 - ``launch``        argv and environment of a worker (pure)
 - ``plan``          a Messages API request as the steps of one turn (pure)
@@ -14,6 +14,12 @@
 - ``pool``          who gets which worker; fills, retires, backs off; ``lease`` a worker held for one turn
 - ``report``        the pool in words and numbers
 - ``capabilities``  what we rely on in the CLI, and what we do without it; ``probe`` finds out
-- ``lane``          all of it as one engine
+- ``lane``          all of it as one engine; ``wear`` when a process has served for long enough
+- ``client_tools``  a client's own tools on the text lane (pure)
+- ``agent``         the agent lane; ``agent_worker`` its process, ``agent_turn`` its messages, ``agent_facts`` and
+                    ``agent_changes`` what it did, ``agent_spares`` processes ahead, ``agent_quota`` its disk
+- ``sandbox``       what an agent is shut into; ``cgroup`` its limits; ``removal`` of what it leaves
+- ``mcp``           the servers of an attempt, ``mcp_stdio`` those that are programs
+- ``session``       the session lane; ``session_home`` where a session lives
 - ``schema``        JSON schemas that clients send, checked in a killable child
 """

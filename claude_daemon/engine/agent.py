@@ -626,6 +626,7 @@ class AgentLease:
             max_turns=agent.max_turns,
         )
         over = asyncio.Event()
+        self.hold_to_price(worker)
         self._lane.own(self._keep_quota(worker, agent, reader, over))
         turn = worker.agent_turn(
             turn_plan,
@@ -693,29 +694,22 @@ class AgentLease:
         return told
 
     def _limit(self, worker: AgentWorker, reader: AgentReader, most: int | None) -> Limit | None:
-        """No further model call once the task has spent ``most``, or nothing is left to spend: the turn ends there."""
+        """No further model call once the task has spent ``most``, nothing is left to spend, or a dearer model than its
+        own was asked."""
         price, spending, account = dearest(self._spec.models, self._lane.price), self.spending, worker.account
-        self.hold_to_price(worker)
         if price is None and spending is None:
             return None
 
-        def limit(usage: Usage) -> str | None:
-            failure = None
+        def why(usage: Usage) -> Failure | None:
             if account is not None and account.too_dear is not None:
-                why = f"something in the task asked for {account.too_dear}, which is dearer than the task's own models"
-                failure = Failure(code=Code.FORBIDDEN, message=why)
-            elif most is not None and price is not None and cost_micro_usd(usage, price) >= most:
-                why = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
-                failure = Failure(code=Code.MAX_COST, message=why)
-            elif spending is not None:
-                failure = spending(usage)
-            if failure is None:
-                return None
-            reader.fail(failure)
-            worker.wake()
-            return failure.message
+                told = f"something in the task asked for {account.too_dear}, which is dearer than the task's own models"
+                return Failure(code=Code.FORBIDDEN, message=told)
+            if most is not None and price is not None and cost_micro_usd(usage, price) >= most:
+                told = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
+                return Failure(code=Code.MAX_COST, message=told)
+            return None if spending is None else spending(usage)
 
-        return limit
+        return worker.ends_turn(reader, why)
 
     def hold_to_price(self, worker: AgentWorker) -> None:
         """Its tools have the worker's token within reach: no dearer model than the task's own answers who uses it."""

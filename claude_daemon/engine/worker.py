@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Protocol
 
 import orjson
 
-from claude_daemon.core.errors import Code, Failure
+from claude_daemon.core.errors import UPSTREAM_SAID_NO, Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.task import Outcome, State, Usage
 from claude_daemon.core.worker import WorkerState, advance
@@ -45,6 +45,10 @@ CONTROL_TIMEOUT_S = 10.0
 INTERRUPT_GRACE_S = 3.0  # measured: 6-19 ms
 _NAMES_TOLD = 5  # of tools in an error message
 STOP_STEP_S = 1.5  # between SIGINT, SIGTERM and SIGKILL
+
+
+class _Failing(Protocol):
+    def fail(self, failure: Failure) -> None: ...
 
 
 class Worker:
@@ -244,7 +248,7 @@ class Worker:
             tools=plan.tools,
         )
         if self.account is not None:
-            limit = None if spending is None else self._limit(reader, spending)
+            limit = None if spending is None else self.ends_turn(reader, spending)
             self.account.begin(request_id, self._loan, limit, ends_with_tools=plan.binding.tools is not None)
         watch = Watch(limits)
         self._prepare(plan, cli_model)
@@ -267,11 +271,11 @@ class Worker:
             self._turn_open = False
             yield self._given_up(reader, self._death(lost))
 
-    def _limit(self, reader: TurnReader, spending: Spending) -> Limit:
-        """No further model call once nothing may be spent: the turn ends there."""
+    def ends_turn(self, reader: _Failing, why: Callable[[Usage], Failure | None]) -> Limit:
+        """A limit by which no further model call is made once there is a reason: the turn ends there, with that."""
 
         def limit(usage: Usage) -> str | None:
-            failure = spending(usage)
+            failure = why(usage)
             if failure is None:
                 return None
             reader.fail(failure)
@@ -476,16 +480,4 @@ def _names_the_form(failure: Failure) -> bool:
     return failure.code is Code.UPSTREAM_INVALID_REQUEST and "output" in failure.message.lower()
 
 
-_TOLD_BETTER_BY_THE_GATEWAY = frozenset(
-    {
-        Code.UPSTREAM_INVALID_REQUEST,
-        Code.UPSTREAM_NOT_FOUND,
-        Code.UPSTREAM_TOO_LARGE,
-        Code.UPSTREAM_CREDENTIAL,
-        Code.UPSTREAM_RATE_LIMITED,
-        Code.UPSTREAM_OVERLOADED,
-        Code.UPSTREAM_ERROR,
-        Code.UPSTREAM_UNREACHABLE,
-        Code.MODEL_NOT_FOUND,
-    }
-)
+_TOLD_BETTER_BY_THE_GATEWAY: Final = UPSTREAM_SAID_NO | {Code.MODEL_NOT_FOUND}

@@ -2,6 +2,11 @@
 
 - ``admit``     may this request run, on which lane, as which task
 - ``dispatch``  the life of an attempt; ``queue`` who is next, ``run`` a task on its way, ``judge`` its schema
+- ``attempt``   one attempt, told as it goes; ``book`` what the store hears of it, ``approvals`` its questions
+- ``tasks``     durable tasks, as their owners see them; ``sessions`` and ``webhooks`` likewise
+- ``backlog``   what waits in the store; ``turns`` whose turn it is in a session, ``deadlines``, ``recover``, ``upkeep``
+- ``keys``      made, changed, told apart; ``watch`` who has something open, ``refused`` who was turned away
+- ``audit``     the chain: verified, pruned, its head told
 - ``budget``    may more be spent, and what was; ``limits`` may more be asked for; ``usage`` what is told of it
 - ``tail``      a task's events, numbered, bounded, followed
 - ``health``    the checks, their worst, and the probes

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from claude_daemon.core.audit import Anchor, Sealed, Verdict, Verifier, seal
+from claude_daemon.core.audit import Anchor, Sealed, Verdict, Verifier, holds
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.ports import Audit, Clock, HealthReport, StoreUnavailable
 
@@ -55,14 +54,9 @@ class AuditDesk:
             if head is None:
                 return
             for record in await self._store.audit_sealed(head.n - 1, 1):
-                if not self._sealed_by_us(record):
+                if not holds(self._key, record):
                     self._strange = record.n
                     self._told("audit.strange", {"record": record.n})
-
-    def _sealed_by_us(self, record: Sealed) -> bool:
-        if record.before is None or record.seal is None:
-            return False
-        return hmac.compare_digest(seal(self._key, record.before, record.content), record.seal)
 
     async def tell_head(self) -> None:
         """Into the journal, if it is not there yet. Raises StoreUnavailable."""

@@ -115,9 +115,7 @@ class Dispatcher:
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
         self._running_per_key: Counter[str] = Counter()
-        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(
-            self._running_per_key.__getitem__, self._most_of, self._has_its_turn
-        )
+        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._running_per_key.__getitem__, self._has_its_turn)
         self.turns = Turns()
         self._backlog = Backlog(self._queue, self.turns)
         self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
@@ -299,9 +297,6 @@ class Dispatcher:
         in_line = len(self._in_line) if lane is Lane.SESSION else 0
         return self._queue.waiting(lane) - self._backlog.in_queue(lane) + in_line
 
-    def _most_of(self, key_id: str) -> int | None:
-        return self.concurrent(key_id)
-
     def _step(self, task_id: str, session: str | None = None) -> None:
         """The task leaves its session, or one of its two: whoever stands behind it may begin."""
         for other in self.turns.leave(task_id, session):
@@ -366,9 +361,12 @@ class Dispatcher:
 
     def _has_its_turn(self, waiting: Run | Ticket) -> bool:
         """Whether its key, and all together, have fewer turns under way than they may."""
-        if isinstance(waiting, Run):
-            return True
-        return self._may_begin(waiting.key_id, self._running_per_key[waiting.key_id], len(self._running))
+        key_id, running = waiting.key_id, self._running_per_key[waiting.key_id]
+        most = self.concurrent(key_id) if running else None  # a key of which nothing runs may begin
+        if most is not None and running >= most:
+            return False
+        # a chat was held to the rate limits when it came: there it is refused, and does not wait
+        return isinstance(waiting, Run) or self._may_begin(key_id, running, len(self._running))
 
     def turns_of(self, key_id: str | None) -> int:
         """Turns of a key, or of all: chats that run or wait for a place, and durable tasks that have begun."""

@@ -44,15 +44,9 @@ class ReadyQueue(Generic[W]):
     at the head of its key's queue may be next now; where it may not, its key is passed over.
     """
 
-    def __init__(
-        self,
-        running: Callable[[str], int],
-        most: Callable[[str], int | None] = lambda key_id: None,
-        may: Callable[[W], bool] = lambda item: True,
-    ) -> None:
-        """``running``: how many of a key run now; ``most``: and how many may, None for no bound."""
+    def __init__(self, running: Callable[[str], int], may: Callable[[W], bool] = lambda item: True) -> None:
+        """``running``: how many of a key run now."""
         self._running = running
-        self._most = most
         self._may = may
         self._heaps: dict[tuple[Lane, str], list[_Entry[W]]] = {}
         self._numbers: dict[W, int] = {}
@@ -82,16 +76,10 @@ class ReadyQueue(Generic[W]):
                 self._sweep()
 
     def next(self, now: float, lanes: Collection[Lane]) -> W | None:
-        """Who is next of these lanes; it stays in the queue. None when nobody waits but keys of which as many run as
-        may."""
-        keys = [key for key in self._heaps if key[0] in lanes and self._may_run(key[1])]
+        """Who is next of these lanes, None when nobody is who may be; it stays in the queue."""
+        keys = [key for key in self._heaps if key[0] in lanes]
         heads = [head for key in keys if (head := self._head(key)) is not None and self._may(head[2])]
         return min(heads, key=lambda entry: self._rank(entry, now))[2] if heads else None
-
-    def _may_run(self, key_id: str) -> bool:
-        running = self._running(key_id)
-        most = self._most(key_id) if running else None  # a key of which nothing runs may begin
-        return most is None or running < most
 
     def pass_over(self, item: W) -> None:
         """The one that is next is not, until :meth:`restore`; it stays in the queue."""

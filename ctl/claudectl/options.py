@@ -73,12 +73,17 @@ def note(text: str) -> None:
 
 def seconds(text: str) -> float:
     """The type of an option that takes a finite number of seconds, not negative."""
+    return amount(text, "a number of seconds")
+
+
+def amount(text: str, what: str) -> float:
+    """A finite number, not negative."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0:
-        raise click.BadParameter(f"{text!r} is not a number of seconds")
+        raise click.BadParameter(f"{text!r} is not {what}")
     return value
 
 

@@ -52,20 +52,6 @@ def test_who_may_not_be_next_is_passed_over_with_all_of_its_key_and_stays() -> N
     assert (queue.next(10.0, LANES), len(queue)) == (first, 3)
 
 
-def test_a_key_of_which_as_many_run_as_may_is_passed_over() -> None:
-    running = Counter({"a": 2, "b": 5})
-    queue: ReadyQueue[Item] = ReadyQueue(running.__getitem__, {"a": 2, "c": 1}.get)
-    first, second = Item("a", 0, 9, key_id="a"), Item("b", 5, key_id="b")
-    queue.add(first)
-    assert queue.next(10.0, LANES) is None and len(queue) == 1
-    queue.add(second)
-    assert queue.next(10.0, LANES) is second
-    running["a"] -= 1
-    assert queue.next(10.0, LANES) is first
-    queue.add(third := Item("c", 0, 10, key_id="c"))
-    assert queue.next(10.0, LANES) is third, "one of which nothing runs may begin"
-
-
 def test_age_decides_among_equals() -> None:
     assert order(Item("b", 2), Item("a", 1), Item("c", 3)) == ["a", "b", "c"]
 

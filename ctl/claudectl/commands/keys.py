@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ import click
 from claudectl import consent, moment
 from claudectl.client import Client, below
 from claudectl.errors import Conflict, ControlError, Mismatch
-from claudectl.options import Group, Options
+from claudectl.options import Group, Options, amount
 from claudectl.render import Document, Paint, documents, plain, table
 
 _SECRET_MODE = 0o600
@@ -24,14 +23,7 @@ _MAX_NAMES = 10
 
 
 def _dollars(text: str) -> float:
-    """The type of an option that takes an amount, not negative."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise click.BadParameter(f"{text!r} is no amount in USD")
-    return value
+    return amount(text, "an amount in USD")
 
 
 @click.group(cls=Group, name="keys")
