@@ -40,7 +40,7 @@ demo: .venv/.test ## start offline, stream an answer through each lane, show hea
 	@$(OFFLINE_ENV) $(PY) -m tests.e2e.demo $(ARGS)
 
 test: .venv/.test ## run the tests, offline, with an empty HOME
-	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 2 --dist loadfile -m "$(EVERYDAY)" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder -m "$(EVERYDAY)" $(ARGS)
 
 test-crash: .venv/.test ## kill -9 the daemon under load, at every commit of its store and at random moments
 	@$(OFFLINE_ENV) $${CRASH_SEED:+CRASH_SEED="$$CRASH_SEED"} $(PY) -m pytest tests -m crash -rP $(ARGS)
