@@ -69,6 +69,14 @@ def unhandled(request_id: str, error: BaseException) -> None:
     log.error("http.unhandled", request_id=request_id, exc_info=error)
 
 
+def stack(kind: str, entry: Mapping[str, Any]) -> None:
+    """Of a task of the loop, or of a thread."""
+    if kind == "tasks":
+        log.warning("daemon.stacks.tasks", **entry)
+    else:
+        log.warning("daemon.stacks.threads", **entry)
+
+
 def model_call(name: str, fields: Mapping[str, Any]) -> None:
     log.info(name, **fields)
 

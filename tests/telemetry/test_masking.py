@@ -54,7 +54,7 @@ def test_what_looks_like_a_secret_or_is_known_as_one_is_masked_everywhere(start:
     logging.getLogger("x").warning(text)
     first, second = logs.lines()
     assert first["event"] == first["value"] == first["exception"]["message"] == first["other"] == masked
-    assert (first["items"], first["table"], second["event"]) == ([masked], {masked: 1}, masked)
+    assert (first["items"], first["table"], second["message"]) == ([masked], {masked: 1}, masked)
 
 
 def test_a_secret_object_is_masked_by_itself(start: Start) -> None:
