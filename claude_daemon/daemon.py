@@ -606,7 +606,9 @@ class Daemon:
             known=lambda: self.schemas.pids | self.restart.pids,
         )
         self.direct = (
-            DirectEngine(client, assembly.direct_settings(self.started.settings)) if client is not None else None
+            DirectEngine(client, assembly.direct_settings(self.started.settings), journal.model_call)
+            if client is not None
+            else None
         )
         self.agents = assembly.agent_lane(
             self.started, self.text, exposed=self.keys.arms_somebody, cgroups=self.cgroups
