@@ -68,6 +68,11 @@ def access(request: Asked, status: int, seconds: float, sent: int) -> None:
     )
 
 
+def ws_opened(request: Asked) -> None:
+    """Its access line comes when it is closed, which may be tomorrow."""
+    log.info("ws.opened", path=request.path, peer=request.remote)
+
+
 def control_access(request: Asked, status: int, seconds: float, sent: int) -> None:
     log.debug("control.access", method=request.method, path=request.path, status=status, seconds=round(seconds, 6))
 
