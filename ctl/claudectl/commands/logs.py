@@ -81,10 +81,13 @@ class _Reading:
 
     def run(self) -> None:
         source = self._source()
-        if self._story is None:
-            self._plain(source)
-        else:
-            self._told(source, self._story)
+        try:
+            if self._story is None:
+                self._plain(source)
+            else:
+                self._told(source, self._story)
+        finally:
+            source.close()
 
     # where from
 
@@ -145,7 +148,7 @@ class _Reading:
         elif self._options.json:
             click.echo(json.dumps({"raw": raw.decode(errors="replace")}))
         else:
-            click.echo(clean_line(raw.decode(errors="replace")))
+            click.echo(log_lines.escaped(raw.decode(errors="replace")))
 
     def _show_line(self, line: dict[str, Any]) -> None:
         if self._options.json:
@@ -226,6 +229,10 @@ class _File:
         assert self._growing is not None
         return self._growing.lines(pause)
 
+    def close(self) -> None:
+        if self._growing is not None:
+            self._growing.close()
+
 
 class _Journal:
     """The journal, by the command of whoever supervises the daemon."""
@@ -235,6 +242,8 @@ class _Journal:
         self._since = since
 
     def last(self, count: int, wanted: files.Wanted | None) -> list[bytes]:
+        if not count:
+            return []
         if wanted is None:
             return list(self._lines(follow=False, lines=count))
         return [raw for raw in self._lines(follow=False, lines=_ALL) if wanted(raw)][-count:]
@@ -244,6 +253,9 @@ class _Journal:
 
     def growing(self, pause: Callable[[], None]) -> Iterator[bytes]:
         return self._lines(follow=True, lines=0)
+
+    def close(self) -> None:
+        """Whoever reads has ended it."""
 
     def _lines(self, *, follow: bool, lines: int) -> Iterator[bytes]:
         from claudectl.logs import journal

@@ -80,15 +80,21 @@ class Growing:
         self.begins = self._file.seek(0, os.SEEK_END)
 
     def lines(self, pause: Callable[[], None] = lambda: time.sleep(PAUSE_SECONDS)) -> Iterator[bytes]:
-        """Never ends by itself; ``pause`` is called when there is nothing new, and may raise."""
-        while True:
-            yield from self._new()
-            if self._rotated():
-                yield from self._new()  # what came between the two looks
-                self._file.close()
-                self._file, self._held = _opened(self._path), b""
-            else:
-                pause()
+        """Never ends by itself; ``pause`` is called when there is nothing new, and may raise. Closed at the end."""
+        try:
+            while True:
+                yield from self._new()
+                if self._rotated():
+                    yield from self._new()  # what came between the two looks
+                    self.close()
+                    self._file, self._held = _opened(self._path), b""
+                else:
+                    pause()
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._file.close()
 
     def _new(self) -> Iterator[bytes]:
         if self._file.tell() > os.fstat(self._file.fileno()).st_size:  # truncated in place

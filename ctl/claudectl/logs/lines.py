@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final
 
-from claudectl.render import Document, documents, mapping, plain, texts
+from claudectl.render import Document, documents, mapping
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
 _HEAD: Final = frozenset({"ts", "level", "event", "logger", "exception"})
@@ -65,13 +65,25 @@ def shown(
     """For people, on one line and those of its traceback. ``without``: fields that are told elsewhere; ``at``: another
     moment than that of the line; ``part``: of what it tells."""
     told = moment(line) if at is None else at
-    when = plain(line.get("ts")) if told is None else _local(told)
-    level = plain(line.get("level"))
+    when = escaped(line.get("ts")) if told is None else _local(told)
+    level = escaped(line.get("level"))
     word = level.ljust(8)
     if coloured and level in _COLOURS:
         word = f"{_COLOURS[level]}{word}{_RESET}"
-    head = f"{when} {word} {part}{plain(line.get('event')).ljust(_WIDTH)}"
+    head = f"{when} {word} {part}{escaped(line.get('event')).ljust(_WIDTH)}"
     return "\n    | ".join([f"{head} {_fields(line, without)}".rstrip(), *_traceback(mapping(line.get("exception")))])
+
+
+def escaped(value: object) -> str:
+    """As text that moves no cursor, ends no line and turns no reading direction: what would is told, and not done.
+
+    >>> escaped("a\\nb\\x1b[31m")
+    'a\\\\nb\\\\x1b[31m'
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def _local(at: float) -> str:
@@ -87,24 +99,25 @@ def _fields(line: Document, without: frozenset[str]) -> str:
     told = [(name, value) for name, value in line.items() if name not in hidden and value is not None]
     if not str(line.get("logger")).startswith(_OURS):
         told.insert(0, ("logger", line.get("logger")))
-    return " ".join(f"{plain(name)}={_value(value)}" for name, value in told)
+    return " ".join(f"{escaped(name)}={_value(value)}" for name, value in told)
 
 
 def _value(value: object) -> str:
     """A text with blanks in quotes, so that none of it can pass for a field."""
     if isinstance(value, Mapping | list):
-        return plain(json.dumps(value, ensure_ascii=False))
+        return escaped(json.dumps(value, ensure_ascii=False))
     if isinstance(value, bool):
         return "true" if value else "false"
-    text = plain(value)
+    text = escaped(value)
     return json.dumps(text, ensure_ascii=False) if not text or " " in text or "=" in text or '"' in text else text
 
 
 def _traceback(exception: Document, why: str = "", depth: int = 0) -> Iterator[str]:
     if not exception or depth > _MAX_DEPTH:
         return
-    yield f"{why}{plain(exception.get('type'))}: {plain(exception.get('message'))}"
-    yield from (f"  {frame}" for frame in texts(exception.get("stack")))
+    yield f"{why}{escaped(exception.get('type'))}: {escaped(exception.get('message'))}"
+    stack = exception.get("stack")
+    yield from (f"  {escaped(frame)}" for frame in (stack if isinstance(stack, list) else ()))
     yield from _traceback(mapping(exception.get("cause")), "because of ", depth + 1)
     for inner in documents(exception.get("exceptions")):
         yield from _traceback(inner, "including ", depth + 1)

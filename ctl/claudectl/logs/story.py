@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from claudectl.logs import lines
-from claudectl.render import Document, documents, known, mapping, plain
+from claudectl.render import Document, documents, mapping
 
 MAX_LINES: Final = 10_000
 """Of one story. A batch has a thousand tasks of some ten lines each."""
@@ -74,7 +74,7 @@ class Story:
 
     def _own(self, request: str | None, task: str | None) -> bool:
         if self._only is not None:
-            return task == self._only and self._request_id in (None, request)
+            return task == self._only and (self._request_id is None or request in (None, self._request_id))
         return request == self._request_id if request is not None else task is not None and task in self._tasks
 
 
@@ -128,9 +128,9 @@ def _began(line: Document) -> float:
 
 def _heading(key: str, some: list[Document]) -> str:
     """What all of these lines have in common."""
-    parts = [f"key {plain(key)}" if key else "no key"]
+    parts = [f"key {lines.escaped(key)}" if key else "no key"]
     for name, word in (("request_id", "request"), ("task_id", "task"), ("lane", "lane"), ("trace_id", "trace")):
-        values = list(dict.fromkeys(known(line[name]) for line in some if line.get(name) is not None))
+        values = list(dict.fromkeys(lines.escaped(line[name]) for line in some if line.get(name) is not None))
         if len(values) == 1:
             parts.append(f"{word} {values[0]}")
         elif values:
