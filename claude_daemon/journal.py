@@ -22,6 +22,18 @@ from claude_daemon.service.dispatch import Run
 from claude_daemon.telemetry.logging import get_logger
 
 log = get_logger("claude_daemon.daemon")
+_api = get_logger("claude_daemon.api")
+_engine = get_logger("claude_daemon.engine")
+_service = get_logger("claude_daemon.service")
+_store = get_logger("claude_daemon.store")
+_upstream = get_logger("claude_daemon.upstream")
+
+_LOGGERS: Final = {
+    **dict.fromkeys(("worker", "pool", "agent", "agents", "engine", "mcp"), _engine),
+    **dict.fromkeys(("task", "webhook", "queue", "budget", "sessions"), _service),
+    **dict.fromkeys(("audit", "store", "redis"), _store),
+}
+"""By what an event is about; a level can be set for each of them."""
 
 
 class Asked(Protocol):
@@ -38,7 +50,8 @@ class Asked(Protocol):
 
 
 def _apart(level: str, name: str, fields: Mapping[str, Any]) -> None:
-    Context().run(getattr(log, level), name, **fields)
+    logger = _LOGGERS.get(name.partition(".")[0], log)
+    Context().run(getattr(logger, level), name, **fields)
 
 
 def state_changed(old: DaemonState, new: DaemonState) -> None:
@@ -56,7 +69,7 @@ def reloaded(told: Mapping[str, Any]) -> None:
 
 
 def access(request: Asked, status: int, seconds: float, sent: int) -> None:
-    log.info(
+    _api.info(
         "http.access",
         method=request.method,
         path=request.path,
@@ -70,23 +83,23 @@ def access(request: Asked, status: int, seconds: float, sent: int) -> None:
 
 def ws_opened(request: Asked) -> None:
     """Its access line comes when it is closed, which may be tomorrow."""
-    log.info("ws.opened", path=request.path, peer=request.remote)
+    _api.info("ws.opened", path=request.path, peer=request.remote)
 
 
 def control_access(request: Asked, status: int, seconds: float, sent: int) -> None:
-    log.debug("control.access", method=request.method, path=request.path, status=status, seconds=round(seconds, 6))
+    _api.debug("control.access", method=request.method, path=request.path, status=status, seconds=round(seconds, 6))
 
 
 def control_refused(reason: str, uid: int | None, pid: int | None) -> None:
-    log.warning("control.refused", reason=reason, peer_uid=uid, peer_pid=pid)
+    _api.warning("control.refused", reason=reason, peer_uid=uid, peer_pid=pid)
 
 
 def accept_failed(said: str) -> None:
-    log.warning("http.accept_failed", reason=said)
+    _api.warning("http.accept_failed", reason=said)
 
 
 def unhandled(request_id: str, error: BaseException) -> None:
-    log.error("http.unhandled", request_id=request_id, exc_info=error)
+    _api.error("http.unhandled", request_id=request_id, exc_info=error)
 
 
 def stack(kind: str, entry: Mapping[str, Any]) -> None:
@@ -98,7 +111,7 @@ def stack(kind: str, entry: Mapping[str, Any]) -> None:
 
 
 def model_call(name: str, fields: Mapping[str, Any]) -> None:
-    log.info(name, **fields)
+    _upstream.info(name, **fields)
 
 
 _WARNINGS: Final = frozenset(
@@ -125,14 +138,14 @@ def told(name: str, fields: Mapping[str, Any]) -> None:
 def no_sandbox(why: str, *, required: bool) -> None:
     """``required``: then nothing runs that would need it."""
     if required:
-        log.warning("agents.no_sandbox", reason=why)
+        _engine.warning("agents.no_sandbox", reason=why)
     else:
-        log.warning("agents.unconfined", reason=f"a key with tools is this Unix user: {why}")
+        _engine.warning("agents.unconfined", reason=f"a key with tools is this Unix user: {why}")
 
 
 def no_cgroups(why: str, *, failed: bool) -> None:
     """Agents have limits for each process alone. ``failed``: they could have been held together, it seemed."""
-    (log.warning if failed else log.info)("agents.no_cgroups", reason=why)
+    (_engine.warning if failed else _engine.info)("agents.no_cgroups", reason=why)
 
 
 def pool_event(event: PoolEvent) -> None:
@@ -158,7 +171,7 @@ def attempt_begins(run: Run) -> None:
     if run.durable:
         if span is not None:
             bind_contextvars(**span.fields)
-        log.info("task.started", start=run.start, attempt=task.attempt + 1)
+        _service.info("task.started", start=run.start, attempt=task.attempt + 1)
 
 
 def task_broken(task: Task | None, error: Exception) -> None:
