@@ -99,7 +99,8 @@ def text_lane(
 
     def told(event: PoolEvent) -> None:
         journal.pool_event(event)
-        changed()
+        if not event.name.endswith(".stderr"):
+            changed()
 
     pool = Pool(
         pool_settings(loaded.settings),

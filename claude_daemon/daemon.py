@@ -33,7 +33,7 @@ from claude_daemon.config.loading import check_reload
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, digest
-from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.core.lifecycle import Check, DaemonState
 from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
@@ -228,6 +228,7 @@ class Daemon:
             self._group = group
             self._others += [
                 group.create_task(self.health.watch(), name="health"),
+                group.create_task(self.surroundings.log.watch(), name="log"),
                 group.create_task(self.supervision.run(), name="supervision"),
                 group.create_task(self._reload_when_asked(), name="reload"),
             ]
@@ -340,7 +341,7 @@ class Daemon:
         found = stacks.document()
         for kind in ("tasks", "threads"):
             for entry in found[kind]:
-                log.warning(f"daemon.stacks.{kind}", **entry)
+                journal.stack(kind, entry)
 
     # drain and restart
 
@@ -551,6 +552,7 @@ class Daemon:
             self.durable.check,
             self.durable.budgets.check,
             self.configuration.check,
+            self._log_check,
         ]
         self.redis = assembly.redis_link(settings, changed=self.health.note)
         if self.redis is not None:
@@ -586,6 +588,7 @@ class Daemon:
             paused=lambda: self.durable.upkeep.paused,
             url=self.url,
             supervisor=self.surroundings.supervisor,
+            log=self.surroundings.log.standing,
         )
 
     async def _build_lanes(
@@ -603,7 +606,9 @@ class Daemon:
             known=lambda: self.schemas.pids | self.restart.pids,
         )
         self.direct = (
-            DirectEngine(client, assembly.direct_settings(self.started.settings)) if client is not None else None
+            DirectEngine(client, assembly.direct_settings(self.started.settings), journal.model_call)
+            if client is not None
+            else None
         )
         self.agents = assembly.agent_lane(
             self.started, self.text, exposed=self.keys.arms_somebody, cgroups=self.cgroups
@@ -620,6 +625,12 @@ class Daemon:
     def _redis_check(self) -> Mapping[str, HealthReport]:
         assert self.redis is not None
         return {"redis": self.redis.check()}
+
+    def _log_check(self) -> Mapping[str, HealthReport]:
+        """Lines that are lost are no reason to do less; somebody should know."""
+        log = self.surroundings.log
+        why = "" if log.scarce is None else f"access lines are left out: {log.scarce}"
+        return {"log": HealthReport(status=Check.WARN if why else Check.PASS, reason=why, details=log.standing())}
 
     async def _client(self, stack: AsyncExitStack) -> MessagesClient | None:
         """The way to the upstream, where we hold a credential for it; a rotated one counts from the next call on."""

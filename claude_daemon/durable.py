@@ -112,6 +112,7 @@ class Durable:
             parts=wire_events.parts,
             said=homes.said,
             may_begin=self.limits.may_begin,
+            begins=journal.attempt_begins,
             settled=self._settled,
             broken=journal.task_broken,
         )
@@ -155,6 +156,7 @@ class Durable:
             role_of=keys.role_of,
             check_key=keys.check,
             is_revoked=keys.revoked,
+            accepted=journal.task_accepted,
         )
         keys.work = self.desk
         self.dispatcher.concurrent = keys.concurrent
@@ -263,9 +265,9 @@ class Durable:
     # ends
 
     def _settled(self, run: Run) -> None:
-        journal.task_settled(run)
         if not run.durable:
             self.book.chat_ended(run)
+        journal.task_settled(run)
 
     def _ended(self, task: Task) -> None:
         if task.spec.webhook is not None and self.webhooks is not None:

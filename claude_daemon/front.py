@@ -69,7 +69,14 @@ class Front:
         self.fanout = Fanout(durable.follow, lambda task_id: self._dispatcher.find(task_id) is not None)
         max_bytes = settings.http.max_body_bytes
         watched = keys.watches.watched
-        self.streams = StreamRoutes(durable.desk, self.fanout, schemas, max_message_bytes=max_bytes, watched=watched)
+        self.streams = StreamRoutes(
+            durable.desk,
+            self.fanout,
+            schemas,
+            max_message_bytes=max_bytes,
+            watched=watched,
+            opened=journal.ws_opened,
+        )
         self.tasks = TaskRoutes(durable.desk, self.chats, self.fanout, schemas, watched=watched)
         self.sessions = SessionRoutes(durable.sessions)
         self.usage = UsageRoutes(UsageDesk(durable.store, durable.budgets))

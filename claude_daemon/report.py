@@ -36,6 +36,7 @@ class Report:
     paused: Callable[[], bool]
     url: str
     supervisor: str
+    log: Callable[[], Mapping[str, Any]]
 
     def engine_checks(self) -> Mapping[str, HealthReport]:
         """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
@@ -92,6 +93,7 @@ class Report:
                 "paused": self.paused(),
             },
             "starts": {start.value: sum(lane.starts[start.value] for lane in lanes) for start in Start},
+            "log": self.log(),
             "checks": document["checks"],
         }
 

@@ -6,12 +6,13 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from aiohttp import web
 
 from claude_daemon.api.errors import Dialect, dialect_of, respond
-from claude_daemon.api.middleware import ANSWER_HEADERS, KEY, REQUEST_ID, TRACEPARENT, read_body
+from claude_daemon.api.middleware import ANSWER_HEADERS, FACTS, KEY, REQUEST_ID, TRACEPARENT, read_body
 from claude_daemon.api.rates import rate_headers
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
@@ -153,6 +154,7 @@ class Chats:
             stream=stream,
             headers=passed_headers(request),
             output_schema=output_schema,
+            traceparent=request[TRACEPARENT],
         )
         with self.limited(request):
             return self.admission.chat(spec)
@@ -199,6 +201,7 @@ class Chats:
 
     async def answer(self, request: web.Request, admitted: Admitted, form: Form) -> web.StreamResponse:
         """Tells a run that has begun: as a stream, or whole. A client that leaves meanwhile cancels it."""
+        request[FACTS] = partial(_facts, admitted.run)
         headers = {**headers_of(admitted), **form.headers, **self.rates(request)}
         async with self.follow(admitted.run) as following:
             if admitted.run.task.spec.stream:
@@ -212,14 +215,12 @@ def caller(request: web.Request) -> Key:
 
 
 def passed_headers(request: web.Request) -> dict[str, str]:
-    """A client's ``anthropic-*`` and trace headers, in lower case; one that came several times is one list."""
+    """A client's ``anthropic-*`` headers, in lower case; one that came several times is one list."""
     kept: dict[str, str] = {}
     for name, value in request.headers.items():
         name = name.lower()
         if name.startswith(_PASSED_HEADERS):
             kept[name] = f"{kept[name]}, {value}" if name in kept else value
-    if TRACEPARENT in request:
-        kept["traceparent"] = request[TRACEPARENT]
     return kept
 
 
@@ -278,6 +279,23 @@ def headers_of(admitted: Admitted) -> dict[str, str]:
     if admitted.approximated:
         headers[APPROXIMATED_HEADER] = ", ".join(admitted.approximated)
     return headers
+
+
+def _facts(run: Run, began: float) -> dict[str, Any]:
+    """What the access line of a chat tells of it. Of one that has not ended yet, for its client has left, no usage."""
+    task, spec = run.task, run.task.spec
+    facts: dict[str, Any] = {"task_id": task.id, "lane": spec.lane.value, "model": spec.model}
+    if spec.session is not None:
+        facts["session_id"] = spec.session.id
+    if run.worker_id is not None:
+        facts["worker_id"] = run.worker_id
+    if run.first_delta_at is not None:
+        facts["first_delta_seconds"] = round(run.first_delta_at - began, 6)
+    if task.outcome is not None:
+        usage, cost = task.outcome.usage, task.outcome.cost_micro_usd
+        facts |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
+        facts["cost_usd"] = None if cost is None else cost / 1_000_000
+    return facts
 
 
 async def _whole(

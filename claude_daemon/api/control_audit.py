@@ -20,7 +20,7 @@ MAX_PAGE: Final = 1000
 
 class ListQuery(BaseModel):
     """``GET audit``: the last ``limit`` records, oldest first. ``act``: ``key.created``, or all of ``key``; ``since``:
-    seconds since the epoch; ``after``: those behind this number, from there on."""
+    seconds since the epoch; ``after``: those behind this number, from there on; ``request``, ``task``: about these."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -28,6 +28,8 @@ class ListQuery(BaseModel):
     act: str | None = Field(default=None, min_length=1, max_length=64)
     since: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     after: int | None = Field(default=None, ge=0)
+    request: str | None = Field(default=None, min_length=1, max_length=128)
+    task: str | None = Field(default=None, min_length=1, max_length=64)
 
 
 class VerifyQuery(BaseModel):
@@ -56,7 +58,9 @@ class ControlAuditRoutes:
             if asked.after is not None:
                 found = await self._store.audit(asked.after, asked.limit)
             else:
-                found = await self._store.audit_latest(asked.limit, asked.act, asked.since)
+                found = await self._store.audit_latest(
+                    asked.limit, asked.act, asked.since, request_id=asked.request, task_id=asked.task
+                )
         except StoreUnavailable as error:
             raise _unreadable() from error
         return json_answer({"object": "list", "data": [_document(n, record) for n, record in found]})

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Final
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, Final, cast
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
@@ -23,6 +23,11 @@ from claude_daemon.ports import Ids
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 TRACEPARENT: Final = web.RequestKey("traceparent", str)
+"""The request's own span, for whatever is done on its behalf: below the client's where it told one."""
+BEGAN: Final = web.RequestKey("began", float)
+"""When the request was complete but for its body, in monotonic seconds."""
+FACTS: Final = web.RequestKey("facts", object)
+"""A callable that tells :func:`facts_of`, given :data:`BEGAN`."""
 KEY: Final = web.RequestKey("key", Key)
 """The key of the caller; on open routes only if a good one was given."""
 ANSWER_HEADERS: Final = web.RequestKey("answer_headers", dict[str, str])
@@ -34,18 +39,18 @@ OPEN_ROUTES: Final = frozenset({"/live", "/ready", "/startup", "/health", "/open
 """Routes that need no key."""
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
-_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _CODINGS: Final = frozenset({"", "identity", "gzip", "deflate"})  # those that aiohttp undoes
+
+
+def facts_of(request: web.BaseRequest) -> Mapping[str, Any]:
+    """What a request's access line tells besides, now that it is over."""
+    facts = cast("Callable[[float], Mapping[str, Any]] | None", request.get(FACTS))
+    return {} if facts is None else facts(request[BEGAN])
 
 
 def request_id_of(given: str | None, ids: Ids) -> str:
     """The client's request id if it may stand in logs and headers, else a new one."""
     return given if given is not None and _REQUEST_ID.fullmatch(given) else ids("req")
-
-
-def traceparent_of(given: str | None) -> str | None:
-    """The W3C trace context, None if it is absent or not one."""
-    return given if given is not None and _TRACEPARENT.fullmatch(given) else None
 
 
 def host_name(authority: str) -> str:

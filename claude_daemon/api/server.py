@@ -14,6 +14,7 @@ import asyncio
 import ipaddress
 import os
 import resource
+import secrets
 import socket
 import ssl as tls
 import time
@@ -24,7 +25,7 @@ from typing import Any, Final, cast
 
 from aiohttp import HttpVersion11, hdrs, web
 from aiohttp.web_protocol import ERROR
-from structlog.contextvars import bind_contextvars, bound_contextvars
+from structlog.contextvars import bind_contextvars, clear_contextvars
 from yarl import URL
 
 from claude_daemon.api import cors, errors, forwarded
@@ -32,14 +33,16 @@ from claude_daemon.api.connection import Connection, Peer, TurnedAway, peer_of
 from claude_daemon.api.errors import SECURITY_HEADERS
 from claude_daemon.api.middleware import (
     ANSWER_HEADERS,
+    BEGAN,
     EXPECTS_CONTINUE,
     REQUEST_ID,
     TRACEPARENT,
     read_body,
     request_id_of,
-    traceparent_of,
 )
+from claude_daemon.core import trace
 from claude_daemon.core.errors import Code, Failure, Refusal
+from claude_daemon.core.trace import RandBytes, Trace
 from claude_daemon.ports import Ids, StoreUnavailable
 
 __all__ = ["PEER", "HttpServer", "Limits", "Request", "read_body"]
@@ -108,7 +111,14 @@ class HttpServer(web.Server):
     """Serves one application on any number of sockets. Construct it in the loop that runs it."""
 
     def __init__(
-        self, app: web.Application, *, limits: Limits, ids: Ids, on_access: OnAccess, on_error: OnError
+        self,
+        app: web.Application,
+        *,
+        limits: Limits,
+        ids: Ids,
+        on_access: OnAccess,
+        on_error: OnError,
+        randbytes: RandBytes = secrets.token_bytes,
     ) -> None:
         app.freeze()
         super().__init__(self._serve, request_factory=self._make, handler_cancellation=True)
@@ -122,6 +132,7 @@ class HttpServer(web.Server):
         self._unanswered: set[int] = set()  # by identity: requests have no hash
         self._app = app
         self._ids = ids
+        self._randbytes = randbytes
         self._on_access = on_access
         self._on_error = on_error
         self._made = 0
@@ -337,7 +348,7 @@ class HttpServer(web.Server):
         """One request, from its head to its answer's last byte. Raises ConnectionError if not all was
         sent."""
         request = _without_expect(cast(Request, request))
-        started, status = time.monotonic(), CLIENT_GONE
+        request[BEGAN], status = time.monotonic(), CLIENT_GONE
         self._unanswered.add(id(request))
         self.in_flight += 1
         self._idle.clear()
@@ -356,14 +367,14 @@ class HttpServer(web.Server):
             if not self.in_flight:
                 self._idle.set()
             cast(Connection, request.protocol).answered()
-            self._on_access(request, status, time.monotonic() - started, request.writer.output_size)
+            self._on_access(request, status, time.monotonic() - request[BEGAN], request.writer.output_size)
 
     async def _answer(self, request: Request) -> web.StreamResponse:
         """What the application answers, or why it does not: the only place where a request's errors end."""
-        context = {"request_id": request[REQUEST_ID]}
-        if (traceparent := traceparent_of(request.headers.get("traceparent"))) is not None:
-            request[TRACEPARENT] = context["traceparent"] = traceparent
-        bind_contextvars(**context)
+        span = Trace.begin(request.headers.get(trace.HEADER), self._randbytes)
+        request[TRACEPARENT] = span.header
+        clear_contextvars()  # of the connection's request before
+        bind_contextvars(request_id=request[REQUEST_ID], **span.fields)
         headers: dict[str, str] = {}
         try:
             return await self._app._handle(request)
@@ -400,8 +411,9 @@ class HttpServer(web.Server):
         dialect, request_id = errors.dialect_of(request.path), cast(Request, request)[REQUEST_ID]
         response = errors.respond(failure, dialect=dialect, request_id=request_id)
         response.force_close()
-        with bound_contextvars(request_id=request_id):
-            self._on_access(request, response.status, 0.0, 0)
+        clear_contextvars()
+        bind_contextvars(request_id=request_id)
+        self._on_access(request, response.status, 0.0, 0)
         return response
 
 

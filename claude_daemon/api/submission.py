@@ -10,7 +10,7 @@ from typing import Any, Final
 from aiohttp import web
 
 from claude_daemon.api.chat import caller, check_schema
-from claude_daemon.api.middleware import REQUEST_ID
+from claude_daemon.api.middleware import REQUEST_ID, TRACEPARENT
 from claude_daemon.api.server import PEER
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.ports import Idempotency, Schemas
@@ -26,7 +26,12 @@ _SCHEMA_PATH: Final = "schema"
 def asker(request: web.Request) -> Asker:
     """Who asks; over the control socket with the peer's uid."""
     peer = request.get(PEER)
-    return Asker(key=caller(request), request_id=request[REQUEST_ID], peer_uid=peer.uid if peer is not None else None)
+    return Asker(
+        key=caller(request),
+        request_id=request[REQUEST_ID],
+        peer_uid=peer.uid if peer is not None else None,
+        traceparent=request[TRACEPARENT],
+    )
 
 
 async def wish_of(document: Mapping[str, Any], schemas: Schemas) -> Wish:

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 import orjson
 from aiohttp import web
 from multidict import MultiMapping
+from structlog.contextvars import bind_contextvars
 
 from claude_daemon.api import sse
 from claude_daemon.api.chat import Chats, caller
@@ -62,7 +63,9 @@ class TaskRoutes:
         """On its own, so that whoever only follows keeps nothing of what was asked."""
         document = load(await self._chats.body(request))
         wish = await wish_of(document, self._schemas)
-        return await self._desk.submit(asker(request), wish, idempotency_of(request, document))
+        task, new = await self._desk.submit(asker(request), wish, idempotency_of(request, document))
+        _is_about(task)
+        return task, new
 
     async def list(self, request: web.Request) -> web.Response:
         query = query_of(request, "kind", "state", "limit", "cursor")
@@ -96,7 +99,9 @@ class TaskRoutes:
         return task.id
 
     async def cancel(self, request: web.Request) -> web.Response:
-        return _json(wire.task_document(await self._desk.cancel(asker(request), request.match_info["id"])))
+        task = await self._desk.cancel(asker(request), request.match_info["id"])
+        _is_about(task)
+        return _json(wire.task_document(task))
 
     async def approve(self, request: web.Request) -> web.Response:
         """Allows or denies a call that waits; the same answer again changes nothing."""
@@ -125,7 +130,14 @@ class TaskRoutes:
         return _json(batch_document(await self._desk.batch(asker(request), request.match_info["id"])))
 
     async def _task(self, request: web.Request) -> Task:
-        return await self._desk.get(asker(request), request.match_info["id"])
+        task = await self._desk.get(asker(request), request.match_info["id"])
+        _is_about(task)
+        return task
+
+
+def _is_about(task: Task) -> None:
+    """The request's lines say so from here on."""
+    bind_contextvars(task_id=task.id, lane=task.spec.lane.value)
 
 
 def wants_events(request: web.Request) -> bool:

@@ -104,11 +104,20 @@ def _head(size: int) -> bytes:
 
 class StreamRoutes:
     """``max_message_bytes``: as for a body over HTTP. ``watched``: see
-    :meth:`Watches.watched <claude_daemon.service.watch.Watches.watched>`. Every open connection is in :attr:`open`."""
+    :meth:`Watches.watched <claude_daemon.service.watch.Watches.watched>`. ``opened`` hears of every connection, which
+    then is in :attr:`open`."""
 
     def __init__(
-        self, desk: TaskDesk, fanout: Fanout, schemas: Schemas, *, max_message_bytes: int, watched: Watched
+        self,
+        desk: TaskDesk,
+        fanout: Fanout,
+        schemas: Schemas,
+        *,
+        max_message_bytes: int,
+        watched: Watched,
+        opened: Callable[[web.Request], None] = lambda request: None,
     ) -> None:
+        self._opened = opened
         self._desk = desk
         self._watched = watched
         self._fanout = fanout
@@ -144,6 +153,7 @@ class StreamRoutes:
             goodbye=lambda: self._goodbye,
             watched=self._watched,
         )
+        self._opened(request)
         self.open.add(connection)
         try:
             await connection.serve()

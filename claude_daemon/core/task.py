@@ -106,7 +106,8 @@ class TaskSpec:
     JSON schema that the answer's text must satisfy, or None. ``timeout_seconds`` counts from the submission.
     ``agent``: tools, directories and limits, for the agent lane and sessions. ``session``: the conversation that it
     continues. ``webhook`` is the URL that is told the end.
-    ``metadata`` is the client's own, kept and given back as it is.
+    ``metadata`` is the client's own, kept and given back as it is. ``traceparent``: the span of the request that it
+    came with (:mod:`~claude_daemon.core.trace`).
     """
 
     kind: Kind
@@ -124,6 +125,7 @@ class TaskSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     agent: AgentSpec | None = None
     session: SessionTurn | None = None
+    traceparent: str | None = None
 
     @property
     def model(self) -> str:

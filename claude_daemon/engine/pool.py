@@ -104,6 +104,7 @@ class Pool:
         self._late_bindings: deque[float] = deque(maxlen=64)
         self._lends_forms = True
         self._filled_once = asyncio.Event()
+        spawner.wrote = self._wrote
 
     # what an operator asks
 
@@ -513,6 +514,9 @@ class Pool:
         pid = worker.process.pid if worker.process is not None else None
         told = {"worker_id": worker.id, "pid": pid, "turns": worker.turns, **fields}
         self.told(PoolEvent(name=name, level=level, fields=told))
+
+    def _wrote(self, worker: Worker, words: str) -> None:
+        self.say("worker.stderr", "info", worker, said=words, request_id=worker.request_id or None)
 
     def counts(self) -> dict[str, int]:
         """Workers by what they are doing, for people."""

@@ -1,7 +1,8 @@
 """The only file that spawns the CLI: one process, its three pipes, its signals, and what it leaves behind.
 
-One reader per pipe from the spawn on. stdout is framed and decoded as it arrives; stderr goes into a ring that is told
-with a crash. On Linux the daemon is a child subreaper, so that whatever a worker leaves behind becomes its own child.
+One reader per pipe from the spawn on. stdout is framed and decoded as it arrives; stderr is told line by line, and its
+end is kept in a ring that is told with a crash. On Linux the daemon is a child subreaper, so that whatever a worker
+leaves behind becomes its own child.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Final, cast
 from claude_daemon.engine.stream import LineFramer, LineTooLong, decode
 
 STDERR_RING_BYTES: Final = 16 * 1024  # enough for a traceback, small enough for a log line
+STDERR_LINE_BYTES: Final = 4 * 1024  # a longer one is told in parts
 PIPE_GRACE_S: Final = 0.5  # what a process that has ended wrote last is read long before
 # Workers are the first to go when memory is short, the daemon the last.
 WORKER_OOM_SCORE: Final = 500
@@ -27,6 +29,8 @@ _PR_SET_CHILD_SUBREAPER: Final = 36
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
 Received = Callable[[list[dict[str, Any]], int], None]
+Wrote = Callable[[str], None]
+"""A line of stderr, never empty."""
 
 
 class SpawnFailed(Exception):
@@ -36,8 +40,10 @@ class SpawnFailed(Exception):
 class Process(asyncio.SubprocessProtocol):
     """A running CLI. ``received`` gets the decoded messages of each chunk with its size in bytes, in order."""
 
-    def __init__(self, received: Received, exited: Callable[[], None]) -> None:
+    def __init__(self, received: Received, exited: Callable[[], None], wrote: Wrote | None = None) -> None:
         self._received = received
+        self._wrote = wrote
+        self._words = b""  # of a line of stderr that is not complete
         self._told_exit = exited
         self._framer = LineFramer()
         self._stderr: deque[bytes] = deque()
@@ -58,12 +64,14 @@ class Process(asyncio.SubprocessProtocol):
         received: Received,
         exited: Callable[[], None],
         pass_fds: Sequence[int] = (),
+        wrote: Wrote | None = None,
     ) -> Process:
-        """Starts the program in a session of its own. ``pass_fds`` stay open in it. Raises :class:`SpawnFailed`."""
+        """Starts the program in a session of its own. ``pass_fds`` stay open in it. ``wrote`` hears what it writes to
+        stderr. Raises :class:`SpawnFailed`."""
         loop = asyncio.get_running_loop()
         try:
             _, process = await loop.subprocess_exec(
-                lambda: cls(received, exited),
+                lambda: cls(received, exited, wrote),
                 *argv,
                 env=dict(env),
                 cwd=str(cwd),
@@ -105,6 +113,7 @@ class Process(asyncio.SubprocessProtocol):
         asyncio.get_running_loop().call_later(PIPE_GRACE_S, self.bury)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._tell_stderr(b"\n")
         self._gone.set()
         self._told_exit()
 
@@ -113,6 +122,18 @@ class Process(asyncio.SubprocessProtocol):
         self._stderr_held += len(data)
         while self._stderr_held - len(self._stderr[0]) >= STDERR_RING_BYTES:
             self._stderr_held -= len(self._stderr.popleft())
+        self._tell_stderr(data)
+
+    def _tell_stderr(self, data: bytes) -> None:
+        if self._wrote is None:
+            return
+        *lines, self._words = (self._words + data).split(b"\n")
+        while len(self._words) > STDERR_LINE_BYTES:
+            lines.append(self._words[:STDERR_LINE_BYTES])
+            self._words = self._words[STDERR_LINE_BYTES:]
+        for line in lines:
+            if words := line.decode(errors="replace").strip():
+                self._wrote(words)
 
     @property
     def returncode(self) -> int | None:

@@ -82,6 +82,8 @@ class Spawner:
         self.capabilities = capabilities
         self.processes: set[Process | None] = set()  # until they have ended and are reaped
         self.nonces: set[str] = set()  # until they are forgotten
+        self.wrote: Callable[[Worker, str], None] = lambda worker, words: None
+        """Hears each line that a worker writes to stderr."""
         self._site = site
         self._gateway = gateway
         self._ids = ids
@@ -160,7 +162,15 @@ class Spawner:
             self.processes.discard(worker.process)
             exited()
 
-        process = await Process.spawn(command.argv, command.env, command.cwd, worker.received, ended, command.pass_fds)
+        process = await Process.spawn(
+            command.argv,
+            command.env,
+            command.cwd,
+            worker.received,
+            ended,
+            command.pass_fds,
+            wrote=lambda words: self.wrote(worker, words),
+        )
         worker.process = process
         if not process.gone:
             self.processes.add(process)

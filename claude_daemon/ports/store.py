@@ -440,10 +440,16 @@ class Audit(Protocol):
         """Records with their numbers, in order."""
 
     async def audit_latest(
-        self, limit: int, act: str | None = None, since: float | None = None
+        self,
+        limit: int,
+        act: str | None = None,
+        since: float | None = None,
+        *,
+        request_id: str | None = None,
+        task_id: str | None = None,
     ) -> Sequence[tuple[int, AuditRecord]]:
         """The last so many, in order. ``act``: of this kind (``key.created``), or of this noun (``key``); ``since``:
-        seconds since the epoch."""
+        seconds since the epoch; ``request_id`` and ``task_id``: about these. Reads through all of them, if need be."""
 
     async def audit_head(self) -> Anchor | None:
         """The last record; None before the first."""

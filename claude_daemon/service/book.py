@@ -16,7 +16,8 @@ from claude_daemon.core.budget import Charge, charge, day_of
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.event import TASK_QUEUED, TASK_REQUEUED, Emission, Event, first_seq
 from claude_daemon.core.price import Price, dearest
-from claude_daemon.core.task import Effects, Outcome, State, Task, Usage
+from claude_daemon.core.task import Effects, Outcome, State, Task, TaskSpec, Usage
+from claude_daemon.core.trace import Trace
 from claude_daemon.ports import (
     AuditRecord,
     Clock,
@@ -210,12 +211,15 @@ class Book:
         return task if wished and task is not None and task.fence == known.fence and not task.state.terminal else None
 
     def chat_ended(self, run: Run) -> None:
-        """Who, model, tokens, cost and outcome of a chat; never its words."""
+        """Who, model, tokens, cost and outcome of a chat; never its words. The run has its cost then."""
         assert run.task.outcome is not None
         outcome, bill = self._charged(run.task.outcome, run.task, told=run.first_delta_at is not None)
         spec = replace(run.task.spec, request={"model": run.task.spec.model}, headers=None, output_schema=None)
-        task = replace(run.task, spec=spec, outcome=outcome)
-        self.store.record_chat(task, self._ledger(task, outcome, bill))
+        run.task = replace(run.task, outcome=outcome)
+        task = replace(run.task, spec=spec)
+        told: dict[str, Any] = {"state": outcome.state.value, "lane": spec.lane.value, "model": spec.model}
+        audit = self.audit("chat.ended", task, **{**told, **traced(spec)})
+        self.store.record_chat(task, self._ledger(task, outcome, bill), audit)
         self._paid(task, outcome, bill)
 
     # parts
@@ -293,6 +297,12 @@ def _in_short(given: Mapping[str, Any]) -> dict[str, Any]:
     """What a tool was called with, as far as it says what it does: paths, patterns, commands; no file's contents."""
     told = {name: given[name] for name in _TOLD_OF_CALLS if isinstance(given.get(name), str)}
     return {name: value[:_MAX_TOLD] for name, value in told.items()}
+
+
+def traced(spec: TaskSpec) -> dict[str, str]:
+    """For the first record about it: which trace it is in."""
+    span = Trace.parse(spec.traceparent)
+    return {} if span is None else {"trace_id": span.trace_id}
 
 
 def _again(outcome: Outcome) -> Emission:

@@ -77,9 +77,9 @@ class DispatchSettings:
 class Dispatcher:
     """Queues, leases and runs tasks. :meth:`run` owns the attempts; nothing runs without it.
 
-    ``settled`` is told every end; ``broken`` what an engine raised, which none may: the task fails, the rest goes on.
-    ``said``: see :data:`Said`. ``may_begin``: whether a durable task of this key may begin besides so many turns of the
-    key, and so many in all; a chat is asked about when it is submitted.
+    ``begins`` is told every attempt, within its context; ``settled`` every end; ``broken`` what an engine raised, which
+    none may: the task fails, the rest goes on. ``said``: see :data:`Said`. ``may_begin``: whether a durable task of
+    this key may begin besides so many turns of the key, and so many in all; a chat is asked about when it is submitted.
     """
 
     def __init__(
@@ -95,6 +95,7 @@ class Dispatcher:
         parts: Callable[[Emission], Sequence[Emission]] = lambda emission: [emission],
         said: Said = _never_said,
         may_begin: Callable[[str, int, int], bool] = lambda key_id, running, of_all: True,
+        begins: Callable[[Run], None] = lambda run: None,
         settled: Callable[[Run], None] = lambda run: None,
         broken: Callable[[Task | None, Exception], None] = lambda task, error: None,
     ) -> None:
@@ -106,6 +107,7 @@ class Dispatcher:
         self._ids = ids
         self.said = said
         self._may_begin = may_begin
+        self._begins = begins
         self._settled = settled
         self._broken = broken
         self.approvals = Approvals(timeout_s=settings.approval_timeout_s, now=now, ids=ids)
@@ -508,6 +510,7 @@ class Dispatcher:
         run.start, run.worker_id = lease.start, lease.worker_id
         if isinstance(lease, CopyingLease):
             lease.copied = partial(self._step, run.task.id)
+        run.context.run(self._begins, run)
         self._running.add(run)
         self._running_per_key[run.key_id] += 1
         attempt = run.attempt = self._group.create_task(self._attempt(run, lease), context=run.context)

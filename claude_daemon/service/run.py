@@ -80,8 +80,8 @@ class Run:
     def __init__(self, task: Task, monotonic: float, tail: Tail | None = None) -> None:
         self.task = task
         self.tail = tail or Tail()
-        self.context = contextvars.copy_context()
-        """The submitter's, so that the attempt's log lines carry its ids whoever frees the place."""
+        self.context = contextvars.Context() if self.durable else contextvars.copy_context()
+        """An attempt's: a chat's is its submitter's, a durable task's is nobody's, whoever frees the place for it."""
         self.queued_at = monotonic
         self.start: str | None = None
         self.worker_id: str | None = None

@@ -31,7 +31,7 @@ from claude_daemon.ports import (
 )
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.approvals import Asked
-from claude_daemon.service.book import Book
+from claude_daemon.service.book import Book, traced
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.follow import NO_TASK
 from claude_daemon.service.run import CANCELLED, Ticket, ended_with
@@ -65,6 +65,7 @@ class Asker:
     key: Key
     request_id: str
     peer_uid: int | None = None
+    traceparent: str | None = None
 
     @property
     def owner(self) -> str | None:
@@ -75,7 +76,8 @@ class Asker:
 class TaskDesk:
     """``check_webhook`` says what is wrong with a webhook's URL, None if nothing is. ``role_of`` tells what somebody
     may, who comes with this key and, over the control socket, as this peer. ``check_key`` raises Refusal for a key that
-    is not good any more, ``is_revoked`` tells of one by its id."""
+    is not good any more, ``is_revoked`` tells of one by its id. ``accepted`` is told each new
+    task once it is durable, and the peer's uid where it came over the control socket."""
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class TaskDesk:
         role_of: Callable[[Key, int | None], Role],
         check_key: Callable[[Key], None] = lambda key: None,
         is_revoked: Callable[[str], bool] = lambda key_id: False,
+        accepted: Callable[[Task, int | None], None] = lambda task, peer_uid: None,
     ) -> None:
         self._admission = admission
         self._dispatcher = dispatcher
@@ -103,6 +106,7 @@ class TaskDesk:
         self._role_of = role_of
         self._check_key = check_key
         self._is_revoked = is_revoked
+        self._accepted = accepted
 
     # in
 
@@ -187,6 +191,7 @@ class TaskDesk:
             priority=wish.priority,
             webhook=wish.webhook,
             metadata=wish.metadata or {},
+            traceparent=asker.traceparent,
         )
         spec = self._admission.check(spec)
         check_models(role, spec, self._admission.models)
@@ -242,7 +247,7 @@ class TaskDesk:
             task=replace(task, last_seq=event.seq),
             event=event,
             idempotency=idempotency,
-            audit=self._book.audit("task.accepted", task, asker.peer_uid),
+            audit=self._book.audit("task.accepted", task, asker.peer_uid, **traced(task.spec)),
             session=made,
             reservation=reservation,
             refused=refused,
@@ -265,6 +270,7 @@ class TaskDesk:
                     self._admission.give_back(submission.task.id)
         for submission, answer in zip(submissions, answers, strict=True):
             if isinstance(answer, Task) and answer.id == submission.task.id:
+                self._accepted(answer, asker.peer_uid)
                 self._book.tails.tell(answer.id, submission.event, after=0)
                 self._dispatcher.enqueue(self._ticket(answer), timeout_s=answer.spec.timeout_seconds)
         return answers

@@ -104,12 +104,20 @@ def read(db: Connection, after: int, limit: int) -> Sequence[tuple[int, AuditRec
     return [(row["n"], _record_of(row)) for row in found]
 
 
-def latest(db: Connection, limit: int, act: str | None, since: float | None) -> Sequence[tuple[int, AuditRecord]]:
+def latest(
+    db: Connection,
+    limit: int,
+    act: str | None,
+    since: float | None,
+    request_id: str | None,
+    task_id: str | None,
+) -> Sequence[tuple[int, AuditRecord]]:
     """Oldest first. ``act``: a whole one, or the part before its dot."""
     found = db.execute(
         "SELECT * FROM audit WHERE (? IS NULL OR act = ? OR substr(act, 1, length(?) + 1) = ? || '.') "
-        "AND (? IS NULL OR at >= ?) ORDER BY n DESC LIMIT ?",
-        (act, act, act, act, since, since, limit),
+        "AND (? IS NULL OR at >= ?) AND (? IS NULL OR request_id = ?) AND (? IS NULL OR task_id = ?) "
+        "ORDER BY n DESC LIMIT ?",
+        (act, act, act, act, since, since, request_id, request_id, task_id, task_id, limit),
     ).fetchall()
     return [(row["n"], _record_of(row)) for row in reversed(found)]
 

@@ -200,9 +200,15 @@ class SqliteStore:
         return await self._readers.read(audits.read, after, limit)
 
     async def audit_latest(
-        self, limit: int, act: str | None = None, since: float | None = None
+        self,
+        limit: int,
+        act: str | None = None,
+        since: float | None = None,
+        *,
+        request_id: str | None = None,
+        task_id: str | None = None,
     ) -> Sequence[tuple[int, AuditRecord]]:
-        return await self._readers.read(audits.latest, limit, act, since)
+        return await self._readers.read(audits.latest, limit, act, since, request_id, task_id)
 
     async def audit_head(self) -> Anchor | None:
         return await self._readers.read(audits.head)

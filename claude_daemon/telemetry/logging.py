@@ -8,6 +8,9 @@ call ``log.info("worker.started", pid=…)``. What ``structlog.contextvars`` has
 - secrets are masked by the name of their field, by their look, and by the values known to be secret
 - nobody waits for a reader: a line that stderr does not take at once is lost
 - nothing raises into the caller: a line that cannot be rendered or written is counted in ``LogHandle.lost``
+- a flood of one event is told in part (:mod:`~claude_daemon.telemetry.floods`), and how much was left out of it
+- where a disk is full access lines are left out first (:mod:`~claude_daemon.telemetry.sink`)
+- every line has an ``event`` of a closed set, listed in ``docs/logs.md``; what varies is in its fields
 
 Levels are those of the standard library's logger of the same name, so a module's level covers its children.
 Before :func:`configure` events go nowhere; ``structlog.testing.capture_logs`` works before and after.
@@ -15,25 +18,27 @@ Before :func:`configure` events go nowhere; ``structlog.testing.capture_logs`` w
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextvars import Context
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, get_args
+from typing import Any, Final, NoReturn, TextIO, get_args
 
 import structlog
-from structlog.contextvars import merge_contextvars
 
 from claude_daemon.config import Level, Log
 from claude_daemon.secret import Secret
-from claude_daemon.telemetry.masking import Masker, exception_fields, exception_of, said
+from claude_daemon.telemetry.masking import Masker
+from claude_daemon.telemetry.pipeline import HEAD, LOGGER, Bridge, Hooks, Pipeline
 from claude_daemon.telemetry.rendering import Event, console_renderer, render_json
 from claude_daemon.telemetry.sink import Sink, open_log
 
-MAX_LINE_BYTES = 64 * 1024
-"""Journald cuts at 48 KiB by default and most shippers at 64; beyond it only the head of a line is kept."""
-
-_HEAD = frozenset({"ts", "level", "event", "logger"})
+WATCH_S: Final = 1.0
+"""How often it is looked whether room is scarce, and whether a flood is over."""
+PROBE_S: Final = 30.0
+"""How often a disk that says it has room, and takes nothing, is tried."""
 
 
 class Logger(structlog.BoundLoggerBase):
@@ -66,11 +71,15 @@ class Logger(structlog.BoundLoggerBase):
             self._emit("critical", event, fields)
 
     def _emit(self, level: str, event: str, fields: dict[str, object]) -> None:
-        if not _HEAD.isdisjoint(fields):
-            fields = {f"{name}_" if name in _HEAD else name: value for name, value in fields.items()}
+        if not HEAD.isdisjoint(fields):
+            fields = {f"{name}_" if name in HEAD else name: value for name, value in fields.items()}
         line: Any = {**self._context, **fields, "event": event, "logger": self._logger.name}
+        chain: Any = self._processors
+        if type(chain[0]) is Pipeline:  # always, but before :func:`configure` and in tests
+            chain[0].emit(level, line)
+            return
         try:
-            for processor in self._processors:
+            for processor in chain:
                 line = processor(self._logger, level, line)
         except structlog.DropEvent:
             pass
@@ -87,90 +96,48 @@ def _chain() -> list[Any]:
     return chain
 
 
-class Pipeline:
-    """From an event's fields to a written line; as a structlog processor it is the last one."""
-
-    def __init__(self, render: Callable[[Event], bytes], sinks: Iterable[Sink], clock: Callable[[], float]) -> None:
-        self.masker = Masker()
-        self.unrendered = 0
-        self._render = render
-        self._sinks = tuple(sinks)
-        self._clock = clock
-        self._second = (-1, "")
-
-    def __call__(self, logger: object, level: str, fields: Event) -> NoReturn:
-        self.emit(level, fields)
-        raise structlog.DropEvent
-
-    def emit(self, level: str, fields: Event) -> None:
-        """Writes one line; ``fields`` has ``event`` and ``logger``. Never raises."""
-        try:
-            line = self._line(level, fields)
-            rendered = self._render(line)
-            if len(rendered) > MAX_LINE_BYTES:
-                head = {name: value for name, value in line.items() if name in _HEAD}
-                rendered = self._render({**head, "cut_bytes": len(rendered)})
-        except Exception:
-            self.unrendered += 1
-            return
-        for sink in self._sinks:
-            sink.write(rendered)
-
-    def _line(self, level: str, fields: Event) -> Event:
-        merge_contextvars(None, level, fields)
-        text, field = self.masker.text, self.masker.field
-        line = {
-            "ts": self._now(),
-            "level": level,
-            "event": text(str(fields.pop("event"))),
-            "logger": text(fields.pop("logger")),
-        }
-        if (error := exception_of(fields.pop("exc_info", None))) is not None:
-            fields["exception"] = exception_fields(error)
-        for name, value in fields.items():
-            line.setdefault(name, field(name, value))
-        return line
-
-    def _now(self) -> str:
-        """RFC 3339 in UTC with milliseconds; the part down to the second is made once a second."""
-        now = self._clock()
-        second = int(now)
-        if self._second[0] != second:
-            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        return f"{self._second[1]}.{int((now - second) * 1000):03d}Z"
-
-
-class Bridge(logging.Handler):
-    """The standard library's root handler: its records go the same way."""
-
-    def __init__(self, pipeline: Pipeline, undo: Callable[[], None]) -> None:
-        super().__init__()
-        self._pipeline = pipeline
-        self.undo = undo
-
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            event = record.getMessage()
-        except Exception:  # arguments that do not fit the message
-            event = said(record.msg)
-        fields: Event = {"event": event, "logger": record.name, "exc_info": record.exc_info}
-        self._pipeline.emit(record.levelname.lower(), fields)
-
-
 class LogHandle:
     """What the composition root holds: levels, rotation, losses."""
 
-    def __init__(self, pipeline: Pipeline, sinks: tuple[Sink, ...], path: Path | None) -> None:
+    def __init__(self, pipeline: Pipeline, sinks: tuple[Sink, ...], path: Path | None, format: str) -> None:
+        self.path = path
+        self.format = format
         self._pipeline = pipeline
         self._sinks = sinks
-        self._path = path
         self._bridge = Bridge(pipeline, self.close)
+        self._hooks = Hooks(pipeline)
         self._levels: dict[str, Level] = {}
+        self._told: dict[Sink, float] = {}  # of scarce room, and when it is tried next
 
     @property
     def lost(self) -> int:
         """Lines that could not be rendered, and those that one of the outputs did not take."""
         return self._pipeline.unrendered + sum(sink.lost for sink in self._sinks)
+
+    @property
+    def spared(self) -> int:
+        """Access lines that one of the outputs was not given, for want of room."""
+        return sum(sink.spared for sink in self._sinks)
+
+    @property
+    def sampled(self) -> int:
+        """Lines that were left out of floods."""
+        return self._pipeline.floods.dropped
+
+    @property
+    def scarce(self) -> str | None:
+        """Why access lines are left out now; None while they are not."""
+        return next((sink.scarce for sink in self._sinks if sink.scarce is not None), None)
+
+    def standing(self) -> dict[str, Any]:
+        """Where it goes and what it has lost since the start, for people."""
+        return {
+            "file": None if self.path is None else str(self.path),
+            "format": self.format,
+            "lost": self.lost,
+            "access_lines_spared": self.spared,
+            "sampled_out": self.sampled,
+        }
 
     @property
     def levels(self) -> dict[str, Level]:
@@ -207,26 +174,51 @@ class LogHandle:
 
     def reopen(self) -> bool:
         """Opens the file anew, after a rotation. False where that fails: the old one is still written to."""
-        if self._path is None:
+        if self.path is None:
             return True
         try:
-            fd = open_log(self._path)
+            fd = open_log(self.path)
         except OSError as error:
-            get_logger(__name__).error("log.reopen_failed", path=self._path, reason=error.strerror)
+            _own.error("log.reopen_failed", path=self.path, reason=error.strerror)
             return False
         self._sinks[-1].replace(fd)
         return True
+
+    async def watch(self) -> None:
+        """Looks after floods and room, see :meth:`look`; never ends."""
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Tells of floods that are over, and that room is scarce or is there again. ``now``: monotonic seconds."""
+        if self._pipeline.floods.due(now):
+            self._pipeline.tell_floods(now)
+        for sink in self._sinks:
+            sink.look()
+            if sink.scarce is None:
+                continue
+            if sink not in self._told:
+                self._told[sink] = now
+                Context().run(_own.warning, "log.scarce", reason=sink.scarce, left_out="access lines")
+            elif now >= self._told[sink] and sink.may_have_room():
+                self._told[sink] = now + PROBE_S
+                Context().run(_own.warning, "log.room_again", lost=sink.lost, access_lines_spared=sink.spared)
+                if sink.has_room():
+                    del self._told[sink]
 
     def close(self) -> None:
         """Undoes :func:`configure`: events go nowhere again. Idempotent."""
         chain = _chain()
         if self._pipeline in chain:
+            self._pipeline.tell_floods()
             chain[:] = [_drop]
             logging.captureWarnings(False)
             logging.getLogger().removeHandler(self._bridge)
+            self._hooks.undo()
             for name in list(self._levels):
                 self.set_level(None, name)
-        if self._path is not None:
+        if self.path is not None:
             self._sinks[-1].close()
 
     def install(self) -> None:
@@ -238,7 +230,10 @@ class LogHandle:
         structlog.configure(processors=chain, wrapper_class=Logger, logger_factory=logging.getLogger)
         root.addHandler(self._bridge)
         logging.captureWarnings(True)
+        self._hooks.install()
 
+
+_own = get_logger(LOGGER)
 
 _UNSET = {True: logging.WARNING, False: logging.NOTSET}
 """The level of a logger that nobody set: the root's, the others'."""
@@ -255,17 +250,20 @@ def configure(
     path: Path | None,
     secrets: Iterable[Secret] = (),
     clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> LogHandle:
-    """Sends all events to ``stream``, and to the file at ``path`` unless it is None.
+    """Sends all events to ``stream`` in the format of the settings, and to the file at ``path`` as JSON, unless that is
+    None.
 
-    ``secrets`` are masked wherever they appear. ``clock`` gives the Unix time in seconds. The file's
-    directory must exist. A configuration before this one is closed. Raises OSError where the file cannot be
-    opened.
+    ``secrets`` are masked wherever they appear. ``clock`` gives the Unix time in seconds, ``monotonic`` seconds that no
+    one sets. The file's directory must exist. A configuration before this one is closed. Raises OSError where the file
+    cannot be opened.
     """
-    colors = settings.format == "console" and stream.isatty()
-    render = console_renderer(colors=colors) if settings.format == "console" else render_json
-    sinks = (Sink.of(stream),) if path is None else (Sink.of(stream), Sink(open_log(path), uncoloured=colors))
-    handle = LogHandle(Pipeline(render, sinks, clock), sinks, path)
+    console = settings.format == "console"
+    render = console_renderer(colors=stream.isatty()) if console else render_json
+    sinks = (Sink.of(stream),) if path is None else (Sink.of(stream), Sink(open_log(path)))
+    outputs = zip((render, render_json), sinks, strict=False)
+    handle = LogHandle(Pipeline(outputs, clock, monotonic), sinks, path, settings.format)
     handle.install()
     handle.apply(settings, secrets)
     return handle

@@ -27,6 +27,11 @@ def render_json(line: Event) -> bytes:
         rendered = orjson.dumps(line)
     except TypeError:  # lone surrogates
         rendered = json.dumps(line).encode()
+    return escaped_json(rendered)
+
+
+def escaped_json(rendered: bytes) -> bytes:
+    """A line of JSON with escapes for whatever could break or disturb it."""
     if rendered.isascii() and b"\x7f" not in rendered:
         return rendered
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", rendered.decode()).encode()

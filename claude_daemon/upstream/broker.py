@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import Context, copy_context
 from typing import Any, Final
 
 import aiohttp
@@ -18,10 +20,11 @@ from aiohttp import web
 
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.task import Usage
+from claude_daemon.core.trace import HEADER, TRACE, Trace
 from claude_daemon.ports import Limit, Loan
 from claude_daemon.upstream import canned
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
-from claude_daemon.upstream.meter import CallMeter
+from claude_daemon.upstream.meter import CallMeter, call_fields
 from claude_daemon.upstream.rewrite import NoSystemBlock, on_loan
 
 # A worker's request holds a whole conversation with its images; the edge has bounded those already.
@@ -49,6 +52,8 @@ class WorkerAccount:
         self.base_url = broker.base_url
         self.barred: str | None = None
         self.request_id = ""
+        self.context = Context()
+        """That in which the turn began: what is told of its calls is told with its ids."""
         self.loan: Loan | None = None
         self.limit: Limit | None = None
         self.ends_with_tools = False
@@ -73,6 +78,7 @@ class WorkerAccount:
         ends_with_tools: bool = False,
     ) -> None:
         self.ends_with_tools = ends_with_tools
+        self.context = copy_context()
         self.barred, self.request_id, self.loan, self.limit, self.calls = None, request_id, loan, limit, 0
         self._settled, self._under_way, self._failure, self.too_dear = Usage(), {}, None, None
 
@@ -130,6 +136,33 @@ class _WorkerLeft(Exception):
 
 class _TooDear(Exception):
     """The answer is that of a model which costs more than the turn may ask for."""
+
+
+class _Call:
+    """One call of a worker, as it is told: a span below that of the turn in which it began."""
+
+    def __init__(self, account: WorkerAccount, path: str) -> None:
+        self.context = account.context
+        self._account = account
+        self._request_id = account.request_id
+        self._path = path
+        self._began = time.monotonic()
+        above: Trace | None = self.context.get(TRACE)
+        self._span = None if above is None else above.below(secrets.token_bytes)
+
+    def headers(self, given: Mapping[str, str]) -> dict[str, str]:
+        """Those that go upstream with it."""
+        traced = {} if self._span is None else {HEADER: self._span.header}
+        return {**passed_on(given), **traced}
+
+    def fields(self, meter: CallMeter, failure: Failure | None) -> dict[str, Any]:
+        return {
+            "worker_id": self._account.worker_id,
+            "request_id": self._request_id,
+            "path": self._path,
+            **({} if self._span is None else self._span.fields),
+            **call_fields(meter, failure, time.monotonic() - self._began),
+        }
 
 
 class Broker:
@@ -211,10 +244,10 @@ class Broker:
         assert self._client is not None
         meter, response = CallMeter(streaming=True), web.StreamResponse()
         account.call_begins(meter, request)
-        request_id = account.request_id
+        call = _Call(account, request.path)
         failure: Failure | None = _LEFT  # what it is if we are cancelled half-way
         try:
-            async with self._client.call(request.path_qs, body, passed_on(request.headers)) as upstream:
+            async with self._client.call(request.path_qs, body, call.headers(request.headers)) as upstream:
                 meter.streaming = upstream.content_type == "text/event-stream"
                 response.headers["content-type"] = upstream.headers.get("content-type", "application/json")
                 with _worker_may_leave():
@@ -242,7 +275,7 @@ class Broker:
             return response
         finally:
             account.call_ends(meter, failure)
-            self._told("model_call", _call_fields(account, request_id, meter, failure))
+            call.context.run(self._told, "model_call", call.fields(meter, failure))
 
 
 async def _copy(
@@ -317,15 +350,3 @@ def _abort(request: web.BaseRequest) -> None:
     """Cuts the worker's connection as the upstream's was cut, so that the CLI sees just that."""
     if request.transport is not None:
         request.transport.abort()
-
-
-def _call_fields(account: WorkerAccount, request_id: str, meter: CallMeter, failure: Failure | None) -> dict[str, Any]:
-    usage = meter.usage
-    return {
-        "worker_id": account.worker_id,
-        "request_id": request_id,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "stop_reason": meter.stop_reason,
-        "failure": failure.code if failure is not None else None,
-    }

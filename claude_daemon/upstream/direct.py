@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -16,13 +18,15 @@ from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Emission
 from claude_daemon.core.room import Room
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
+from claude_daemon.core.trace import HEADER, Trace
 from claude_daemon.ports import Ended, HealthReport
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
-from claude_daemon.upstream.meter import UNREADABLE, CallMeter, malformed
+from claude_daemon.upstream.meter import UNREADABLE, CallMeter, call_fields, malformed
 from claude_daemon.upstream.sse import MAX_EVENT_BYTES, EventTooLong, SSEDecoder
 
 # The last bytes follow the last event at once; an upstream that keeps them back loses the connection, not our time.
 _READ_OUT_S: Final = 0.25
+_LEFT: Final = Failure(code=Code.CANCELLED, message="the caller left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +46,9 @@ class DirectLease:
         self._engine = engine
         self._spec = spec
         self._meter = CallMeter(streaming=spec.stream)
+        above = Trace.parse(spec.traceparent)
+        self._span = None if above is None else above.below(secrets.token_bytes)
+        self._began = time.monotonic()
 
     @property
     def usage(self) -> Usage:
@@ -58,9 +65,10 @@ class DirectLease:
             turn_seconds=min(settings.turn_timeout_s, spec.timeout_seconds or settings.turn_timeout_s),
             streaming=spec.stream,
         )
+        failure: Failure | None = _LEFT  # what it is if we are cancelled half-way
         try:
             async with AsyncExitStack() as stack:
-                call = self._engine.client.call("/v1/messages", _body(spec), passed_on(spec.headers or {}))
+                call = self._engine.client.call("/v1/messages", _body(spec), self._headers())
                 async with watch:
                     response = await stack.enter_async_context(call)
                 read = aclosing(cast(Any, (_stream if spec.stream else _whole)(response, meter, watch)))
@@ -73,19 +81,37 @@ class DirectLease:
             failure = late.failure
         finally:
             self.release()
+            self._tell(failure)
         yield [Ended(outcome=_outcome(meter, failure))]
+
+    def _headers(self) -> dict[str, str]:
+        headers = passed_on(self._spec.headers or {})
+        if self._span is not None:
+            headers[HEADER] = self._span.header
+        return headers
+
+    def _tell(self, failure: Failure | None) -> None:
+        traced = {} if self._span is None else self._span.fields
+        fields = call_fields(self._meter, failure, time.monotonic() - self._began)
+        self._engine.told("model_call", {"path": "/v1/messages", **traced, **fields})
 
     def release(self) -> None:
         self._engine.room.give_back(self)
 
 
 class DirectEngine:
-    """The direct lane's engine: at most ``direct_max`` calls at once."""
+    """The direct lane's engine: at most ``direct_max`` calls at once. ``told`` hears of each when it is over."""
 
     lane = Lane.DIRECT
 
-    def __init__(self, client: MessagesClient, settings: DirectSettings) -> None:
+    def __init__(
+        self,
+        client: MessagesClient,
+        settings: DirectSettings,
+        told: Callable[[str, dict[str, Any]], None] = lambda name, fields: None,
+    ) -> None:
         self.client = client
+        self.told = told
         self.settings = settings
         self.room = Room(settings.direct_max)
 

@@ -91,6 +91,21 @@ class CallMeter:
             self.failure = malformed()
 
 
+def call_fields(meter: CallMeter, failure: Failure | None, seconds: float) -> dict[str, Any]:
+    """What is told of a call that is over."""
+    usage = meter.usage
+    return {
+        "model": meter.model,
+        "seconds": round(seconds, 6),
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cache_creation_input_tokens": usage.cache_creation_input_tokens,
+        "cache_read_input_tokens": usage.cache_read_input_tokens,
+        "stop_reason": meter.stop_reason,
+        "failure": failure.code.value if failure is not None else None,
+    }
+
+
 def _name(model: object) -> str | None:
     return model if isinstance(model, str) else None
 

@@ -33,6 +33,7 @@ COMMANDS = (
     "reload",
     "stop",
     "panic",
+    "logs",
     "log-level",
     "stacks",
     "backup",

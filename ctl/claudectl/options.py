@@ -34,6 +34,11 @@ class Options:
             note=note if _environment_names_a_daemon() else None,
         )
 
+    @property
+    def coloured(self) -> bool:
+        """Whether colours are wanted: on a terminal, unless the environment says otherwise."""
+        return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
     def show(self, document: Document, text: Callable[[Document, Paint], str]) -> None:
         """Prints ``document``: as it is with --json, else as ``text`` makes it, in colour on a terminal."""
         if self.json:
@@ -45,7 +50,9 @@ class Options:
         click.echo(_json(document))
 
     def show_text(self, text: Callable[[Paint], str]) -> None:
-        click.echo(text(_paint()))
+        from claudectl.render import coloured, colourless
+
+        click.echo(text(coloured if self.coloured else colourless))
 
 
 def _json(document: Document) -> str:
@@ -53,13 +60,6 @@ def _json(document: Document) -> str:
     import json
 
     return json.dumps(document, indent=2)
-
-
-def _paint() -> Paint:
-    from claudectl.render import coloured, colourless
-
-    wanted = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    return coloured if wanted else colourless
 
 
 def _environment_names_a_daemon() -> bool:

@@ -9,9 +9,10 @@ import pytest
 from aiohttp import web
 from structlog.contextvars import get_contextvars
 
-from claude_daemon.api.middleware import KEY, OPEN_ROUTES, Gate, host_name, request_id_of, traceparent_of
+from claude_daemon.api.middleware import KEY, OPEN_ROUTES, Gate, host_name, request_id_of
 from claude_daemon.api.server import Limits, read_body
 from claude_daemon.core.key import Key, Keyring, Unfit, digest, new_secret
+from claude_daemon.core.trace import Trace
 from claude_daemon.service.keys import refusal_of
 from tests.api.test_server import Answer, Served, assert_ours, parse, serving
 
@@ -388,9 +389,10 @@ async def test_without_a_body_its_media_type_does_not_matter() -> None:
 @pytest.mark.parametrize("evil", ["a\r\nSet-Cookie: x=y", "a\nlevel=error", "\x1b[31m", "a\u2028b", "\udcff"])
 def test_a_request_id_or_trace_that_could_forge_a_line_is_not_taken(evil: str) -> None:
     assert request_id_of(evil, lambda prefix: f"{prefix}_new") == "req_new"
-    assert traceparent_of(evil) is None
     good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    assert traceparent_of(good) == good and traceparent_of(good + "\n") is None
+    span = Trace.parse(good)
+    assert span is not None and span.header == good
+    assert Trace.parse(evil) is Trace.parse(good + "\n") is Trace.parse(None) is None
     assert request_id_of("abc\n", lambda prefix: f"{prefix}_new") == "req_new"
 
 

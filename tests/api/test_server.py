@@ -24,11 +24,12 @@ from typing import Any
 import pytest
 import uvloop
 from aiohttp import web
-from structlog.contextvars import get_contextvars
+from structlog.contextvars import bind_contextvars, get_contextvars
 
 from claude_daemon.api import connection
 from claude_daemon.api.middleware import REQUEST_ID, TRACEPARENT
 from claude_daemon.api.server import PEER, HttpServer, Limits, peer_address, read_body
+from claude_daemon.core.trace import Trace
 from claude_daemon.supervise.sockets import control_socket, tcp_sockets
 
 HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
@@ -151,6 +152,8 @@ def application(served: list[Served], limits: Limits) -> web.Application:
         return web.json_response({"uid": request[PEER].uid, "pid": request[PEER].pid} if PEER in request else {})
 
     async def trace(request: web.Request) -> web.Response:
+        if "key" in request.query:
+            bind_contextvars(key_id=request.query["key"])
         return web.json_response({"traceparent": request.get(TRACEPARENT), "log": get_contextvars()})
 
     async def elsewhere(request: web.Request) -> web.Response:
@@ -484,7 +487,8 @@ async def test_a_request_id_that_may_not_stand_in_a_log_is_replaced(given: str) 
         answer = await served.get("/hello", f"X-Request-ID: {given}")
         assert re.fullmatch(r"req_\d+", answer.headers["x-request-id"])
         told = answer.headers["x-request-id"]
-        assert answer.json == {"id": told, "log": {"request_id": told}}
+        assert answer.json["id"] == answer.json["log"]["request_id"] == told
+        assert answer.json["log"].keys() == {"request_id", "trace_id", "span_id"}
 
 
 async def test_the_longest_request_id_is_kept() -> None:
@@ -493,13 +497,30 @@ async def test_the_longest_request_id_is_kept() -> None:
         assert (await served.get("/hello", "X-Request-ID: " + "x" * 129)).headers["x-request-id"] != "x" * 129
 
 
-async def test_a_traceparent_is_taken_over_if_it_is_one() -> None:
+async def test_a_request_is_a_span_of_its_callers_trace_or_begins_one() -> None:
     good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     async with serving() as served:
         answer = await served.get("/trace", f"traceparent: {good}")
-        assert answer.json["traceparent"] == answer.json["log"]["traceparent"] == good
-        for bad in (good.upper(), good[:-1], "00-" + "0" * 32 + good[35:], "ff" + good[2:]):
-            assert (await served.get("/trace", f"traceparent: {bad}")).json["traceparent"] is None
+        own, log = Trace.parse(answer.json["traceparent"]), answer.json["log"]
+        assert own is not None and (own.trace_id, own.flags) == ("4bf92f3577b34da6a3ce929d0e0e4736", "01")
+        assert own.span_id != "00f067aa0ba902b7" == log["parent_span_id"]
+        assert (log["trace_id"], log["span_id"]) == (own.trace_id, own.span_id)
+        seen = {own.trace_id}
+        for bad in ("", good.upper(), good[:-1], "00-" + "0" * 32 + good[35:], "ff" + good[2:]):
+            begun = Trace.parse((await served.get("/trace", f"traceparent: {bad}")).json["traceparent"])
+            assert begun is not None and begun.trace_id not in seen
+            seen.add(begun.trace_id)
+
+
+async def test_a_requests_lines_have_nothing_of_the_one_before_on_its_connection() -> None:
+    async with serving() as served:
+        client = await served.connect()
+        client.send(b"GET /trace?key=key_1" + HEAD + b"X-Request-ID: one\r\n\r\n")
+        assert (await client.answer()).json["log"]["key_id"] == "key_1"
+        client.send(b"GET /trace" + HEAD + b"X-Request-ID: two\r\n\r\n")
+        second = (await client.answer()).json["log"]
+        assert second["request_id"] == "two" and "key_id" not in second
+        await client.close()
 
 
 async def test_what_a_handler_did_not_expect_is_500_and_reported_once_with_its_id() -> None:

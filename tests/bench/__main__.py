@@ -18,7 +18,19 @@ from types import FrameType
 
 import orjson
 
-from tests.bench import agent, durable, fanout, first_delta, keys, latency, mixed, shutdown, surroundings, throughput
+from tests.bench import (
+    agent,
+    durable,
+    fanout,
+    first_delta,
+    keys,
+    latency,
+    logs,
+    mixed,
+    shutdown,
+    surroundings,
+    throughput,
+)
 from tests.bench.machine import OthersWork, load_average
 from tests.bench.measure import FULL, QUICK, Row, Scale
 from tests.bench.render import document, table
@@ -31,6 +43,7 @@ GROUPS: Mapping[str, Group] = {
     "memory": surroundings.memory,
     "claudectl": surroundings.claudectl,
     "keys": keys.keys,
+    "logs": logs.logs,
     "direct": first_delta.direct,
     "text": first_delta.text,
     "history": first_delta.history,

@@ -35,6 +35,8 @@ def test_records_are_a_table_without_what_could_steer_a_terminal(daemon: Daemon,
 def test_what_is_wanted_is_sent(daemon: Daemon, invoke: Invoke) -> None:
     daemon.says("GET", "audit", {"object": "list", "data": []})
     before = time.time()
+    invoke("audit", "--request", "r1", "--task", "t1")
+    assert daemon.last.query == "limit=100&request=r1&task=t1"
     result = invoke("audit", "--limit", "5", "--act", "key", "--since", "1h")
     assert result.stdout == "no records\n"
     asked = dict(pair.split("=") for pair in daemon.last.query.split("&"))

@@ -190,6 +190,7 @@ async def test_a_cli_that_dies_as_soon_as_it_starts_is_not_started_again_and_aga
         with contextlib.suppress(ProcessLookupError):  # one that was starting has died of it already
             os.kill(worker["pid"], signal.SIGKILL)
     assert "out of luck" in (await daemon.logged("worker.start_failed", stderr="out of luck"))["stderr"]
+    assert (await daemon.logged("worker.stderr", said="out of luck"))["worker_id"]
     async with asyncio.timeout(PATIENCE_S):
         response = await daemon.chat("Hello")
     assert response.status in (503, 529)

@@ -310,10 +310,10 @@ async def test_a_task_on_a_worker_that_is_killed_is_made_again(start_daemon: Sta
 async def test_levels_are_set_by_logger_and_given_back(start_daemon: StartDaemon) -> None:
     daemon = await start_daemon()
     assert (await daemon.control("log-level"))["levels"] == {"": "info"}
-    told = await post(daemon, "log-level", level="debug", logger="claude_daemon.daemon")
-    assert told["levels"] == {"": "info", "claude_daemon.daemon": "debug"}
+    told = await post(daemon, "log-level", level="debug", logger="claude_daemon.api")
+    assert told["levels"] == {"": "info", "claude_daemon.api": "debug"}
     await daemon.logged("control.access", path="/control/v1/log-level")
-    assert (await post(daemon, "log-level", level=None, logger="claude_daemon.daemon"))["levels"] == {"": "info"}
+    assert (await post(daemon, "log-level", level=None, logger="claude_daemon.api"))["levels"] == {"": "info"}
     assert (await post(daemon, "log-level", level="error"))["levels"] == {"": "error"}
     assert (await post(daemon, "log-level", level=None))["levels"] == {"": "info"}
     assert (await post(daemon, "log-level", level="loud"))["code"] == "invalid_request"

@@ -25,7 +25,7 @@ from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.launch import NONCE_VARIABLE
 from claude_daemon.engine.ledger import Entry, Ledger, is_alive, start_time
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan
-from claude_daemon.engine.process import STDERR_RING_BYTES, Process, SpawnFailed, run_briefly
+from claude_daemon.engine.process import STDERR_LINE_BYTES, STDERR_RING_BYTES, Process, SpawnFailed, run_briefly
 from claude_daemon.engine.strays import Strays, children
 from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
@@ -248,6 +248,26 @@ async def test_the_last_of_stderr_is_kept(tmp_path: Path) -> None:
     assert len(process.stderr_tail()) == STDERR_RING_BYTES
     assert process.stderr_tail().endswith("0019999\n")
     assert (process.gone, process.returncode, process.rss_bytes()) == (True, 0, None)
+
+
+async def test_what_it_writes_to_stderr_is_told_by_the_line(tmp_path: Path) -> None:
+    gone, heard = asyncio.Event(), list[str]()
+    code = "import sys; w=sys.stderr.buffer.write; w(b'one\\n\\n  two \\n\\xff\\n' + b'x' * 5000 + b'\\nthe last')"
+    await Process.spawn(
+        [sys.executable, "-c", code], {}, tmp_path, lambda messages, size: None, gone.set, wrote=heard.append
+    )
+    async with asyncio.timeout(10):
+        await gone.wait()
+    assert heard == ["one", "two", "\ufffd", "x" * 5000, "the last"]
+
+
+async def test_a_line_of_stderr_without_an_end_is_told_in_parts(tmp_path: Path) -> None:
+    process, heard = Process(lambda messages, size: None, lambda: None), list[str]()
+    process._wrote = heard.append
+    for _ in range(5):
+        process.pipe_data_received(2, b"x" * 1000)
+    process.connection_lost(None)
+    assert heard == ["x" * STDERR_LINE_BYTES, "x" * (5000 - STDERR_LINE_BYTES)]
 
 
 async def test_a_process_whose_child_holds_the_pipes_is_gone_all_the_same(tmp_path: Path) -> None:

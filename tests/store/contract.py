@@ -702,6 +702,18 @@ class Records:
             assert [n for n, _ in await store.audit_latest(10, *asked)] == numbers
         assert [n for n, _ in await store.audit_latest(2, "key")] == [3, 5]
 
+    async def test_records_are_found_by_their_request_and_task(self, store: Store) -> None:
+        for request_id, task_id in (("r1", "t1"), ("r1", "t2"), ("r2", "t1"), (None, None)):
+            await store.record(replace(audit("a"), request_id=request_id, task_id=task_id))
+        found: list[tuple[dict[str, Any], list[int]]] = [
+            ({"request_id": "r1"}, [1, 2]),
+            ({"task_id": "t1"}, [1, 3]),
+            ({"request_id": "r1", "task_id": "t1"}, [1]),
+            ({"request_id": "r%"}, []),
+        ]
+        for asked, numbers in found:
+            assert [n for n, _ in await store.audit_latest(10, **asked)] == numbers
+
     async def test_audit_records_are_a_chain_whatever_fails_between_them(self, store: Store) -> None:
         assert await store.audit_head() is None
         await store.create_key(key("key_1", name="alice"), audit("key.created"))

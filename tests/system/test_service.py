@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+from collections.abc import Sequence
+from functools import partial
 
 import pytest
 
@@ -70,6 +73,28 @@ def test_a_chat_is_answered_by_claude_code_under_all_the_hardening(service: Mach
     assert "CapEff:\t0000000000000000" in status
     assert "Uid:\t0\t" not in status
     assert service.run("claudectl", "run", "[[text=over the socket]]").strip() == "over the socket"
+
+
+def logged(service: Machine, words: Sequence[str]) -> bool:
+    return "http.access" in service.run(*words, check=False)
+
+
+def test_the_log_is_read_from_its_file_and_without_one_from_the_journal(service: Machine) -> None:
+    for setting in ("", "[Service]\nEnvironment=CLAUDE_DAEMON_LOG__FILE=none\n"):
+        configure(service, setting)
+        service.run("claudectl", "service", "restart")
+        service.run("claudectl", "ready", "--wait", "60")
+        answer = service.fetch("POST", "/v1/messages", chat("[[text=Hello]]"), key=service.key())
+        words = ("claudectl", "logs", "--request", answer.headers["X-Request-ID"])
+        service.until(partial(logged, service, words))
+        told = service.run(*words, "--json").splitlines()
+        events = {json.loads(line)["event"] for line in told}
+        assert events >= {"worker.ready", "http.access", "model_call", "task.settled"}
+        assert service.run("claudectl", "logs", "--json").splitlines()
+    log = json.loads(service.run("claudectl", "status", "--json"))["log"]
+    assert log["file"] is None
+    service.run("claudectl", "service", "stop")
+    assert "daemon.stopped" in service.run("claudectl", "logs", "--file", "/var/log/claude-daemon/daemon.log")
 
 
 def test_a_reload_brings_a_good_file_into_force_and_fails_for_a_bad_one(service: Machine) -> None:

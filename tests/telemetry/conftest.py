@@ -25,6 +25,8 @@ class Logs:
     handle: LogHandle
     stream: io.StringIO
     path: Path
+    monotonic: list[float]
+    """Seconds, of which the last ones are now."""
 
     def text(self) -> str:
         return self.stream.getvalue()
@@ -41,9 +43,18 @@ def start(tmp_path: Path) -> Iterator[Start]:
     handles: list[LogHandle] = []
 
     def started(*, secrets: tuple[Secret, ...] = (), **settings: Any) -> Logs:
-        stream, path = io.StringIO(), tmp_path / "daemon.log"
-        handles.append(configure(Log(**settings), stream=stream, path=path, secrets=secrets, clock=lambda: NOON))
-        return Logs(handle=handles[-1], stream=stream, path=path)
+        stream, path, monotonic = io.StringIO(), tmp_path / "daemon.log", [0.0]
+        handles.append(
+            configure(
+                Log(**settings),
+                stream=stream,
+                path=path,
+                secrets=secrets,
+                clock=lambda: NOON,
+                monotonic=lambda: monotonic[-1],
+            )
+        )
+        return Logs(handle=handles[-1], stream=stream, path=path, monotonic=monotonic)
 
     yield started
     for handle in handles:

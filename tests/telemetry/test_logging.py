@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import structlog
 from structlog.contextvars import bound_contextvars
 
 from claude_daemon.config import Log, Secret
-from claude_daemon.telemetry import logging as telemetry
+from claude_daemon.telemetry import pipeline
 from claude_daemon.telemetry.logging import configure, get_logger
 from tests.telemetry.conftest import Start, log
 
@@ -67,16 +68,50 @@ def test_the_standard_library_and_warnings_go_the_same_way(start: Start) -> None
         warnings.warn("careful", stacklevel=1)
         logs.handle.close()
     slow, careful = logs.lines()
-    assert (slow["logger"], slow["level"], slow["event"]) == ("asyncio", "error", "slow callback")
+    assert slow["event"] == careful["event"] == "library.log"
+    assert (slow["logger"], slow["level"], slow["message"]) == ("asyncio", "error", "slow callback")
     assert careful["logger"] == "py.warnings"
-    assert "UserWarning: careful" in careful["event"]
+    assert "UserWarning: careful" in careful["message"]
 
 
 def test_a_record_whose_arguments_do_not_fit_is_told_without_them(start: Start) -> None:
     logs = start()
-    (bridge,) = (handler for handler in logging.root.handlers if isinstance(handler, telemetry.Bridge))
+    (bridge,) = (handler for handler in logging.root.handlers if isinstance(handler, pipeline.Bridge))
     bridge.handle(logging.LogRecord("x", logging.ERROR, "f.py", 1, "wrong %d", ("y",), None))
-    assert logs.lines()[0]["event"] == "wrong %d"
+    assert logs.lines()[0]["message"] == "wrong %d"
+
+
+def test_a_librarys_own_levels_become_the_nearest_of_ours_below(start: Start) -> None:
+    logs = start(level="debug")
+    for number in (5, 15, 25, 35, 45, 55):
+        logging.getLogger("x").handle(logging.LogRecord("x", number, "f.py", 1, "a", (), None))
+    assert [line["level"] for line in logs.lines()] == ["debug", "debug", "info", "warning", "error", "critical"]
+
+
+def test_what_ends_a_thread_or_comes_from_a_finaliser_is_a_line_with_its_traceback(
+    start: Start, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Odd:
+        def __del__(self) -> None:
+            raise OSError("in a finaliser")
+
+    def fail() -> None:
+        raise ValueError("in a thread")
+
+    logs = start()
+    with bound_contextvars(request_id="r1"):
+        thread = threading.Thread(target=fail, name="odd one")
+        thread.start()
+        thread.join()
+        Odd()
+        sys.excepthook(KeyError, KeyError("at the end"), None)
+        sys.excepthook(SystemExit, SystemExit(0), None)
+    first, second, third = logs.lines()
+    assert first["event"] == second["event"] == third["event"] == "library.uncaught"
+    assert (first["where"], first["exception"]["message"]) == ("odd one", "in a thread")
+    assert (second["exception"]["message"], third["level"]) == ("in a finaliser", "critical")
+    assert "request_id" not in second
+    assert capfd.readouterr() == ("", "")
 
 
 def test_of_a_line_that_is_too_long_the_head_remains(start: Start) -> None:
@@ -84,7 +119,7 @@ def test_of_a_line_that_is_too_long_the_head_remains(start: Start) -> None:
     log.info("a", **{f"field_{number}": "x" * 8000 for number in range(20)})
     (line,) = logs.lines()
     assert set(line) == {"ts", "level", "event", "logger", "cut_bytes"}
-    assert line["cut_bytes"] > telemetry.MAX_LINE_BYTES
+    assert line["cut_bytes"] > pipeline.MAX_LINE_BYTES
 
 
 # Levels
@@ -143,15 +178,17 @@ def test_a_second_configuration_replaces_the_first(start: Start) -> None:
     first.handle.close()
     log.info("still")
     assert first.text() == ""
-    assert [line["event"] for line in second.lines()] == ["once", "still"]
+    assert [line.get("message", line["event"]) for line in second.lines()] == ["once", "still"]
 
 
 def test_closing_gives_the_standard_library_back(start: Start) -> None:
+    hooks = (sys.excepthook, sys.unraisablehook, threading.excepthook)
     before = (list(logging.root.handlers), logging.root.level, warnings.showwarning)
     logs = start(level="debug", levels={"aiohttp": "error"})
     logs.handle.close()
     assert (list(logging.root.handlers), logging.root.level, warnings.showwarning) == before
     assert logging.getLogger("aiohttp").level == logging.NOTSET
+    assert (sys.excepthook, sys.unraisablehook, threading.excepthook) == hooks
 
 
 def test_tests_can_capture_events(start: Start) -> None:

@@ -6,7 +6,10 @@ import logging
 import re
 from typing import Any
 
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from claude_daemon.config import Secret
 from claude_daemon.telemetry import masking
@@ -54,7 +57,7 @@ def test_what_looks_like_a_secret_or_is_known_as_one_is_masked_everywhere(start:
     logging.getLogger("x").warning(text)
     first, second = logs.lines()
     assert first["event"] == first["value"] == first["exception"]["message"] == first["other"] == masked
-    assert (first["items"], first["table"], second["event"]) == ([masked], {masked: 1}, masked)
+    assert (first["items"], first["table"], second["message"]) == ([masked], {masked: 1}, masked)
 
 
 def test_a_secret_object_is_masked_by_itself(start: Start) -> None:
@@ -91,6 +94,40 @@ def test_a_value_that_cannot_be_shown_costs_neither_the_line_nor_the_caller(star
     (line,) = logs.lines()
     assert (line["value"], line["exception"]["message"]) == ("<unprintable Odd>", "<unprintable Odd>")
     assert logs.handle.lost == 1
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "path", "token", "x-api-key", "reason", "n"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(st.characters())
+        | st.sampled_from(["sk-ant-api03-AbC_9", "Bearer abc", "redis://u:p@h", 's3"cr\\et-välue', "cd_0123456789"])
+        | st.lists(st.text()),
+    )
+)
+def test_what_is_looked_at_all_at_once_reads_as_if_each_value_had_been(fields: dict[str, Any]) -> None:
+    masker = masking.Masker((Secret('s3"cr\\et-välue'),))
+    rendered = masker.plain(fields)
+    assert rendered is None or rendered == orjson.dumps(masker.masked(fields))
+
+
+def test_hardly_any_line_needs_a_second_look() -> None:
+    masker = masking.Masker((Secret("s3cret-value"),))
+    line = {"path": "/v1/messages", "status": 200, "seconds": 0.1, "cost_usd": None, "key_id": "local", "ok": True}
+    masker.masked(line)
+    assert masker.plain(line) == orjson.dumps(line)
+    more: list[dict[str, Any]] = [
+        {"token": "x"},
+        {"reason": "Bearer x"},
+        {"said": "s3cret-value"},
+        {"url": "http://h"},
+        {"list": []},
+    ]
+    for added in more:
+        assert masker.plain({**line, **added}) is None
 
 
 # Exceptions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -34,7 +35,9 @@ def test_no_value_can_begin_a_line_or_move_the_cursor(start: Start, format: str)
     text = logs.text().replace("\n", "")
     assert not rendering._UNPRINTABLE.search(text)
     assert logs.handle.lost == 0
-    assert logs.path.read_bytes().decode() == logs.text()
+    written = logs.path.read_bytes().decode()
+    assert not rendering._UNPRINTABLE.search(written.replace("\n", ""))
+    assert [json.loads(line)["level"] for line in written.splitlines()] == ["warning", "warning"]
 
 
 @hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -82,7 +85,7 @@ def test_an_exception_deep_down_is_told_in_lines_and_not_in_characters(start: St
     assert not any(len(line.strip("| ")) == 1 for line in lines)
 
 
-def test_console_lines_have_colours_on_a_terminal_and_none_in_the_file(tmp_path: Path) -> None:
+def test_console_lines_have_colours_on_a_terminal_and_the_file_has_json(tmp_path: Path) -> None:
     leader, follower = os.openpty()
     with os.fdopen(follower, "w") as terminal:
         handle = configure(Log(format="console"), stream=terminal, path=tmp_path / "a.log")
@@ -90,5 +93,6 @@ def test_console_lines_have_colours_on_a_terminal_and_none_in_the_file(tmp_path:
         handle.close()
         assert b"\x1b[" in os.read(leader, 1000)
     os.close(leader)
-    assert "hello" in (tmp_path / "a.log").read_text()
-    assert "\x1b" not in (tmp_path / "a.log").read_text()
+    (line,) = (tmp_path / "a.log").read_text().splitlines()
+    assert json.loads(line)["text"] == "\x1b[31m"
+    assert "\x1b" not in line

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import json
@@ -16,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from claude_daemon.config import Log
-from claude_daemon.telemetry.logging import configure
-from claude_daemon.telemetry.sink import Sink, open_log
+from claude_daemon.telemetry.logging import PROBE_S, configure
+from claude_daemon.telemetry.sink import ENOUGH_BYTES, SCARCE_BYTES, Sink, open_log
 from tests.telemetry.conftest import Start, log
 
 # The file
@@ -77,6 +78,91 @@ def test_a_full_disk_raises_nothing_and_lines_are_counted() -> None:
     assert handle.lost == 3
     assert len(stream.getvalue().splitlines()) == 3
     handle.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_spares_access_lines_at_once_and_tries_the_others(start: Start) -> None:
+    stream = io.StringIO()
+    handle = configure(Log(), stream=stream, path=Path("/dev/full"))
+    log.info("http.access", number=1)
+    log.info("http.access", number=2)
+    log.info("task.settled")
+    assert (handle.lost, handle.spared) == (2, 1)
+    assert handle.scarce == "No space left on device"
+    handle.look(0.0)
+    assert (handle.lost, handle.spared) == (3, 1), "stderr alone has the line"
+    told = json.loads(stream.getvalue().splitlines()[-1])
+    assert (told["event"], told["level"], told["reason"]) == ("log.scarce", "warning", "No space left on device")
+    handle.close()
+
+
+def test_of_a_disk_that_is_nearly_full_the_rest_is_left_to_what_matters(tmp_path: Path) -> None:
+    """And with room again the file itself has a line of what it lacks."""
+    free = [float(SCARCE_BYTES)]
+    path, stream = tmp_path / "a.log", io.StringIO()
+    handle = configure(Log(), stream=stream, path=path)
+    handle._sinks[-1]._free = lambda fd: free[-1]
+    handle.look(0.0)
+    log.info("http.access")
+    assert handle.scarce is None
+    free.append(SCARCE_BYTES - 1)
+    handle.look(1.0)
+    log.info("http.access")
+    log.info("control.access")
+    log.info("task.settled")
+    free.append(ENOUGH_BYTES - 1)
+    handle.look(2.0)
+    log.info("http.access")
+    assert handle.spared == 3
+    free.append(ENOUGH_BYTES)
+    handle.look(3.0)
+    log.info("http.access")
+    handle.look(4.0)
+    handle.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["event"] for line in lines] == [
+        "http.access", "log.scarce", "task.settled", "log.room_again", "http.access"
+    ]  # fmt: skip
+    assert lines[3]["access_lines_spared"] == 3
+    assert (handle.lost, handle.scarce) == (0, None)
+    assert len(stream.getvalue().splitlines()) == 8, "stderr has all of them"
+
+
+def test_a_disk_that_has_room_and_takes_nothing_is_tried_now_and_then(tmp_path: Path) -> None:
+    """A quota is such a disk."""
+    handle = configure(Log(), stream=io.StringIO(), path=tmp_path / "a.log")
+    sink = handle._sinks[-1]
+    broken = [True]
+
+    def put(line: bytes, write: Callable[[bytes], None] = sink._put) -> None:
+        if broken[-1]:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        write(line)
+
+    sink._put = put  # type: ignore[method-assign]
+    log.info("task.settled")
+    handle.look(0.0)
+    lost = handle.lost
+    handle.look(1.0)
+    handle.look(2.0)
+    handle.look(PROBE_S)
+    assert handle.lost == lost + 1, "one line in so long"
+    broken.append(False)
+    handle.look(1.0 + PROBE_S)
+    assert handle.scarce is None
+    (line,) = (tmp_path / "a.log").read_text().splitlines()
+    assert json.loads(line)["event"] == "log.room_again"
+    handle.close()
+
+
+async def test_the_watch_looks_by_itself(start: Start) -> None:
+    logs = start()
+    looked = asyncio.Event()
+    logs.handle.look = lambda now: looked.set()  # type: ignore[method-assign]
+    watching = asyncio.create_task(logs.handle.watch())
+    async with asyncio.timeout(10):
+        await looked.wait()
+    watching.cancel()
 
 
 def test_a_stream_that_is_closed_or_broken_raises_nothing(tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 import orjson
 import pytest
+from structlog.contextvars import bind_contextvars, get_contextvars
 
 from claude_daemon.core.errors import Code
+from claude_daemon.core.trace import TRACE, Trace
 from claude_daemon.offline import OfflineModel
 from claude_daemon.upstream.broker import Broker, WorkerAccount
 from claude_daemon.upstream.client import MessagesClient
@@ -76,17 +79,44 @@ async def test_a_streamed_call_is_metered_and_told_as_it_passes(site: Site) -> N
         body = await response.read()
     assert body.count(b"text_delta") == 5
     assert site.account.usage.output_tokens == 5
-    assert site.told == [
-        {
-            "event": "model_call",
-            "worker_id": "wrk_1",
-            "request_id": "req_1",
-            "input_tokens": site.account.usage.input_tokens,
-            "output_tokens": 5,
-            "stop_reason": "end_turn",
-            "failure": None,
-        }
-    ]
+    (told,) = site.told
+    assert told.pop("seconds") > 0
+    assert told == {
+        "event": "model_call",
+        "worker_id": "wrk_1",
+        "request_id": "req_1",
+        "path": "/v1/messages",
+        "model": "claude-sonnet-5-5",
+        "input_tokens": site.account.usage.input_tokens,
+        "output_tokens": 5,
+        "cache_creation_input_tokens": 0,
+        "cache_read_input_tokens": 0,
+        "stop_reason": "end_turn",
+        "failure": None,
+    }
+
+
+async def test_a_call_is_a_span_below_its_turns_and_told_in_the_turns_context(site: Site) -> None:
+    turn = Trace("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", flags="01")
+    logged: list[dict[str, Any]] = []
+    site.broker._told = lambda name, fields: logged.append({**get_contextvars(), **fields})
+
+    def begin() -> None:
+        TRACE.set(turn)
+        bind_contextvars(task_id="task_1", request_id="req_1")
+        site.account.begin("req_1")
+
+    Context().run(begin)
+    for _ in range(2):
+        async with site.post("Hello [[tokens=1]]") as response:
+            assert response.status == 200
+    first, second = logged
+    assert first["task_id"] == second["task_id"] == "task_1"
+    for call, request in zip(logged, site.model.requests[-2:], strict=True):
+        assert (call["trace_id"], call["parent_span_id"]) == (turn.trace_id, turn.span_id)
+        assert request.headers["traceparent"] == f"00-{turn.trace_id}-{call['span_id']}-01"
+    assert len({turn.span_id, first["span_id"], second["span_id"]}) == 3
+    assert "task_id" not in get_contextvars()
 
 
 @pytest.mark.parametrize("token", ["", "cdw_wrong", "x" * 5000])

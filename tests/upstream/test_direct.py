@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -79,6 +80,30 @@ async def test_an_answer_comes_as_the_upstream_gave_it(engine: DirectEngine, mod
     assert asked.body["metadata"] == {"user_id": "u"}
     assert asked.headers["anthropic-beta"] == "some-beta"
     assert asked.headers["authorization"] == f"Bearer {model.api_key}"
+
+
+@pytest.mark.parametrize(("prompt", "failure"), [("Hello", None), ("[[error=529]]", "upstream_overloaded")])
+async def test_each_call_is_told_once_as_a_span_below_its_request(
+    engine: DirectEngine, model: OfflineModel, prompt: str, failure: str | None
+) -> None:
+    told: list[dict[str, Any]] = []
+    engine.told = lambda name, fields: told.append({"event": name, **fields})
+    await run(engine, replace(spec(prompt), traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"))
+    (call,) = told
+    assert (call["event"], call["failure"]) == ("model_call", failure)
+    assert (call["trace_id"], call["parent_span_id"]) == ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7")
+    assert model.requests[-1].headers["traceparent"] == f"00-{call['trace_id']}-{call['span_id']}-01"
+
+
+async def test_a_caller_who_leaves_ends_a_call_that_is_told_as_cancelled(engine: DirectEngine) -> None:
+    told: list[dict[str, Any]] = []
+    engine.told = lambda name, fields: told.append(fields)
+    lease = engine.lease(spec("[[tokens=5]] [[pace=1s]]", stream=True))
+    assert lease is not None
+    async with aclosing(cast(Any, lease.run())) as batches:
+        async for _ in batches:
+            break
+    assert [call["failure"] for call in told] == ["cancelled"]
 
 
 async def test_a_connection_serves_the_next_call_too(engine: DirectEngine, client: MessagesClient) -> None:

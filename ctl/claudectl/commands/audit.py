@@ -26,8 +26,12 @@ _MAX_TOLD = 80
 )
 @click.option("--act", metavar="A", help="Only this act, like key.created, or all of a noun, like key.")
 @click.option("--since", metavar="AGE|DATE", help="Only what is younger: 12h, 30d, or a date like 2026-01-31.")
+@click.option("--request", metavar="ID", help="Only what is about this request.")
+@click.option("--task", metavar="ID", help="Only what is about this task.")
 @click.pass_context
-def command(ctx: click.Context, limit: int, act: str | None, since: str | None) -> None:
+def command(
+    ctx: click.Context, limit: int, act: str | None, since: str | None, request: str | None, task: str | None
+) -> None:
     """What was done, by which key or Unix user: the last records, oldest first.
 
     The records are a chain: each is sealed with the one before, under a key beside the database; verify follows it.
@@ -41,7 +45,7 @@ def command(ctx: click.Context, limit: int, act: str | None, since: str | None) 
     if ctx.invoked_subcommand is not None:
         return
     query = [("limit", str(limit))]
-    query += [("act", act)] if act is not None else []
+    query += [(name, one) for name, one in (("act", act), ("request", request), ("task", task)) if one is not None]
     query += [("since", str(_moment(since)))] if since is not None else []
     options = ctx.ensure_object(Options)
     _, document = options.client().get(f"audit?{urlencode(query, errors='surrogateescape')}")
