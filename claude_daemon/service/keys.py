@@ -161,6 +161,17 @@ class KeyDesk:
         record = self._records.get(key_id)
         return NO_BUDGET if record is None else record.budget
 
+    def census(self) -> tuple[Mapping[str, int], float | None]:
+        """How many stored keys are active, suspended, expired and revoked; when the first active one expires."""
+        at, first = self._now(), None
+        counts = dict.fromkeys(("active", "suspended", "expired", "revoked"), 0)
+        for record in self._records.values():
+            why = self._key(record).unfit(at)
+            counts["active" if why is None else why.value] += 1
+            if why is None and record.expires_at is not None:
+                first = record.expires_at if first is None else min(first, record.expires_at)
+        return counts, first
+
     # who asks
 
     def identify(self, secret: str, peer: str | None = None) -> Key:
