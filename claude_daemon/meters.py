@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any, Final, Protocol
 
 from claude_daemon import journal
 from claude_daemon.core.budget import Charge
 from claude_daemon.core.errors import Code
-from claude_daemon.core.task import Outcome, Task
+from claude_daemon.core.task import Kind, Lane, Outcome, Task
 from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.ports import Clock
 from claude_daemon.service.dispatch import Run
@@ -51,6 +52,18 @@ class Meters:
         self.metrics = metrics
         self.models: frozenset[str] = frozenset()
         self._monotonic = monotonic
+        self._begin()
+
+    def _begin(self) -> None:
+        """All that alerts look for."""
+        metrics, refused = self.metrics, Code.UPSTREAM_CREDENTIAL.value
+        metrics.upstream_calls.begin(*product(("direct", "cli"), (_OK, refused, Code.UPSTREAM_RATE_LIMITED.value)))
+        metrics.tasks_ended.begin(*product(map(str, Kind), map(str, Lane), (refused,)))
+        metrics.control_refused.begin(Code.FORBIDDEN.value, Code.FROM_WORKER.value)
+        metrics.refused.begin(Code.UNAUTHENTICATED.value)
+        metrics.http_requests.begin((_NO_ROUTE, OTHER, "5xx"))
+        metrics.webhook_attempts.begin("delivered", "failed", "given_up")
+        metrics.events.begin("audit.unwritten")
 
     # the edge
 

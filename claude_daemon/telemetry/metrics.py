@@ -54,6 +54,11 @@ class Counted(dict[str | Labels, C], Generic[C]):
         self._metric = metric
         self._others = (OTHER,) * labels
 
+    def begin(self, *keys: str | Labels) -> None:
+        """These stand at 0 from now on: Prometheus sees no rise in a series that begins with 1."""
+        for key in keys:
+            self[key]
+
     def __missing__(self, key: str | Labels) -> C:
         if len(self) >= MAX_SERIES:
             return self._metric.labels(*self._others)

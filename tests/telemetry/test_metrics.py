@@ -18,6 +18,7 @@ from claude_daemon.meters import Meters
 from claude_daemon.service.run import Run
 from claude_daemon.telemetry import metrics as module
 from claude_daemon.telemetry.metrics import OTHER, Metrics, Samples
+from tests.telemetry.page import PAGE, page
 
 
 async def values(metrics: Metrics) -> dict[str, float]:
@@ -28,6 +29,10 @@ async def values(metrics: Metrics) -> dict[str, float]:
         for line in text.splitlines()
         if not line.startswith("#")
     }
+
+
+def test_the_page_tells_of_every_family() -> None:
+    assert PAGE.read_text() == page(), "python -m tests.telemetry.page writes it"
 
 
 async def test_no_series_tells_when_it_began() -> None:
@@ -142,7 +147,8 @@ async def test_a_chat_that_never_began_has_no_time() -> None:
     counting.settled(ended(failed(Code.QUEUE_TIMEOUT), start=None))
     found = await values(counting.metrics)
     assert found['tasks_ended_total{code="queue_timeout",kind="chat",lane="direct"}'] == 1
-    assert not [name for name in found if name.startswith(("turn_seconds", "first_delta", "queue_wait", "upstream"))]
+    assert not [name for name in found if name.startswith(("turn_seconds", "first_delta", "queue_wait"))]
+    assert not any(value for name, value in found.items() if name.startswith("upstream"))
 
 
 async def test_upstream_calls_tell_how_they_failed() -> None:
@@ -153,7 +159,7 @@ async def test_upstream_calls_tell_how_they_failed() -> None:
     counting.model_call("model_call", {**call, "failure": Code.UPSTREAM_CREDENTIAL})
     counting.model_call("model_call", {**call, "failure": None})
     found = await values(counting.metrics)
-    assert {name: value for name, value in found.items() if name.startswith("upstream")} == {
+    assert {name: value for name, value in found.items() if name.startswith("upstream") and value} == {
         'upstream_calls_total{lane="direct",outcome="upstream_rate_limited"}': 1,
         'upstream_calls_total{lane="cli",outcome="upstream_credential_refused"}': 1,
         'upstream_calls_total{lane="cli",outcome="ok"}': 1,
@@ -230,7 +236,7 @@ async def test_methods_and_statuses_are_few() -> None:
     counting.access(Asked("BREW"), None, 400, 0.0)
     counting.access(Asked("POST"), "/v1/messages", 499, 2.0)
     found = await values(counting.metrics)
-    assert {name for name in found if name.startswith("http_requests_total")} == {
+    assert {name for name, value in found.items() if name.startswith("http_requests_total") and value} == {
         'http_requests_total{method="GET",route="/v1/tasks/{id}",status="2xx"}',
         'http_requests_total{method="other",route="none",status="4xx"}',
         'http_requests_total{method="POST",route="/v1/messages",status="499"}',
