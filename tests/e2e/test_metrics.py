@@ -129,6 +129,16 @@ async def test_a_model_without_a_name_here_is_other(daemon: DaemonProcess, scrap
     assert "claude-strange-1" not in await scraper.text()
 
 
+async def test_what_is_refused_over_a_websocket_is_counted_too(daemon: DaemonProcess, scraper: Scraper) -> None:
+    before = await scraper.values()
+    async with daemon.http.ws_connect("/v1/stream", protocols=("claude-daemon.v1",)) as socket:
+        await socket.send_json({"op": "dance"})
+        assert (await socket.receive_json())["error"]["code"] == "invalid_request"
+        assert at(await scraper.values(), "websockets") >= 1
+    after = await scraper.values()
+    assert grown(before, after, "refused_total", code="invalid_request") == 1
+
+
 async def test_what_a_client_writes_makes_no_series(daemon: DaemonProcess, scraper: Scraper) -> None:
     before = await scraper.values()
     for number in range(3):
