@@ -122,8 +122,11 @@ class Meters:
 
     def model_call(self, name: str, fields: Mapping[str, Any]) -> None:
         """A brokered call, on its way to the log."""
-        self.metrics.upstream_calls["cli", str(fields["failure"] or _OK)].inc()
+        self.model_called(fields)
         journal.model_call(name, fields)
+
+    def model_called(self, fields: Mapping[str, Any]) -> None:
+        self.metrics.upstream_calls["cli", str(fields["failure"] or _OK)].inc()
 
     def pool_event(self, event: PoolEvent) -> None:
         """On its way to the log."""
