@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
-from claude_daemon import journal
+from claude_daemon import __version__, journal
 from claude_daemon.api.anthropic import CountTokens
 from claude_daemon.api.chat import BodyLimits
 from claude_daemon.api.control import ControlSettings
@@ -45,6 +45,7 @@ from claude_daemon.service.budget import BudgetSettings
 from claude_daemon.service.drain import DrainSettings
 from claude_daemon.service.limits import LimitSettings
 from claude_daemon.sources import Source
+from claude_daemon.telemetry.tracing import NotInstalled, Traces, missing
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.direct import DirectSettings
 from claude_daemon.upstream.mcp import HttpServer
@@ -375,6 +376,14 @@ def redis_link(
         raise BadSetting(f"redis.url: {error}") from error
 
 
+def traces(endpoint: str) -> Traces:
+    """What sends spans to a collector. Raises BadSetting where the extra for it is not installed."""
+    try:
+        return Traces.open(endpoint, version=__version__)
+    except NotInstalled as error:
+        raise BadSetting(f"telemetry.otlp_endpoint: {error}") from error
+
+
 def validate(settings: Settings) -> None:
     """Looks at what a reload would bring into force and could fail. Raises BadSetting, with all that is wrong."""
     if found := list(_unusable(settings)):
@@ -394,6 +403,8 @@ def faults(settings: Settings) -> list[str]:
 def _unusable(settings: Settings) -> Iterator[str]:
     yield from _unusable_roles(settings)
     secret, url = settings.webhooks.secret, settings.redis.url
+    if settings.telemetry.otlp_endpoint is not None and (why := missing()) is not None:
+        yield f"telemetry.otlp_endpoint: {why}"
     if secret is not None:
         try:
             signing_key(secret.reveal())

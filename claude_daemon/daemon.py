@@ -59,6 +59,7 @@ from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
 from claude_daemon.sources import Source, find_source
+from claude_daemon.spans import Spans
 from claude_daemon.store import SqliteStore
 from claude_daemon.supervise.pidfile import PidFile, taken_over
 from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_of, tcp_sockets, unlink_own
@@ -568,6 +569,7 @@ class Daemon:
         if self.redis is not None:
             self.health.sources.append(self._redis_check)
         self._build_front(stack, client)
+        self._record_traces(stack)
         await self.front.listen(self._public_socks, self._control_sock, self._certificate)
 
     def _admission(self, engines: Sequence[Engine]) -> Admission:
@@ -617,7 +619,7 @@ class Daemon:
             known=lambda: self.schemas.pids | self.restart.pids,
         )
         self.direct = (
-            DirectEngine(client, assembly.direct_settings(self.started.settings), journal.model_call)
+            DirectEngine(client, assembly.direct_settings(self.started.settings), self.meters.model_call)
             if client is not None
             else None
         )
@@ -693,6 +695,15 @@ class Daemon:
         self.front.controlled_by(self._control_routes())
         stack.push_async_callback(self.front.close_control)
         stack.push_async_callback(public.close)
+
+    def _record_traces(self, stack: AsyncExitStack) -> None:
+        """Where a collector is configured. Raises BadSetting."""
+        endpoint = self.started.settings.telemetry.otlp_endpoint
+        if endpoint is not None:
+            traces = assembly.traces(endpoint)
+            stack.push_async_callback(traces.close)
+            self.meters.spans = Spans(traces, now=time.time, monotonic=time.monotonic)
+            self.front.records()
 
     def _gauges(self) -> Gauges:
         return Gauges(

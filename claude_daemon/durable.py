@@ -117,7 +117,7 @@ class Durable:
             parts=wire_events.parts,
             said=homes.said,
             may_begin=self.limits.may_begin,
-            begins=journal.attempt_begins,
+            begins=self._begins,
             settled=self._settled,
             broken=journal.task_broken,
         )
@@ -268,6 +268,10 @@ class Durable:
         return {"store": store, **self.audit.check()}
 
     # ends
+
+    def _begins(self, run: Run) -> None:
+        journal.attempt_begins(run)
+        self.meters.begins(run)
 
     def _settled(self, run: Run) -> None:
         self.meters.settled(run)

@@ -16,13 +16,14 @@ from claude_daemon.api.metrics import MetricsRoutes
 from claude_daemon.api.middleware import Gate
 from claude_daemon.api.openai import OpenAIRoutes
 from claude_daemon.api.probes import ProbeRoutes
-from claude_daemon.api.server import HttpServer, route_of
+from claude_daemon.api.server import HttpServer, own_trace, route_of
 from claude_daemon.api.sessions import SessionRoutes
 from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.api.usage import UsageRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
 from claude_daemon.config import Settings
+from claude_daemon.core.trace import HEADER
 from claude_daemon.durable import Durable
 from claude_daemon.ports import Schemas
 from claude_daemon.service.admit import Admission
@@ -105,12 +106,19 @@ class Front:
         self.control = self._server(application(routes.middleware(), routes), self._controlled)
 
     def _accessed(self, request: Any, status: int, seconds: float, sent: int) -> None:
-        self._meters.access(request, route_of(request), status, seconds)
+        route, spans = route_of(request), self._meters.spans
+        self._meters.access(request, route, status, seconds)
+        if spans is not None and route is not None:
+            spans.access(own_trace(request), request.headers.get(HEADER), request.method, route, status, seconds)
         journal.access(request, status, seconds, sent)
 
     def _controlled(self, request: Any, status: int, seconds: float, sent: int) -> None:
         self._meters.control_access(status)
         journal.control_access(request, status, seconds, sent)
+
+    def records(self) -> None:
+        """Traces that begin here are collected."""
+        self.public.records = self.control.records = True
 
     def _server(self, app: Application, on_access: Callable[..., None]) -> HttpServer:
         return HttpServer(

@@ -14,6 +14,7 @@ from claude_daemon.core.task import Kind, Lane, Outcome, Task
 from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.ports import Clock
 from claude_daemon.service.dispatch import Run
+from claude_daemon.spans import Spans
 from claude_daemon.telemetry.metrics import OTHER, Metrics
 
 _MICRO: Final = 1_000_000
@@ -50,6 +51,8 @@ class Meters:
 
     def __init__(self, metrics: Metrics, *, monotonic: Clock) -> None:
         self.metrics = metrics
+        self.spans: Spans | None = None
+        """Where traces are collected: told whatever else is counted here of requests, turns and calls."""
         self.models: frozenset[str] = frozenset()
         self._monotonic = monotonic
         self._begin()
@@ -85,8 +88,15 @@ class Meters:
 
     # turns
 
+    def begins(self, run: Run) -> None:
+        """An attempt; within its context."""
+        if self.spans is not None:
+            self.spans.begins(run)
+
     def settled(self, run: Run) -> None:
         """A chat or a task has ended."""
+        if self.spans is not None:
+            self.spans.settled(run)
         metrics, spec, outcome = self.metrics, run.task.spec, run.task.outcome
         assert outcome is not None
         lane, code = spec.lane.value, _OK if outcome.failure is None else outcome.failure.code.value
@@ -96,8 +106,6 @@ class Meters:
             metrics.turn_seconds[lane].observe(self._monotonic() - run.started_at)
         if run.first_delta_at is not None:
             metrics.first_delta_seconds[lane].observe(run.first_delta_at - run.queued_at)
-        if run.start == "direct":
-            metrics.upstream_calls["direct", code].inc()
 
     def paid(self, task: Task, outcome: Outcome, bill: Charge) -> None:
         """An attempt is in the ledger."""
@@ -126,7 +134,10 @@ class Meters:
         journal.model_call(name, fields)
 
     def model_called(self, fields: Mapping[str, Any]) -> None:
-        self.metrics.upstream_calls["cli", str(fields["failure"] or _OK)].inc()
+        if self.spans is not None:
+            self.spans.model_call(fields)
+        lane = "direct" if fields.get("worker_id") is None else "cli"
+        self.metrics.upstream_calls[lane, str(fields["failure"] or _OK)].inc()
 
     def pool_event(self, event: PoolEvent) -> None:
         """On its way to the log."""

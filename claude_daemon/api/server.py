@@ -130,6 +130,8 @@ class HttpServer(web.Server):
         """Requests whose answer is not complete, streams and WebSockets included."""
         self.turned_away = 0
         """Connections that were refused, since the start."""
+        self.records = False
+        """Whether traces that begin here are collected."""
         self.changed: Callable[[], None] = lambda: None
         """Told what a drain waits for: an answer has begun, a connection has spoken or is gone."""
         self._unanswered: set[int] = set()  # by identity: requests have no hash
@@ -375,7 +377,7 @@ class HttpServer(web.Server):
 
     async def _answer(self, request: Request) -> web.StreamResponse:
         """What the application answers, or why it does not: the only place where a request's errors end."""
-        span = Trace.begin(request.headers.get(trace.HEADER), self._randbytes)
+        span = Trace.begin(request.headers.get(trace.HEADER), self._randbytes, recorded=self.records)
         request[TRACEPARENT] = span.header
         clear_contextvars()  # of the connection's request before
         bind_contextvars(request_id=request[REQUEST_ID], **span.fields)
@@ -442,6 +444,11 @@ def route_of(request: web.BaseRequest) -> str | None:
     info = request._match_info if isinstance(request, web.Request) else None
     resource = None if info is None else info.route.resource
     return None if resource is None else resource.canonical
+
+
+def own_trace(request: web.BaseRequest) -> str | None:
+    """The request's own span, as ``traceparent`` has it; None for one that was malformed."""
+    return request.get(TRACEPARENT)
 
 
 def _without_expect(request: Request) -> Request:

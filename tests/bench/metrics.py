@@ -21,7 +21,10 @@ from tests.bench.stage import Daemon, Stage
 _SHARE_AT_MOST = 0.01
 _READY_P99_MS = 20.0
 _COUNTED_AT_ONCE = 1000
-_MODEL_CALL = {"worker_id": "w_1", "request_id": "req_1", "failure": None}
+_MODEL_CALL = {
+    Lane.DIRECT: {"request_id": "req_1", "failure": None},
+    Lane.TEXT: {"worker_id": "w_1", "request_id": "req_1", "failure": None},
+}
 _CONTROL = {"Claude-Daemon-Control": "1", "Accept": "text/plain"}
 
 
@@ -94,8 +97,7 @@ def _counter(lane: Lane) -> Callable[[], None]:
         meters.access(request, "/v1/messages", 200, 0.02)
         meters.settled(run)
         meters.paid(run.task, outcome, bill)
-        if lane is not Lane.DIRECT:
-            meters.model_called(_MODEL_CALL)
+        meters.model_called(_MODEL_CALL[lane])
 
     return count
 
