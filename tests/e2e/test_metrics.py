@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
@@ -127,6 +128,22 @@ async def test_a_model_without_a_name_here_is_other(daemon: DaemonProcess, scrap
     after = await scraper.values()
     assert grown(before, after, "tokens_total", model="other", type="output") > 0
     assert "claude-strange-1" not in await scraper.text()
+
+
+async def test_backups_keys_and_who_is_connected_are_told(
+    daemon: DaemonProcess, scraper: Scraper, tmp_path: Path
+) -> None:
+    began = time.time()
+    answer = await daemon.control("backup", "POST", {"path": str(tmp_path / "copy.db")})
+    assert answer["size_bytes"] > 0
+    made = await daemon.control("keys", "POST", {"name": "brief", "expires": began + 3600})
+    async with daemon.http.ws_connect("/v1/stream", protocols=("claude-daemon.v1",)):
+        found = await scraper.values()
+    assert int(began) <= at(found, "backup_timestamp_seconds") <= time.time()
+    assert at(found, "key_next_expiry_timestamp_seconds") == pytest.approx(began + 3600)
+    assert at(found, "websockets") >= 1 and at(found, "http_connections") >= 2
+    assert at(found, "http_requests_in_flight") >= 2  # the WebSocket, and this very scrape
+    await daemon.control(f"keys/{made['id']}/revoke", "POST", {})
 
 
 async def test_what_is_refused_over_a_websocket_is_counted_too(daemon: DaemonProcess, scraper: Scraper) -> None:

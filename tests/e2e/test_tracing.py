@@ -165,6 +165,18 @@ async def test_a_chat_is_one_trace_from_the_edge_to_the_upstream_and_so_is_a_tas
         edge: ("server", None),
         **{name: (kind, above or edge) for name, (kind, above) in whole.items()},
     }
+    trace_id = f"{TRACE[:-1]}5"
+    headers = {"traceparent": f"00-{trace_id}-{CALLER}-01"}
+    async with traced.http.ws_connect("/v1/stream", protocols=("claude-daemon.v1",), headers=headers) as socket:
+        await socket.send_json({"op": "submit", "task": {"prompt": "Hello"}})
+        async with asyncio.timeout(PATIENCE_S):
+            while (await socket.receive_json()).get("type") != "task.succeeded":
+                pass
+    edge = "GET /v1/stream"
+    assert shape(await collector.trace(trace_id, 4)) == {
+        edge: ("server", None),
+        **{name: (kind, above or edge) for name, (kind, above) in whole.items()},
+    }
     # one that begins here is collected too, and a failure is told; one whose caller collects nothing is not
     refused = f"{TRACE[:-1]}4"
     assert (await traced.chat("Hello [[error=400]]", lane="direct")).status == 400
@@ -188,6 +200,7 @@ async def test_a_chat_is_one_trace_from_the_edge_to_the_upstream_and_so_is_a_tas
     assert {one.span.name for one in collector.spans if one.span.kind == Span.SPAN_KIND_SERVER} == {
         "POST /v1/messages",
         "POST /v1/tasks",
+        "GET /v1/stream",
     }
 
 
