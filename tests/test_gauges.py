@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
 from claude_daemon.core.budget import ALL, Owner, Purse
 from claude_daemon.gauges import _left
+from claude_daemon.telemetry.metrics import Labels
 
 
 def standing(day: tuple[float | None, float], month: tuple[float | None, float] = (None, 0.0)) -> dict[str, Any]:
@@ -15,13 +17,17 @@ def standing(day: tuple[float | None, float], month: tuple[float | None, float] 
     return {name: {"limit_usd": limit, "spent_usd": spent} for name, (limit, spent) in (("day", day), ("month", month))}
 
 
-def test_where_nothing_limits_all_is_left() -> None:
-    left = _left({ALL: standing((None, 100.0))})
+async def least(standings: Mapping[Owner, Mapping[str, Any]]) -> Mapping[Labels, float]:
+    return await _left(standings.__getitem__, list(standings))
+
+
+async def test_where_nothing_limits_all_is_left() -> None:
+    left = await least({ALL: standing((None, 100.0))})
     assert left == {(purse, span): 1.0 for purse in ("all", "domain", "key") for span in ("day", "month")}
 
 
-def test_of_each_kind_the_one_with_least_left_is_told_and_nobody_is_named() -> None:
-    left = _left(
+async def test_of_each_kind_the_one_with_least_left_is_told_and_nobody_is_named() -> None:
+    left = await least(
         {
             ALL: standing((10.0, 4.0), (100.0, 4.0)),
             Owner(Purse.KEY, "key_1"): standing((1.0, 0.25)),
@@ -42,5 +48,5 @@ def test_of_each_kind_the_one_with_least_left_is_told_and_nobody_is_named() -> N
 
 
 @pytest.mark.parametrize(("limit", "spent"), [(0.0, 0.0), (1.0, 1.0), (1.0, 1.5)])
-def test_what_is_spent_or_was_never_there_leaves_nothing(limit: float, spent: float) -> None:
-    assert _left({ALL: standing((limit, spent))})["all", "day"] == 0.0
+async def test_what_is_spent_or_was_never_there_leaves_nothing(limit: float, spent: float) -> None:
+    assert (await least({ALL: standing((limit, spent))}))["all", "day"] == 0.0

@@ -223,7 +223,8 @@ class Metrics:
         gauge("budget_spent_usd", "What all keys together have spent in the current day and month.", "span")
         gauge(
             "budget_left_ratio",
-            "The least that is left of any budget, as a share of it: overall, of any domain, of any key.",
+            "The least that is left of any budget, as a share of it: overall, of any domain, of any key (1 while no "
+            "key has used 80 % of its own).",
             "purse",
             "span",
         )
