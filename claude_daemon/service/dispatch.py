@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -252,8 +252,24 @@ class Dispatcher:
         return len(self._backlog)
 
     @property
+    def held(self) -> bool:
+        """No durable task is begun: see :meth:`hold`."""
+        return self._backlog.held
+
+    @property
+    def oldest_seconds(self) -> float | None:
+        """How long the one has waited that has waited longest of those who could begin; None for none."""
+        oldest = min((waiting.queued_at for waiting in self._queue), default=None)
+        return None if oldest is None else self._monotonic() - oldest
+
+    @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def under_way(self) -> Collection[Run]:
+        """All that run now."""
+        return self._running
 
     @property
     def by_worker(self) -> dict[str, Run]:
@@ -507,7 +523,7 @@ class Dispatcher:
                 attempt=run.task.attempt + 1,
                 started_at=run.task.started_at or self._now(),
             )
-        run.start, run.worker_id = lease.start, lease.worker_id
+        run.start, run.worker_id, run.started_at = lease.start, lease.worker_id, self._monotonic()
         if isinstance(lease, CopyingLease):
             lease.copied = partial(self._step, run.task.id)
         run.context.run(self._begins, run)

@@ -83,6 +83,8 @@ class Run:
         self.context = contextvars.Context() if self.durable else contextvars.copy_context()
         """An attempt's: a chat's is its submitter's, a durable task's is nobody's, whoever frees the place for it."""
         self.queued_at = monotonic
+        self.started_at: float | None = None
+        """Monotonic seconds at which its last attempt has begun."""
         self.start: str | None = None
         self.worker_id: str | None = None
         self.first_delta_at: float | None = None

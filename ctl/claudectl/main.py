@@ -24,6 +24,7 @@ COMMANDS = (
     "sessions",
     "keys",
     "usage",
+    "metrics",
     "audit",
     "queue",
     "workers",
