@@ -74,10 +74,12 @@ def text_lane(
     environ: Mapping[str, str],
     *,
     changed: Callable[[], None],
+    happened: Callable[[PoolEvent], None],
     owns_process: bool,
     known: Callable[[], set[int]],
 ) -> TextLane:
-    """The text lane, not yet running. Ends what workers an earlier daemon has left behind.
+    """The text lane, not yet running. Ends what workers an earlier daemon has left behind. ``happened`` hears what
+    becomes of processes, of every lane.
 
     ``owns_process`` and ``known``: see :class:`~claude_daemon.engine.lane.TextLane`.
     """
@@ -99,6 +101,7 @@ def text_lane(
 
     def told(event: PoolEvent) -> None:
         journal.pool_event(event)
+        happened(event)
         changed()
 
     pool = Pool(

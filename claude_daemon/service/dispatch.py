@@ -78,6 +78,7 @@ class Dispatcher:
     """Queues, leases and runs tasks. :meth:`run` owns the attempts; nothing runs without it.
 
     ``settled`` is told every end; ``broken`` what an engine raised, which none may: the task fails, the rest goes on.
+    ``told`` hears how many events an engine told.
     ``said``: see :data:`Said`. ``may_begin``: whether a durable task of this key may begin besides so many turns of the
     key, and so many in all; a chat is asked about when it is submitted.
     """
@@ -97,6 +98,7 @@ class Dispatcher:
         may_begin: Callable[[str, int, int], bool] = lambda key_id, running, of_all: True,
         settled: Callable[[Run], None] = lambda run: None,
         broken: Callable[[Task | None, Exception], None] = lambda task, error: None,
+        told: Callable[[int], None] = lambda events: None,
     ) -> None:
         self._engines = {engine.lane: engine for engine in engines}
         self._settings = settings
@@ -110,7 +112,7 @@ class Dispatcher:
         self._broken = broken
         self.approvals = Approvals(timeout_s=settings.approval_timeout_s, now=now, ids=ids)
         self._attempts = Attempts(
-            schemas, book, self.approvals, monotonic=monotonic, parts=parts, stall_s=settings.stall_s
+            schemas, book, self.approvals, monotonic=monotonic, parts=parts, stall_s=settings.stall_s, told=told
         )
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
@@ -252,6 +254,11 @@ class Dispatcher:
     @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def under_way(self) -> Sequence[Run]:
+        """What runs now, in every lane."""
+        return list(self._running)
 
     @property
     def by_worker(self) -> dict[str, Run]:
@@ -506,6 +513,7 @@ class Dispatcher:
                 started_at=run.task.started_at or self._now(),
             )
         run.start, run.worker_id = lease.start, lease.worker_id
+        run.lease, run.began_at = lease, self._monotonic()
         if isinstance(lease, CopyingLease):
             lease.copied = partial(self._step, run.task.id)
         self._running.add(run)
@@ -534,7 +542,7 @@ class Dispatcher:
         """The attempt is over, and with it the task unless another one tries. Once for each attempt."""
         if run.attempt is not attempt:
             return
-        run.attempt = None
+        run.attempt = run.lease = None
         self._running.discard(run)
         self._running_per_key[run.key_id] -= 1
         if not self._running_per_key[run.key_id]:
