@@ -19,6 +19,7 @@ COMMANDS = (
     "health",
     "ready",
     "status",
+    "top",
     "run",
     "tasks",
     "sessions",
@@ -28,15 +29,18 @@ COMMANDS = (
     "queue",
     "workers",
     "connections",
+    "events",
     "drain",
     "undrain",
     "reload",
     "stop",
     "panic",
+    "config",
     "log-level",
     "stacks",
     "backup",
     "service",
+    "completion",
 )
 
 
