@@ -50,14 +50,14 @@ TASKS: Final = (
     Column(name="TASK", cell=lambda task: plain(task.get("id"))),
 )
 WORKERS: Final = (
-    Column(name="WORKER", cell=lambda worker: plain(worker.get("id"))),
-    Column(name="PID", cell=lambda worker: known(worker.get("pid")), right=True),
     Column(name="STATE", cell=lambda worker: plain(worker.get("state")), coloured=True),
-    Column(name="LANE", cell=lambda worker: plain(worker.get("lane")), wide=70),
-    Column(name="TURNS", cell=lambda worker: plain(worker.get("turns")), wide=70, right=True),
+    Column(name="LANE", cell=lambda worker: plain(worker.get("lane"))),
+    Column(name="TURNS", cell=lambda worker: plain(worker.get("turns")), right=True),
     Column(name="AGE", cell=lambda worker: brief(worker.get("age_seconds")), right=True),
-    Column(name="RSS MB", cell=lambda worker: plain(worker.get("rss_mb")), wide=100, right=True),
-    Column(name="MODEL", cell=lambda worker: known(worker.get("model")), wide=120),
+    Column(name="RSS MB", cell=lambda worker: plain(worker.get("rss_mb")), wide=80, right=True),
+    Column(name="PID", cell=lambda worker: known(worker.get("pid")), wide=90, right=True),
+    Column(name="MODEL", cell=lambda worker: known(worker.get("model")), wide=130),
+    Column(name="WORKER", cell=lambda worker: plain(worker.get("id"))),
     Column(name="TASK", cell=lambda worker: known(worker.get("task_id")), wide=150),
 )
 

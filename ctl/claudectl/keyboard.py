@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import termios
-import threading
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from claudectl.beside import beside
 
 
 @contextmanager
@@ -28,8 +29,7 @@ def keys(pressed: Callable[[str], None]) -> Iterator[None]:
             pressed(key.decode(errors="replace"))
 
     tty.setcbreak(descriptor)
-    # waits for a key to the very end of the program, which waits for no daemon thread
-    threading.Thread(target=read, name="keys", daemon=True).start()
+    beside("keys", read)  # waits for a key to the very end
     try:
         yield
     finally:

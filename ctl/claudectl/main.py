@@ -37,6 +37,7 @@ COMMANDS = (
     "panic",
     "config",
     "log-level",
+    "test",
     "stacks",
     "backup",
     "service",

@@ -17,8 +17,9 @@ Paint = Callable[[str], str]
 # What a reader should see at a glance: a status, or a state of the daemon, a worker or a task.
 _GOOD, _DOUBTFUL, _BAD = "\x1b[32m", "\x1b[33m", "\x1b[31m"
 _COLOURS = {
-    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded"), _GOOD),
-    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained", "cancelled"), _DOUBTFUL),
+    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded", "ok"), _GOOD),
+    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained"), _DOUBTFUL),
+    **dict.fromkeys(("cancelled", "skipped"), _DOUBTFUL),
     **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), _BAD),
 }
 _RESET = "\x1b[0m"

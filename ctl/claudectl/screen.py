@@ -32,10 +32,8 @@ BAD: Final = "red"
 QUIET: Final = "dim"
 HEADING: Final = "bold"
 STYLES: Final = {
-    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded", "ok"), GOOD),
-    **dict.fromkeys(
-        ("warn", "degraded", "starting", "recycling", "draining", "drained", "cancelled", "skip"), DOUBTFUL
-    ),
+    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded"), GOOD),
+    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained", "cancelled"), DOUBTFUL),
     **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), BAD),
 }
 

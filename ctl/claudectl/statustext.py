@@ -107,8 +107,6 @@ def _numbers(counts: Document) -> Document:
 def _workers(told: Document) -> str:
     """Of the text lane."""
     live = [f"{plain(told['live'])} live"] if "live" in told else []
-    if live and "limit" in told:
-        live = [f"{live[0]} of {plain(told['limit'])}"]
     rest = {name: told[name] for name in ("busy", "idle", "starting", "spares") if name in told}
     if not rest.get("starting"):
         rest.pop("starting", None)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import queue
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Final
 
 import click
 
+from claudectl.beside import beside
 from claudectl.client import Client
 from claudectl.errors import ControlError, Mismatch
 from claudectl.options import Command, Options, note, seconds
@@ -102,7 +103,7 @@ def _watch(client: Client, path: str) -> None:
     inbox: queue.SimpleQueue[_Told] = queue.SimpleQueue()
     happenings: deque[Document] = deque(maxlen=KEPT)
     last: Document = {}
-    threading.Thread(target=_read, args=(client, path, inbox), name="events", daemon=True).start()
+    beside("events", partial(_read, client, path, inbox))
     with (
         _signals(inbox),
         keyboard.keys(lambda key: inbox.put(_Key(key))),
