@@ -148,15 +148,15 @@ def settled(run: Run) -> dict[str, Any]:
     assert outcome is not None
     failure = outcome.failure
     return {
-        "task_id": task.id,
-        "kind": task.spec.kind.value,
-        "lane": task.spec.lane.value,
-        "model": task.spec.model,
-        "key_id": task.spec.key_id,
-        "worker_id": run.worker_id,
-        "start": run.start,
         "state": task.state.value,
         "code": None if failure is None else failure.code.value,
+        "task_id": task.id,
+        "lane": task.spec.lane.value,
+        "kind": task.spec.kind.value,
+        "key_id": task.spec.key_id,
+        "model": task.spec.model,
+        "worker_id": run.worker_id,
+        "start": run.start,
         "attempt": task.attempt,
         "output_tokens": outcome.usage.output_tokens,
     }

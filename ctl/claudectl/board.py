@@ -119,8 +119,8 @@ class Board:
         for key, name in (("first_delta_seconds", "first delta"), ("turn_seconds", "turn"), ("waited_seconds", "wait")):
             if spread := mapping(recent.get(key)):
                 parts.append(f"{name} {brief(spread.get('p50'))} / {brief(spread.get('p95'))}")
-        parts.append(f"{count(recent.get('output_tokens'))} tokens out")
-        parts.append(f"{plain(events.get('per_second'))} events/s")
+        parts.append(f"{count(recent.get('output_tokens'))} tokens")
+        parts.append(f"{count(events.get('per_second'))} events/s")
         return Text(" · ".join(parts))
 
     def _last(self, room: int) -> Iterator[Text]:
