@@ -9,13 +9,11 @@ import pty
 import re
 import signal
 import struct
-import sys
 import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
 from fcntl import ioctl
-from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
@@ -348,8 +346,7 @@ def test_a_daemon_that_is_cut_off_ends_it_with_an_error(daemon: Daemon, spawn: S
     assert terminal.process.stderr.read() == b"error: the daemon went away\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="/proc tells how many threads there are")
-def test_no_colour_is_none(watched: Daemon, spawn: Spawn, environ: dict[str, str], tmp_path: Path) -> None:
+def test_no_colour_is_none(watched: Daemon, spawn: Spawn, environ: dict[str, str]) -> None:
     environ["NO_COLOR"] = "1"
     terminal = Terminal(spawn, "--socket", str(watched.path), "top")
     terminal.wait_for(_drawn)
