@@ -6,7 +6,7 @@ Both are read by whoever asks (``claudectl top``, ``claudectl events``), and cos
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
@@ -73,7 +73,7 @@ class _Ended:
 class Activity:
     """``under_way``: what runs now."""
 
-    def __init__(self, under_way: Callable[[], Sequence[Run]], *, monotonic: Clock) -> None:
+    def __init__(self, under_way: Callable[[], Collection[Run]], *, monotonic: Clock) -> None:
         self._under_way = under_way
         self._monotonic = monotonic
         self._recent: deque[_Ended] = deque(maxlen=MAX_RECENT)
@@ -88,9 +88,9 @@ class Activity:
             _Ended(
                 at=now,
                 state=outcome.state,
-                waited=None if run.began_at is None else run.began_at - run.queued_at,
+                waited=None if run.started_at is None else run.started_at - run.queued_at,
                 first_delta=None if run.first_delta_at is None else run.first_delta_at - run.queued_at,
-                turn=None if run.began_at is None else now - run.began_at,
+                turn=None if run.started_at is None else now - run.started_at,
                 output_tokens=outcome.usage.output_tokens,
             )
         )
@@ -98,7 +98,7 @@ class Activity:
     def document(self) -> dict[str, Any]:
         """``tasks`` that run, the oldest first, ``more`` of them untold; ``recent``: what ended lately; rates."""
         now = self._monotonic()
-        running = sorted(self._under_way(), key=lambda run: run.began_at or now)
+        running = sorted(self._under_way(), key=lambda run: run.started_at or now)
         return {
             "tasks": [_task(run, now) for run in running[:MAX_TOLD]],
             "more": max(0, len(running) - MAX_TOLD),
@@ -133,8 +133,8 @@ def _task(run: Run, now: float) -> dict[str, Any]:
         "worker_id": run.worker_id,
         "start": run.start,
         "attempt": task.attempt,
-        "age_seconds": None if run.began_at is None else round(now - run.began_at, 3),
-        "waited_seconds": None if run.began_at is None else round(run.began_at - run.queued_at, 3),
+        "age_seconds": None if run.started_at is None else round(now - run.started_at, 3),
+        "waited_seconds": None if run.started_at is None else round(run.started_at - run.queued_at, 3),
         "first_delta_seconds": None if run.first_delta_at is None else round(run.first_delta_at - run.queued_at, 3),
         "input_tokens": usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens,
         "output_tokens": usage.output_tokens,

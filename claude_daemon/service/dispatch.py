@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -78,9 +78,8 @@ class Dispatcher:
     """Queues, leases and runs tasks. :meth:`run` owns the attempts; nothing runs without it.
 
     ``settled`` is told every end; ``broken`` what an engine raised, which none may: the task fails, the rest goes on.
-    ``told`` hears how many events an engine told.
     ``said``: see :data:`Said`. ``may_begin``: whether a durable task of this key may begin besides so many turns of the
-    key, and so many in all; a chat is asked about when it is submitted.
+    key, and so many in all; a chat is asked about when it is submitted. ``told`` hears how many events an engine told.
     """
 
     def __init__(
@@ -256,9 +255,9 @@ class Dispatcher:
         return len(self._running)
 
     @property
-    def under_way(self) -> Sequence[Run]:
-        """What runs now, in every lane."""
-        return list(self._running)
+    def under_way(self) -> Collection[Run]:
+        """All that run now."""
+        return self._running
 
     @property
     def by_worker(self) -> dict[str, Run]:
@@ -512,8 +511,8 @@ class Dispatcher:
                 attempt=run.task.attempt + 1,
                 started_at=run.task.started_at or self._now(),
             )
-        run.start, run.worker_id = lease.start, lease.worker_id
-        run.lease, run.began_at = lease, self._monotonic()
+        run.start, run.worker_id, run.started_at = lease.start, lease.worker_id, self._monotonic()
+        run.lease = lease
         if isinstance(lease, CopyingLease):
             lease.copied = partial(self._step, run.task.id)
         self._running.add(run)

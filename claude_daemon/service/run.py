@@ -88,8 +88,8 @@ class Run:
         self.worker_id: str | None = None
         self.lease: Lease | None = None
         """What its attempt runs on, while there is one."""
-        self.began_at: float | None = None
-        """Monotonic: when its attempt was given a place."""
+        self.started_at: float | None = None
+        """Monotonic seconds at which its last attempt has begun."""
         self.first_delta_at: float | None = None
         self.ending: Failure | None = None
         """Why it is being cut short, once somebody asked for that."""
