@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ LEAVES = {
 }
 
 # Those that need no daemon: without one they do what they do.
-LOCAL = {("completion",)}
+LOCAL = {("completion",), ("debug-bundle",), ("doctor",), ("logs",)}
 # Whose supervisor is stood in for in test_service.py, where each of its commands is in a table like those here.
 SUPERVISED = "service"
 
@@ -155,7 +156,15 @@ STREAMS: Mapping[str, list[Mapping[str, Any]]] = {
 }
 
 
-def answer(reply: Reply) -> None:
+def log(directory: Path) -> Path:
+    """A daemon's, of one line."""
+    file = directory / "daemon.log"
+    line = {"ts": "2026-11-27T17:22:05.000Z", "level": "info", "event": "daemon.ready", "logger": "claude_daemon"}
+    file.write_text(f"{json.dumps(line)}\n")
+    return file
+
+
+def answer(reply: Reply, log: Path) -> None:
     """Something for everybody."""
     seen = reply.request_seen
     lines = STREAMS.get(seen.path)
@@ -164,12 +173,12 @@ def answer(reply: Reply) -> None:
             reply.server.path.unlink()
         reply.lines(*lines)
     else:
-        reply.document(DOCUMENT)
+        reply.document({**DOCUMENT, "log": {"file": str(log)}})
 
 
 @named({path: command for path, command in LEAVES.items() if path[0] != SUPERVISED})
 def test_with_json_it_prints_json_and_nothing_else(invoke: Invoke, daemon: Daemon, path: Words, tmp_path: Path) -> None:
-    daemon.otherwise = answer
+    daemon.otherwise = partial(answer, log=log(tmp_path))
     result = invoke(*path, *arguments(path, tmp_path), "--json")
     assert result.exit_code in (0, 1, 3), result.stderr
     assert is_json(result.stdout), result.stdout
