@@ -42,6 +42,7 @@ def service(document: Document) -> Iterator[tuple[str, str]]:
     for key, name in (("url", "url"), ("home", "home"), ("key_file", "key")):
         yield name, known(document.get(key))
     yield "config", render.config(mapping(document.get("config")))
+    yield "log", _log(mapping(document.get("log")))
     yield "upstream", joined(" at ", document.get("upstream"), document.get("base_url"))
     if "credential" in document:
         credential = mapping(document["credential"])
@@ -50,6 +51,13 @@ def service(document: Document) -> Iterator[tuple[str, str]]:
     yield "cli", joined(" at ", cli.get("version"), cli.get("path"))
     yield "without", ", ".join(texts(cli.get("missing")))
     yield "lanes", ", ".join(texts(document.get("lanes")))
+
+
+def _log(told: Document) -> str:
+    """Where the lines go beside stderr, and how many went nowhere."""
+    lost = f"{plain(told['lost'])} lines lost" if told.get("lost") else ""
+    file = plain(told["file"] or "stderr alone") if "file" in told else ""
+    return " · ".join(part for part in (file, lost) if part)
 
 
 def load(document: Document) -> Iterator[tuple[str, str]]:

@@ -96,6 +96,17 @@ def test_it_tells_what_holds_agents(agents: dict[str, object], said: str) -> Non
     assert f"\n  agents    {said}\n" in drawn(Status(STATUS | {"agents": agents}), 100)
 
 
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ({"file": "/h/log/daemon.log", "lost": 0}, "/h/log/daemon.log"),
+        ({"file": None, "lost": 12}, "stderr alone · 12 lines lost"),
+    ],
+)
+def test_it_tells_where_the_log_goes_and_what_went_nowhere(log: dict[str, object], said: str) -> None:
+    assert f"\n  log         {said}\n" in drawn(Status(STATUS | {"log": log}), 100)
+
+
 def test_it_names_no_file_that_is_not_there() -> None:
     shown = drawn(Status(STATUS | {"config": {"file": None, "hash": "2508ba3fbb16"}}), 100)
     assert "\n  config      (none) · 2508ba3fbb16\n" in shown
