@@ -80,13 +80,13 @@ class Board:
         width = options.max_width
         yield self._title(marks, width)
         yield self._turns(marks)
-        lately = self._lately()
-        yield lately
+        lately = lines_of(self._lately(), width)
+        yield from (Text(line, no_wrap=True, overflow="ellipsis") for line in lately)
         yield _checks(self._status, marks)
         tasks, workers = documents(self._snapshot.get("tasks")), documents(self._snapshot.get("workers"))
         more = self._snapshot.get("more")
         untold = more if isinstance(more, int) else 0
-        room = max(2, console.size.height - EDGE_LINES - len(lately.wrap(console, width)) - 2 * HEADING_LINES)
+        room = max(2, console.size.height - EDGE_LINES - len(lately) - 2 * HEADING_LINES)
         rooms = shares(len(tasks), len(workers), room) if self._live else (len(tasks), len(workers))
         yield from _listed(f"Tasks that run: {len(tasks) + untold}", TASKS, tasks, rooms[0], untold, width)
         yield from _listed(f"Workers: {len(workers)}", WORKERS, workers, rooms[1], 0, width)
@@ -111,7 +111,7 @@ class Board:
             told.stylize(DOUBTFUL, len(told) - len("paused"))
         return told
 
-    def _lately(self) -> Text:
+    def _lately(self) -> list[str]:
         recent, events = mapping(self._snapshot.get("recent")), mapping(self._snapshot.get("events"))
         ended = f"{plain(recent.get('ended'))} ended"
         parts = [f"last {brief(recent.get('seconds'))}: {ended}"]
@@ -121,7 +121,7 @@ class Board:
                 parts.append(f"{name} {brief(spread.get('p50'))} / {brief(spread.get('p95'))}")
         parts.append(f"{count(recent.get('output_tokens'))} tokens")
         parts.append(f"{count(events.get('per_second'))} events/s")
-        return Text(" · ".join(parts))
+        return parts
 
     def _last(self, room: int) -> Iterator[Text]:
         shown = list(self._happenings)[-min(HAPPENINGS, room) :] if room > 0 else []
@@ -130,6 +130,21 @@ class Board:
             yield Text("What happened last", style=HEADING)
         for line in shown:
             yield happening(line)
+
+
+def lines_of(parts: Sequence[str], width: int) -> list[str]:
+    """Parts beside each other, as many as fit on a line; none is torn.
+
+    >>> lines_of(["12 ended", "3 failed", "40 events/s"], 20)
+    ['12 ended · 3 failed', '40 events/s']
+    """
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 3 + len(part) <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines
 
 
 def _checks(status: Document, marks: Marks) -> Text:
