@@ -235,13 +235,13 @@ def test_events_are_a_line_each_without_what_is_not_known(daemon: Daemon, invoke
 class Terminal:
     """claudectl on a terminal of its own."""
 
-    def __init__(self, spawn: Spawn, *args: str, rows: int = 30, columns: int = 100) -> None:
+    def __init__(self, spawn: Spawn, *args: str, rows: int = 30, columns: int = 100, term: str = "xterm") -> None:
         self._ours, theirs = pty.openpty()
         self.resize(rows, columns)
         self.before = termios.tcgetattr(theirs)
         self._theirs = theirs
         self.process: Popen[bytes] = spawn(
-            *args, stdin=theirs, stdout=theirs, env={"LANG": "C.UTF-8", "TERM": "xterm-256color", "PYTHONUTF8": "1"}
+            *args, stdin=theirs, stdout=theirs, env={"LANG": "C.UTF-8", "TERM": term, "PYTHONUTF8": "1"}
         )
         self.shown = b""
         self._more = threading.Condition()
@@ -344,6 +344,14 @@ def test_a_daemon_that_is_cut_off_ends_it_with_an_error(daemon: Daemon, spawn: S
     assert terminal.ended() == 4
     assert terminal.process.stderr is not None
     assert terminal.process.stderr.read() == b"error: the daemon went away\n"
+
+
+def test_a_terminal_that_cannot_go_back_is_told_one_picture(watched: Daemon, spawn: Spawn) -> None:
+    terminal = Terminal(spawn, "--socket", str(watched.path), "top", term="dumb")
+    assert terminal.process.wait(PATIENCE_SECONDS) == 0
+    terminal.wait_for(lambda shown: b"Workers" in shown)
+    assert b"\x1b" not in terminal.shown
+    assert b"q quits" not in terminal.shown
 
 
 def test_no_colour_is_none(watched: Daemon, spawn: Spawn, environ: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import sys
@@ -38,7 +39,7 @@ def _interval(text: str) -> float:
 
 @click.command(cls=Command, name="top")
 @click.option("--interval", type=_interval, default=INTERVAL_SECONDS, metavar="S", help="A picture every S seconds; 1.")
-@click.option("--once", is_flag=True, help="One picture, and done; so it is where the output is no terminal.")
+@click.option("--once", is_flag=True, help="One picture, and done; so it is where nothing can be drawn over.")
 @click.pass_obj
 def command(options: Options, interval: float, once: bool) -> None:
     """Show what the daemon is doing, live: turns, queue, tasks that run, workers, and how it went in the last minute.
@@ -55,12 +56,16 @@ def command(options: Options, interval: float, once: bool) -> None:
     """
     client = options.client()
     path = f"events?interval_s={interval:g}"
-    if once or not (options.json or sys.stdout.isatty()):
+    if once or not (options.json or _can_redraw()):
         _show_one(options, client, path)
     elif options.json:
         _pass_on(client, path)
     else:
         _watch(client, path)
+
+
+def _can_redraw() -> bool:
+    return sys.stdout.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 def _show_one(options: Options, client: Client, path: str) -> None:
