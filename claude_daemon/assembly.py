@@ -76,10 +76,12 @@ def text_lane(
     *,
     told: Callable[[PoolEvent], None],
     changed: Callable[[], None],
+    happened: Callable[[PoolEvent], None],
     owns_process: bool,
     known: Callable[[], set[int]],
 ) -> TextLane:
-    """The text lane, not yet running. Ends what workers an earlier daemon has left behind.
+    """The text lane, not yet running. Ends what workers an earlier daemon has left behind. ``happened`` hears what
+    becomes of processes, of every lane.
 
     ``told`` hears what is worth a line or a number. ``owns_process`` and ``known``: see
     :class:`~claude_daemon.engine.lane.TextLane`.
@@ -102,6 +104,7 @@ def text_lane(
 
     def heard(event: PoolEvent) -> None:
         told(event)
+        happened(event)
         if not event.name.endswith(".stderr"):
             changed()
 

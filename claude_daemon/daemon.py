@@ -23,6 +23,7 @@ from claude_daemon import __version__, assembly, journal, stacks
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_audit import ControlAuditRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
+from claude_daemon.api.control_events import ControlEventRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
 from claude_daemon.api.metrics import ControlMetricsRoutes
@@ -30,6 +31,7 @@ from claude_daemon.api.sessions import ControlSessionRoutes
 from claude_daemon.api.usage import ControlUsageRoutes
 from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
+from claude_daemon.config.listing import listing
 from claude_daemon.config.loading import check_reload
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
@@ -41,6 +43,7 @@ from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.cgroup import Cgroups
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
+from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.sandbox import not_dumpable
 from claude_daemon.engine.schema import SchemaChecker
@@ -53,6 +56,7 @@ from claude_daemon.operations import Operations
 from claude_daemon.ports import AuditRecord, Engine, HealthReport, StoreUnavailable
 from claude_daemon.report import Report
 from claude_daemon.restart import Restart, Sockets
+from claude_daemon.service.activity import Happenings
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.drain import Drain, Edge
@@ -79,6 +83,8 @@ log = journal.log
 EXIT_CRASH: Final = 1
 EXIT_UNSAVED: Final = 75
 
+_TOLD_OF_PROCESSES: Final = ("worker_id", "pid", "turns", "seconds", "reason")
+
 
 class Daemon:
     """One daemon: construct it in its loop, :meth:`run` it once. The home is checked already."""
@@ -103,8 +109,9 @@ class Daemon:
         self.started = loaded
         self.surroundings = surroundings
         self.health = Health(
-            version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=journal.state_changed
+            version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=self._state_changed
         )
+        self.happenings = Happenings(time.time)
         self.supervision = Supervision(
             surroundings.notifier, self.health, status=self._status, needs_time=self._needs_time
         )
@@ -353,6 +360,23 @@ class Daemon:
             for entry in found[kind]:
                 journal.stack(kind, entry)
 
+    def _state_changed(self, old: DaemonState, new: DaemonState) -> None:
+        journal.state_changed(old, new)
+        self.happenings.tell("daemon.state", {"old": old.value, "new": new.value})
+        if new is DaemonState.STOPPING:  # the control socket waits for nobody who watches
+            self.happenings.close()
+
+    def _process_changed(self, event: PoolEvent) -> None:
+        """What a process has said is in the log alone, where secrets are masked."""
+        if event.name.startswith("worker."):
+            told = {name: event.fields[name] for name in _TOLD_OF_PROCESSES if name in event.fields}
+            self.happenings.tell(event.name, told)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """The whole, for those who watch it."""
+        report = self.report
+        return {"status": report.status(), "workers": report.workers(), **self.durable.activity.document()}
+
     # drain and restart
 
     @property
@@ -551,6 +575,7 @@ class Daemon:
             audit_key=self._audit_key,
             meters=self.meters,
             budget_of=self.keys.budget_of,
+            happened=self.happenings.tell,
         )
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
@@ -615,6 +640,7 @@ class Daemon:
             self.surroundings.environ,
             told=self.meters.pool_event,
             changed=self._engine_changed,
+            happened=self._process_changed,
             owns_process=owns_process,
             known=lambda: self.schemas.pids | self.restart.pids,
         )
@@ -749,6 +775,11 @@ class Daemon:
         routes.groups += [
             ControlDaemonRoutes(
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
+            ),
+            ControlEventRoutes(
+                self.happenings,
+                snapshot=self._snapshot,
+                config=lambda: listing(self.configuration.loaded, self.configuration.started),
             ),
             ControlAuditRoutes(self._store, durable.audit),
             ControlKeyRoutes(self.keys, front.chats),

@@ -8,10 +8,10 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -32,6 +32,7 @@ from claude_daemon.ports import (
     StoreUnavailable,
     WebhookDelivery,
 )
+from claude_daemon.service.activity import Activity, settled
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.audit import AuditDesk
 from claude_daemon.service.book import Book
@@ -78,11 +79,14 @@ class Durable:
         audit_key: bytes,
         meters: Meters | None = None,
         budget_of: Callable[[str], Budget] = lambda key_id: NO_BUDGET,
+        happened: Callable[[str, Mapping[str, Any]], None] = lambda name, data: None,
     ) -> None:
         """``homes``: the one of the engines that knows where sessions live. ``audit_key``: what the store seals its
-        audit with. ``meters`` count what happens. ``budget_of``: a key's own, by its id. Raises BadSetting."""
+        audit with. ``meters`` count what happens. ``budget_of``: a key's own, by its id. ``happened`` hears of every
+        end. Raises BadSetting."""
         self.meters = meters = meters or Meters(Metrics(), monotonic=time.monotonic)
         self._homes = homes
+        self._happened = happened
         self.store = store
         self.settings = settings
         self._group: asyncio.TaskGroup | None = None
@@ -106,6 +110,7 @@ class Durable:
             told_by_webhook=_told_by_webhook,
             ended=self._ended,
         )
+        self.activity = Activity(lambda: self.dispatcher.under_way, monotonic=time.monotonic)
         self.dispatcher = Dispatcher(
             engines,
             _dispatch_settings(settings),
@@ -120,6 +125,7 @@ class Durable:
             begins=self._begins,
             settled=self._settled,
             broken=journal.task_broken,
+            told=self.activity.told.add,
         )
         self.limits.turns = self.dispatcher.turns_of
         self.follow = Follow(store, self.tails)
@@ -275,6 +281,8 @@ class Durable:
 
     def _settled(self, run: Run) -> None:
         self.meters.settled(run)
+        self.activity.settled(run)
+        self._happened("task.settled", settled(run))
         if not run.durable:
             self.book.chat_ended(run)
         journal.task_settled(run)

@@ -19,6 +19,7 @@ COMMANDS = (
     "health",
     "ready",
     "status",
+    "top",
     "run",
     "tasks",
     "sessions",
@@ -29,16 +30,20 @@ COMMANDS = (
     "queue",
     "workers",
     "connections",
+    "events",
     "drain",
     "undrain",
     "reload",
     "stop",
     "panic",
     "logs",
+    "config",
     "log-level",
+    "test",
     "stacks",
     "backup",
     "service",
+    "completion",
 )
 
 
