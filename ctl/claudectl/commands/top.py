@@ -96,6 +96,9 @@ class _Key(str):
     __slots__ = ()
 
 
+HEED_S: Final = 0.25
+"""A signal that comes just before a wait does not end it; so late at most it is heeded."""
+
 # None: there are no more lines.
 _Told = Document | ControlError | _Redraw | _Key | None
 
@@ -115,7 +118,10 @@ def _watch(client: Client, path: str) -> None:
         Live(console=screen.console(), screen=True, auto_refresh=False, vertical_overflow="crop") as live,
     ):
         while True:
-            told = inbox.get()
+            try:
+                told = inbox.get(timeout=HEED_S)
+            except queue.Empty:
+                continue
             if isinstance(told, ControlError):
                 raise told
             if told is None or (isinstance(told, _Key) and told in "qQ"):
