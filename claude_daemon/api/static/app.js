@@ -116,7 +116,7 @@ const list = new Poll(TASKS_EVERY_MS, async () => {
     show();
   }
   const asks = (task) => task.lane === "agent" || task.lane === "session";
-  for (const task of seen.tasks.tasks.filter(asks).slice(0, MAX_WATCHED)) if (!stream.knows(task.id)) stream.follow(task.id);
+  for (const task of seen.tasks.tasks.filter(asks).slice(0, MAX_WATCHED)) if (!stream.knows(task.id, task.last_seq)) stream.follow(task.id);
 }, byId("tasks-note"));
 
 const usage = new Poll(USAGE_EVERY_MS, async () => {
@@ -158,6 +158,7 @@ function route() {
   if (!id) return list.soon();
   const opened = page;
   byId("task-title").focus();
+  stream.unfollow(id); // it may be followed for its approvals: the page wants it from the start
   opened.load().then((task) => {
     if (page === opened && task && task.kind !== "chat") stream.follow(id);
   });

@@ -12,14 +12,15 @@ const MAX_ENDED = 500; // remembered: far more than one list shows
 export class Stream {
   /** `onState(state)`: idle, connecting, open, waiting or refused (with why). `onEvent(event)`: of any task followed. */
   constructor({ onState, onEvent }) {
-    Object.assign(this, { onState, onEvent, followed: new Map(), ended: new Set(), socket: null, failures: 0, refs: 0, timer: 0 });
+    Object.assign(this, { onState, onEvent, followed: new Map(), ended: new Map(), socket: null, failures: 0, refs: 0, timer: 0 });
     this.state = "idle";
     addEventListener("online", () => this.state === "waiting" && this.connect());
   }
 
-  /** Whether this task is followed, or was to its end: a list that is a moment old still has it as running. */
-  knows(task) {
-    return this.followed.has(task) || this.ended.has(task);
+  /** Whether this task is followed, or was to its end: a list that is a moment old still has it as
+   * running, while one that was tried again has got on since. */
+  knows(task, seq) {
+    return this.followed.has(task) || this.ended.get(task) >= seq;
   }
 
   /** From the event after this cursor on; whoever follows already starts anew. */
@@ -84,8 +85,8 @@ export class Stream {
       one.after = told.seq;
       if (ENDS.has(told.type)) {
         this.followed.delete(told.task);
-        this.ended.add(told.task);
-        if (this.ended.size > MAX_ENDED) this.ended.delete(this.ended.values().next().value);
+        this.ended.set(told.task, told.seq);
+        if (this.ended.size > MAX_ENDED) this.ended.delete(this.ended.keys().next().value);
       }
       this.onEvent(told);
     } else if (told.op === "ack") {
