@@ -17,10 +17,10 @@ import click
 import pytest
 from pydantic import BaseModel
 
-from claude_daemon.cli import main as claude_daemon
+from claude_daemon.cli import cli as claude_daemon
 from claude_daemon.config import Settings
 from claude_daemon.core.errors import Code
-from claudectl.main import main as claudectl
+from claudectl.main import cli as claudectl
 from tests.support import BIN, DaemonProcess, share_probe
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +124,8 @@ def test_first_steps_then_operating_then_an_upgrade_and_back(daemon: DaemonProce
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     home, where = tmp_path / "home", tmp_path / "where"
-    home.mkdir(), where.mkdir()
+    home.mkdir()
+    where.mkdir()
     share_probe(daemon, home)
     environ = {"HOME": str(home), "CLAUDE_DAEMON_HTTP__PORT": str(port)}
     environ |= {"CLAUDE_DAEMON_ENGINE__WORKERS": "1", "CLAUDE_DAEMON_ENGINE__SPARES": "0"}
