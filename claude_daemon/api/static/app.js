@@ -3,7 +3,7 @@
 import { approvalStrip, approvals, forgetApprovals, onApprovals, takeApproval } from "./approvals.js";
 import { Refused, ask, ended, key } from "./client.js";
 import { byId, fill } from "./dom.js";
-import { about, checks, pill, tiles } from "./overview.js";
+import { about, changes, checks, pill, tiles } from "./overview.js";
 import { Stream } from "./stream.js";
 import { TaskPage, remember } from "./task.js";
 import * as tasks from "./tasks.js";
@@ -20,7 +20,7 @@ let page = null;
 let inside = false;
 
 const say = (text) => { byId("said").textContent = text; };
-const show = () => { tiles(byId("tiles"), seen); checks(byId("checks"), seen.health); };
+const show = () => { tiles(byId("tiles"), seen); checks(byId("checks"), seen.health); changes(byId("changes"), seen.health); };
 
 const stream = new Stream({
   onEvent(event) {
@@ -49,6 +49,7 @@ onApprovals(() => {
   strip();
   document.title = number ? `(${number}) claude-daemon` : "claude-daemon";
   say(number ? waits(number) : "");
+  list.soon();
 });
 
 /** Asks again and again while the page is looked at; slower where it is refused. */

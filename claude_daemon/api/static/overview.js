@@ -1,6 +1,8 @@
 // How the daemon is: its state, its load, its checks.
 
-import { count, h, render, span, usd, words } from "./dom.js";
+import { clock, count, date, h, render, span, usd, words } from "./dom.js";
+
+const MAX_CHANGES = 12; // of those that are told; the log has them all
 
 const STATES = {
   starting: ["warn", "Starting"], ready: ["pass", "Ready"], degraded: ["warn", "Degraded"],
@@ -28,6 +30,8 @@ function tile(name, value, of, note, share) {
     share !== undefined && bar, h("p", { class: "note" }, note || "\u00a0"));
 }
 
+const plus = (number, more) => count(number) + (more ? "+" : "");
+
 /** `seen`: {health, tasks: {running, queued}, usage}; what a key may not see is null. */
 export function tiles(element, { health, tasks, usage }) {
   const pool = health?.checks?.worker_pool ?? {};
@@ -36,10 +40,10 @@ export function tiles(element, { health, tasks, usage }) {
   const known = typeof pool.limit === "number";
   const busy = (pool.busy ?? 0) + (agents.running ?? 0) + (sessions.running ?? 0);
   const warm = [[pool.idle, "idle"], [pool.starting, "starting"], [agents.spares, "agents ahead"], [sessions.kept, "kept"]];
-  const depth = pool.queue_depth ?? pool.queued ?? pool.waiting;
+  const all = typeof pool.queued === "number" ? pool.queued + (pool.waiting ?? 0) : undefined;
   const today = usage?.data?.find((row) => row.day === usage.until);
   const budget = usage?.budgets?.find((one) => one.purse === "key" && one.day.limit_usd)?.day;
-  const seen = [known, busy, pool.limit, pool.live, warm, depth, pool.queue_head_age_seconds, tasks, today?.charged_usd, today?.tasks, budget];
+  const seen = [known, busy, pool.limit, pool.live, warm, all, pool.held, Math.round(pool.oldest_seconds ?? 0), tasks?.running, tasks?.queued, today?.charged_usd, today?.tasks, budget];
   render(element, seen, () => [
     known
       ? tile("Turns now", count(busy), `of ${count(pool.limit)}`,
@@ -49,8 +53,9 @@ export function tiles(element, { health, tasks, usage }) {
       ? tile("Workers", count(pool.live ?? 0), "warm",
         warm.filter(([number]) => number).map(([number, what]) => `${number} ${what}`).join(", ") || "none idle")
       : tile("Workers", "–", "", "shown to a key"),
-    tile("Your tasks", tasks ? count(tasks.running) + (tasks.more ? "+" : "") : "–", tasks ? "running" : "",
-      tasks ? `${tasks.queued}${tasks.moreQueued ? "+" : ""} queued${typeof depth === "number" ? `, ${depth} of all keys` : ""}` : "not this key's to see"),
+    tile("Queue", all !== undefined ? count(all) : tasks ? plus(tasks.queued, tasks.moreQueued) : "–",
+      pool.held ? "waiting, held" : pool.oldest_seconds ? `waiting, ${span(pool.oldest_seconds)}` : all !== undefined || tasks ? "waiting" : "",
+      tasks ? `yours: ${plus(tasks.running, tasks.more)} running, ${plus(tasks.queued, tasks.moreQueued)} queued` : "not this key's to see"),
     tile("Today", usage ? usd(today?.charged_usd ?? 0) : "–", budget ? `of ${usd(budget.limit_usd)}` : usage ? "charged" : "",
       usage ? `${count(today?.tasks ?? 0)} chats and tasks of this key` : "not this key's to see",
       budget ? budget.spent_usd / budget.limit_usd : undefined),
@@ -81,6 +86,14 @@ export function checks(element, health) {
     return h("li", {}, h("details", { "data-name": name, open: open.has(name) }, h("summary", { class: "check" }, top),
       h("dl", {}, more.map(([key, one]) => [h("dt", {}, words(key)), h("dd", {}, value(one))]))));
   }));
+}
+
+/** The last changes, newest first, where the daemon tells them. */
+export function changes(element, health) {
+  const list = (health?.changes ?? []).slice(-MAX_CHANGES).reverse();
+  element.hidden = !list.length;
+  render(element.querySelector("ul"), list, () => list.map((one) => h("li", {}, h("time", { title: date(one.at) }, clock(one.at)),
+    h("b", {}, one.what === "state" ? "" : `${words(one.what)} `), `${one.from ?? "new"} → ${one.to}`, one.reason && h("span", { class: "reason" }, one.reason))));
 }
 
 export function about(element, health) {

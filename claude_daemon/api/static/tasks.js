@@ -1,5 +1,6 @@
 // The list of a key's tasks, page by page, and the form for a new one.
 
+import { approvals } from "./approvals.js";
 import { Refused, ask } from "./client.js";
 import { ago, byId, fill, h, line, render, span, usd } from "./dom.js";
 
@@ -18,14 +19,15 @@ function told(task) {
   if (task.error) return `${task.error.code}: ${line(task.error.message)}`;
   if (task.result?.text) return line(task.result.text);
   if (task.kind === "chat") return "a chat keeps no words";
-  return task.state === "queued" ? "waits for its turn" : task.state === "running" ? "under way" : "";
+  if (approvals().some((one) => one.task === task.id)) return "waits for your word";
+  return { queued: "waits for its turn", running: "under way" }[task.state] ?? "";
 }
 
 function row(task) {
   const took = task.finished_at && task.started_at ? span(task.finished_at - task.started_at) : "";
   return h("li", { class: "task" }, h("a", { href: `#/task/${task.id}` },
     badge(task.state), h("span", { class: "what" }, told(task) || task.id),
-    h("span", { class: "facts" }, h("span", {}, task.model), h("span", { class: "lane" }, task.lane),
+    h("span", { class: "facts" }, h("span", {}, task.model.replace(/^claude-/, "")), h("span", { class: "lane" }, task.lane),
       took && h("span", { class: "took" }, took), task.cost_usd !== null && h("span", {}, usd(task.cost_usd)), h("time", {}, ago(task.created_at)))));
 }
 
@@ -37,7 +39,7 @@ export async function refresh() {
   const [page, running, queued] = await Promise.all([
     ask(`v1/tasks?${query}`), ask("v1/tasks?state=running&limit=100"), ask("v1/tasks?state=queued&limit=100"),
   ]);
-  render(byId("tasks"), [page.data, Math.round(Date.now() / 30000)], () => page.data.length ? page.data.map(row)
+  render(byId("tasks"), [page.data, approvals().length, Math.round(Date.now() / 30000)], () => page.data.length ? page.data.map(row)
     : h("li", { class: "empty" }, pages.length > 1 || filter.state ? "Nothing here." : "Nothing yet. What you run appears here."));
   byId("newer").disabled = pages.length === 1;
   byId("older").disabled = !page.next;
