@@ -55,6 +55,8 @@ class Seen:
 
     asked: list[Request] = field(default_factory=list)
     sockets: list[WebSocket] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    """What went out over the sockets."""
     complaints: list[str] = field(default_factory=list)
 
     def hosts(self) -> set[str]:
@@ -77,6 +79,10 @@ async def opened(browser: Browser, **options: Any) -> AsyncIterator[tuple[Page, 
 
     def connected(socket: WebSocket) -> None:
         seen.sockets.append(socket)
+        socket.on("framesent", sent)
+
+    def sent(frame: str | bytes) -> None:
+        seen.sent.append(frame if isinstance(frame, str) else frame.decode())
 
     def said(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):

@@ -198,6 +198,9 @@ async def test_a_task_is_followed_as_it_comes_though_its_connection_is_lost(
         await expect(page.locator(".note.pass")).to_contain_text("Succeeded")
         told = (await task_of(daemon, task_id))["result"]["text"]
         assert await page.locator(".said").all_inner_texts() == [told]
+        first, again = (orjson.loads(frame) for frame in seen.sent)
+        assert (first["op"], first["task"], first["after"]) == ("subscribe", task_id, 0)
+        assert (again["op"], again["task"]) == ("subscribe", task_id) and again["after"] > 0
         assert len(seen.sockets) == 2
         await expect(page.locator("#facts")).to_contain_text("claude-sonnet")
         await page.get_by_role("link", name="All tasks").click()

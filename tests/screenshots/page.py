@@ -24,7 +24,7 @@ from tests.e2e.agents import call
 from tests.support import DaemonProcess
 
 PICTURE: Final = Path(__file__).resolve().parents[2] / "docs" / "images" / "ui.png"
-SIZE: Final = {"width": 1280, "height": 1230}
+SIZE: Final = {"width": 1280, "height": 900}
 ROOT: Final = "/srv/projects"
 DAYS: Final = 29
 PRICES: Final = "input = 3.0\noutput = 15.0\ncache_write = 3.75\ncache_read = 0.3\n"
@@ -84,7 +84,7 @@ async def _draw(browser: Path, daemon: DaemonProcess, root: Path) -> None:
         await page.locator("#approvals .diff").wait_for()
         await page.locator("#usage .chart").wait_for()
         await page.evaluate(_ELSEWHERE, [str(root), ROOT])
-        await page.screenshot(path=PICTURE, animations="disabled")
+        await page.screenshot(path=PICTURE, animations="disabled", full_page=True)
 
 
 def _past(database: Path, key_id: str) -> None:
