@@ -284,6 +284,7 @@ async def test_a_call_that_waits_is_shown_with_its_diff_and_allowed(browser: Bro
         task_id = await run(page, f"[[one-by-one]] {read} {write} [[tokens=2]]")
         asked = page.locator("#transcript .approval")
         await expect(asked.locator(".diff .added")).to_have_text(f"+{HOSTILE}")
+        await expect(page.locator(".tool .state")).to_have_text(["done", "waits"])
         await expect(page.locator("#approvals")).to_be_hidden()  # it stands in the transcript
         await page.get_by_role("link", name="All tasks").click()
         strip = page.locator("#approvals")

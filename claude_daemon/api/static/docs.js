@@ -29,14 +29,21 @@ function type(schema) {
   return schema.format ? `${kind} (${schema.format})` : kind;
 }
 
-const BOUNDS = [["minimum", "≥"], ["exclusiveMinimum", ">"], ["maximum", "≤"], ["exclusiveMaximum", "<"], ["minLength", "at least", "characters"],
-  ["maxLength", "at most", "characters"], ["minItems", "at least", "items"], ["maxItems", "at most", "items"], ["pattern", "matches"], ["default", "default"]];
-
+/** What bounds a value: "1 to 255 characters, matches …". */
 function bounds(schema) {
   const others = schema?.anyOf?.filter((one) => one.type !== "null");
   if (others?.length === 1) return bounds({ ...resolve(others[0]), default: schema.default });
-  return BOUNDS.filter(([name]) => schema?.[name] !== undefined && schema[name] !== null)
-    .map(([name, word, unit]) => `${word} ${typeof schema[name] === "string" ? schema[name] : JSON.stringify(schema[name])}${unit ? ` ${unit}` : ""}`).join(", ");
+  const range = (least, most, unit) => {
+    if (least === undefined && most === undefined) return "";
+    const words = least === undefined ? `at most ${most}` : most === undefined ? `at least ${least}` : `${least} to ${most}`;
+    return `${words}${unit}`;
+  };
+  const { exclusiveMinimum: above, exclusiveMaximum: below, pattern, default: usual } = schema ?? {};
+  return [
+    range(schema?.minLength, schema?.maxLength, " characters"), range(schema?.minItems, schema?.maxItems, " items"),
+    above !== undefined && `above ${above}`, below !== undefined && `below ${below}`, range(schema?.minimum, schema?.maximum, ""),
+    pattern && `matches ${pattern}`, usual !== undefined && usual !== null && `default ${JSON.stringify(usual)}`,
+  ].filter(Boolean).join(", ");
 }
 
 /** Those parts of a schema that have fields of their own. */

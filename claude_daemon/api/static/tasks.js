@@ -28,7 +28,7 @@ function row(task) {
   return h("li", { class: "task" }, h("a", { href: `#/task/${task.id}` },
     badge(task.state), h("span", { class: "what" }, told(task) || task.id),
     h("span", { class: "facts" }, h("span", {}, task.model.replace(/^claude-/, "")), h("span", { class: "lane" }, task.lane),
-      took && h("span", { class: "took" }, took), task.cost_usd !== null && h("span", {}, usd(task.cost_usd)), h("time", {}, ago(task.created_at)))));
+      took && h("span", { class: "took" }, took), task.cost_usd !== null && h("span", { class: "cost" }, usd(task.cost_usd)), h("time", {}, ago(task.created_at)))));
 }
 
 /** Reads the page anew, and how many run and wait: {running, queued, more, tasks}. Throws Refused. */

@@ -76,7 +76,7 @@ export class Transcript {
 
   over(text, kind, at) {
     for (const { state } of this.tools.values())
-      if (state.classList.contains("running")) Object.assign(state, { className: "state denied", textContent: "cut short" });
+      if (!state.matches(".pass, .fail, .denied")) Object.assign(state, { className: "state denied", textContent: "cut short" });
     this.note(text, kind, at);
   }
 
@@ -138,11 +138,8 @@ export class Transcript {
 
   end(told, kind, word, text) {
     if (!this.tools.has(told.id)) this.tool_use({ id: told.id, name: told.name, input: {}, parent: told.parent });
-    const { state, body } = this.tools.get(told.id);
-    if (!state.classList.contains("denied")) {
-      state.className = `state ${kind}`;
-      state.textContent = word;
-    }
+    const { body } = this.tools.get(told.id);
+    if (state.textContent !== "denied") this.mark(told.id, kind, word);
     if (text) add(body, h("pre", { class: "result", tabindex: 0, "aria-label": "Result" }, text));
   }
 
@@ -159,10 +156,18 @@ export class Transcript {
 
   approval_requested(told, event) {
     const card = this.put(approvalCard(event.task, told));
-    this.approvals.set(told.approval, card);
+    this.approvals.set(told.approval, { card, call: told.tool_use_id });
+    this.mark(told.tool_use_id, "denied", "waits");
   }
 
   approval_resolved(told) {
-    this.approvals.get(told.approval)?.resolve(told);
+    const { card, call } = this.approvals.get(told.approval) ?? {};
+    card?.resolve(told);
+    this.mark(call, told.allow ? "running" : "denied", told.allow ? "running" : "denied");
+  }
+
+  mark(call, kind, word) {
+    const known = this.tools.get(call);
+    if (known) Object.assign(known.state, { className: `state ${kind}`, textContent: word });
   }
 }
