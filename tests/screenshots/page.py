@@ -5,7 +5,6 @@ What is this machine's (the path of a directory) is told as an ordinary installa
 
 from __future__ import annotations
 
-import asyncio
 import datetime
 import math
 import signal
@@ -127,7 +126,3 @@ async def _ended(http: aiohttp.ClientSession, body: dict[str, Any]) -> None:
     task_id = await _submit(http, body)
     async with http.get(f"/v1/tasks/{task_id}/events") as response:
         await response.read()
-
-
-if __name__ == "__main__":
-    asyncio.run(ui())
