@@ -54,13 +54,14 @@ test-system: .venv/.test ## run the tests that need root: mounts and networks of
 test-capabilities: .venv/.test ## run the engine's tests with each capability of the CLI forced off in turn
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m capabilities $(ARGS)
 
-lint: .venv/.lint ## check style, formatting, the usual traps of security, and the CI workflow
+lint: .venv/.lint ## check style, formatting, the usual traps of security, the CI workflow, the Dockerfile
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m bandit --quiet --configfile pyproject.toml --recursive claude_daemon ctl
 	@$(PY) -m check_jsonschema --quiet --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@$(PY) -m check_jsonschema --quiet --builtin-schema vendor.dependabot .github/dependabot.yml
 	@.venv/bin/zizmor --quiet --offline .github
+	@.venv/bin/hadolint Dockerfile
 
 types: .venv/.lint ## check the types, strictly
 	@$(PY) -m mypy

@@ -19,6 +19,7 @@ from claude_daemon.api.probes import ProbeRoutes
 from claude_daemon.api.server import HttpServer, own_trace, route_of
 from claude_daemon.api.sessions import SessionRoutes
 from claude_daemon.api.tasks import TaskRoutes
+from claude_daemon.api.ui import PageRoutes
 from claude_daemon.api.usage import UsageRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
@@ -90,6 +91,7 @@ class Front:
         public = application(
             self.gate.middleware(),
             ProbeRoutes(health),
+            PageRoutes(),
             OpenAIRoutes(self.chats, schemas),
             AnthropicRoutes(self.chats, schemas, counter),
             self.tasks,

@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from claude_daemon import assembly
+from claude_daemon.api import ui
 from claude_daemon.api.middleware import OPEN_ROUTES
 from claude_daemon.config import Settings
 from claude_daemon.core.event import MESSAGE, Emission
@@ -67,7 +68,9 @@ class Row:
 
 
 CHAT = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": "x"}]}
-OPEN = {("GET", "/live"), ("GET", "/ready"), ("GET", "/startup"), ("GET", "/health"), ("GET", "/openapi.json")}
+OPEN = {("GET", "/live"), ("GET", "/ready"), ("GET", "/startup"), ("GET", "/health"), ("GET", "/openapi.json")} | {
+    ("GET", path) for path in ui.FILES
+}
 ROWS: Mapping[tuple[str, str], Row] = {
     ("POST", "/v1/chat/completions"): Row(right=200, body=CHAT),
     ("GET", "/v1/models"): Row(right=200),
@@ -273,7 +276,7 @@ def words(body: Any) -> str:
     return str(body["error"]["message"] if "error" in body else body["detail"])
 
 
-@pytest.mark.parametrize("path", sorted(path for _, path in OPEN))
+@pytest.mark.parametrize("path", sorted({path for _, path in OPEN} - ui.FILES.keys() | ui.PAGES.keys()))
 async def test_an_open_route_is_open_to_whatever_key_and_tells_no_details_for_a_bad_one(
     tmp_path: Path, path: str
 ) -> None:

@@ -16,7 +16,7 @@ from aiohttp.web_protocol import RequestPayloadError
 from structlog.contextvars import bind_contextvars
 from yarl import URL
 
-from claude_daemon.api import cors
+from claude_daemon.api import cors, ui
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import Key
 from claude_daemon.ports import Ids
@@ -35,7 +35,7 @@ ANSWER_HEADERS: Final = web.RequestKey("answer_headers", dict[str, str])
 EXPECTS_CONTINUE: Final = web.RequestKey("expects_continue", bool)
 """Set where the client waits for leave to send its body."""
 
-OPEN_ROUTES: Final = frozenset({"/live", "/ready", "/startup", "/health", "/openapi.json", "/docs", "/ui"})
+OPEN_ROUTES: Final = frozenset({"/live", "/ready", "/startup", "/health", "/openapi.json"}) | ui.FILES.keys()
 """Routes that need no key."""
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)

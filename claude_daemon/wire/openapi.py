@@ -87,6 +87,8 @@ def _operations() -> Json:
         "/health": {"get": _health()},
         "/metrics": {"get": _metrics()},
         "/openapi.json": {"get": _this_document()},
+        "/docs": {"get": _page("docs", "This document, for reading")},
+        "/ui": {"get": _page("ui", "The operator's page: state, tasks, approvals, usage")},
     }
 
 
@@ -131,4 +133,15 @@ def _this_document() -> Json:
         "summary": "This document",
         "security": [],
         "responses": {"200": {"description": "OpenAPI 3.1.", "content": content}},
+    }
+
+
+def _page(name: str, summary: str) -> Json:
+    content = {"text/html": {"schema": {"type": "string"}}}
+    return {
+        "operationId": name,
+        "tags": ["operations"],
+        "summary": summary,
+        "security": [],
+        "responses": {"200": {"description": "A page; it loads nothing from elsewhere.", "content": content}},
     }

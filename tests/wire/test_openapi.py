@@ -73,6 +73,8 @@ def test_every_route_of_this_version_is_there() -> None:
         "/health",
         "/metrics",
         "/openapi.json",
+        "/docs",
+        "/ui",
     }
 
 
