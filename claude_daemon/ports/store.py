@@ -233,6 +233,7 @@ class QueuedTask:
     id: str
     lane: Lane
     key_id: str
+    trust_domain: str
     priority: int
     queued_at: float
     deadline_at: float | None = None

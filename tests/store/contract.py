@@ -555,10 +555,11 @@ class Reading:
         await put(store, task("task_2", created_at=2.0, key_id="b", priority=5, lane=Lane.DIRECT))
         await put(store, task("task_1", created_at=1.0, timeout_seconds=60.0))
         await put(store, task("task_3", created_at=2.0))
+        local: dict[str, Any] = {"key_id": "local", "trust_domain": "default", "priority": 0}
         assert list(await store.queued()) == [
-            QueuedTask(id="task_1", lane=Lane.TEXT, key_id="local", priority=0, queued_at=1.0, deadline_at=61.0),
-            QueuedTask(id="task_2", lane=Lane.DIRECT, key_id="b", priority=5, queued_at=2.0),
-            QueuedTask(id="task_3", lane=Lane.TEXT, key_id="local", priority=0, queued_at=2.0),
+            QueuedTask(id="task_1", lane=Lane.TEXT, **local, queued_at=1.0, deadline_at=61.0),
+            QueuedTask(id="task_2", lane=Lane.DIRECT, key_id="b", trust_domain="default", priority=5, queued_at=2.0),
+            QueuedTask(id="task_3", lane=Lane.TEXT, **local, queued_at=2.0),
         ]
 
     async def test_a_list_is_told_newest_first_and_filtered(self, store: Store) -> None:
