@@ -53,6 +53,7 @@ async def test_a_single_chat_has_the_next_place_and_its_own_warm_process_while_a
     async with caller(daemon, quiet["key"]) as mine, caller(daemon, loud["key"]) as flood:
         await chat(mine, "[[text=first]]", "be brief")
         warm = await process_of(daemon, bound)
+        assert (await daemon.chat("[[text=later]]")).status == 200  # so that it is not the last one that was used
         tasks = [{"prompt": LONG, "system": f"flood {n % 7}", "priority": 10} for n in range(FLOOD)]
         async with flood.post("/v1/batches", json={"tasks": tasks}) as response:
             assert response.status == 202, await response.text()
