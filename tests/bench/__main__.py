@@ -18,7 +18,19 @@ from types import FrameType
 
 import orjson
 
-from tests.bench import agent, durable, fanout, first_delta, keys, latency, mixed, shutdown, surroundings, throughput
+from tests.bench import (
+    accounting,
+    agent,
+    durable,
+    fanout,
+    first_delta,
+    keys,
+    latency,
+    mixed,
+    shutdown,
+    surroundings,
+    throughput,
+)
 from tests.bench.machine import OthersWork, load_average
 from tests.bench.measure import FULL, QUICK, Row, Scale
 from tests.bench.render import document, table
@@ -32,6 +44,7 @@ GROUPS: Mapping[str, Group] = {
     "claudectl": surroundings.claudectl,
     "keys": keys.keys,
     "direct": first_delta.direct,
+    "accounting": accounting.accounting,
     "text": first_delta.text,
     "history": first_delta.history,
     "schema": first_delta.schema,
