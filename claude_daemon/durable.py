@@ -95,7 +95,7 @@ class Durable:
             encode=wire_events.encoded,
             now=time.time,
             ids=assembly.ids,
-            price=assembly.prices(settings).get,
+            price=assembly.price_of(settings),
             budgets=self.budgets,
             used=self.limits.used,
             told_by_webhook=_told_by_webhook,
@@ -180,7 +180,7 @@ class Durable:
         """What a reload may change of it; ``settings`` have passed :func:`~claude_daemon.assembly.validate`."""
         self.settings = settings
         self.dispatcher.apply(_dispatch_settings(settings))
-        self.book.price = assembly.prices(settings).get
+        self.book.price = assembly.price_of(settings)
         self.budgets.settings = assembly.budget_settings(settings)
         self.limits.apply(assembly.limit_settings(settings))
         self.desk.limits = _queue_limits(settings)
