@@ -316,4 +316,8 @@ def _dispatch_settings(settings: Settings) -> DispatchSettings:
 
 def _queue_limits(settings: Settings) -> QueueLimits:
     queue = settings.queue
-    return QueueLimits(max_queued=queue.max_queued, max_queued_per_key=queue.max_queued_per_key)
+    return QueueLimits(
+        max_queued=queue.max_queued,
+        max_queued_per_key=queue.max_queued_per_key,
+        max_sessions_per_key=settings.limits.sessions,
+    )

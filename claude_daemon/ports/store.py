@@ -168,10 +168,11 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
-    """How many tasks may be queued, in all and of one key."""
+    """How many tasks may be queued, in all and of one key, and how many sessions a key has, forks among them."""
 
     max_queued: int
     max_queued_per_key: int
+    max_sessions_per_key: int = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

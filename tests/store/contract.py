@@ -33,7 +33,6 @@ from claude_daemon.ports import (
     TaskPage,
     UsageGroup,
 )
-from claude_daemon.store import sessions
 from tests.store.samples import (
     CANCELLED,
     FAILED,
@@ -1089,12 +1088,13 @@ class Sessions:
         with pytest.raises(ValueError, match="cursor"):
             await store.sessions(None, 10, cursor)
 
-    async def test_a_key_has_only_so_many_sessions(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sessions, "MAX_PER_KEY", 1)
+    async def test_a_key_has_only_so_many_sessions(self, store: Store) -> None:
+        limits = replace(LIMITS, max_sessions_per_key=1)
         await turn(store, "task_1", made=SESSION)
         asked = submission(task("task_2", lane=Lane.SESSION, session=replace(TURN, id="sess_2")))
-        (answer,) = await store.enqueue([replace(asked, session=replace(SESSION, id="sess_2"))], LIMITS)
+        (answer,) = await store.enqueue([replace(asked, session=replace(SESSION, id="sess_2"))], limits)
         assert isinstance(answer, Failure) and answer.code is Code.QUEUE_FULL
+        assert "may have 1: delete some" in answer.message
         await turn(store, "task_3", key_id="other", made=replace(SESSION, id="sess_3", key_id="other"))
 
     async def test_unused_sessions_are_told_the_longest_unused_first(self, store: Store) -> None:
