@@ -26,7 +26,8 @@ from claude_daemon.core.budget import Budget, micro_usd
 from claude_daemon.core.errors import Failure, Refusal
 from claude_daemon.core.ids import new_id
 from claude_daemon.core.limits import Rates
-from claude_daemon.core.price import Price
+from claude_daemon.core.list_prices import LIST_PRICES
+from claude_daemon.core.price import Price, told_price
 from claude_daemon.core.role import Role
 from claude_daemon.core.role import roles as all_roles
 from claude_daemon.core.task import TaskSpec
@@ -149,7 +150,7 @@ def agent_lane(
         text,
         loaded.paths.engine_dir,
         unsupported=_agent_unsupported,
-        price=prices(loaded.settings).get,
+        price=price_of(loaded.settings),
         remote=HttpServer,
         exposed=exposed,
         cgroups=cgroups,
@@ -217,9 +218,10 @@ def mcp_servers(settings: Settings) -> dict[str, McpServer]:
     }
 
 
-def prices(settings: Settings) -> dict[str, Price]:
-    """By model; those that are told by alias count for the model it stands for."""
-    return {
+def price_of(settings: Settings) -> Callable[[str], Price | None]:
+    """The price of a model, by its id with or without the date of its release: the configuration's, else the list
+    price. One that is told by alias is that of the model it stands for."""
+    own = {
         settings.engine.models.get(name, name): Price(
             input=round(price.input * _MICRO),
             output=round(price.output * _MICRO),
@@ -228,6 +230,8 @@ def prices(settings: Settings) -> dict[str, Price]:
         )
         for name, price in settings.prices.items()
     }
+    known = {**LIST_PRICES, **own}
+    return lambda model: told_price(model, known.get)
 
 
 def budget_settings(settings: Settings) -> BudgetSettings:

@@ -526,7 +526,7 @@ class Daemon:
         if (engine.workers, engine.spares) == (before.engine.workers, before.engine.spares):  # an operator's word stays
             sizes = replace(sizes, workers=pool.settings.workers, spares=pool.settings.spares)
         pool.apply(sizes)
-        self.agents.apply(assembly.agent_settings(new), assembly.prices(new.settings).get)
+        self.agents.apply(assembly.agent_settings(new), assembly.price_of(new.settings))
         self.sessions.apply(assembly.session_settings(new.settings))
         if told_otherwise:
             self.sessions.recycle_rolling("the configuration has changed")

@@ -103,7 +103,7 @@ class Durable:
             encode=wire_events.encoded,
             now=time.time,
             ids=assembly.ids,
-            price=assembly.prices(settings).get,
+            price=assembly.price_of(settings),
             budgets=self.budgets,
             used=self.limits.used,
             paid=meters.paid,
@@ -193,7 +193,7 @@ class Durable:
         """What a reload may change of it; ``settings`` have passed :func:`~claude_daemon.assembly.validate`."""
         self.settings = settings
         self.dispatcher.apply(_dispatch_settings(settings))
-        self.book.price = assembly.prices(settings).get
+        self.book.price = assembly.price_of(settings)
         self.budgets.settings = assembly.budget_settings(settings)
         self.limits.apply(assembly.limit_settings(settings))
         self.desk.limits = _queue_limits(settings)
@@ -336,4 +336,8 @@ def _dispatch_settings(settings: Settings) -> DispatchSettings:
 
 def _queue_limits(settings: Settings) -> QueueLimits:
     queue = settings.queue
-    return QueueLimits(max_queued=queue.max_queued, max_queued_per_key=queue.max_queued_per_key)
+    return QueueLimits(
+        max_queued=queue.max_queued,
+        max_queued_per_key=queue.max_queued_per_key,
+        max_sessions_per_key=settings.limits.sessions,
+    )

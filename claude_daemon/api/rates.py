@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from claude_daemon.api.errors import Dialect
 from claude_daemon.core.limits import Standing
@@ -46,4 +47,9 @@ def moment(at: float) -> str:
     >>> moment(0.5)
     '1970-01-01T00:00:01Z'
     """
-    return datetime.fromtimestamp(math.ceil(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return _second(math.ceil(at))
+
+
+@lru_cache(maxsize=256)  # of limits that are hardly touched many answers in a row tell the same moments
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -254,11 +254,13 @@ class Role(Section):
 
 
 class Limits(Section):
-    """Of each key, and of all together; None is no limit."""
+    """Of each key, and of all together; None is no limit. ``sessions``: that a key has, forks among them."""
 
     requests_per_minute: Maybe[Count] = None
     tokens_per_minute: Maybe[Count] = None
     concurrent: Maybe[Count] = None
+    # Each is a directory with a transcript, kept for queue.retention_days without use; forks are sessions too.
+    sessions: Count = 1000
     overall_requests_per_minute: Maybe[Count] = None
     overall_tokens_per_minute: Maybe[Count] = None
     overall_concurrent: Maybe[Count] = None

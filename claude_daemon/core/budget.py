@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from enum import StrEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from claude_daemon.core.errors import UPSTREAM_SAID_NO, Code, Failure
@@ -25,6 +26,8 @@ MICRO: Final = 1_000_000
 """Of a dollar."""
 KEPT_DAYS: Final = 62
 """Of each purse: this month and, for a clock that steps back, the one before."""
+_SUMS_KEPT: Final = 4
+"""Of each purse: since the first of the day and of the month, and as many for a clock that steps over midnight."""
 
 
 class Purse(StrEnum):
@@ -43,6 +46,7 @@ class Owner(NamedTuple):
 ALL: Final = Owner(Purse.ALL, "")
 
 
+@lru_cache(maxsize=4096)  # each request asks several times
 def owners(key_id: str, trust_domain: str) -> tuple[Owner, ...]:
     """All who pay for a task of this key."""
     return ALL, Owner(Purse.DOMAIN, trust_domain), Owner(Purse.KEY, key_id)
@@ -135,6 +139,8 @@ class Accounts:
 
     def __init__(self) -> None:
         self._spent: dict[Owner, dict[str, int]] = {}
+        self._since: dict[Owner, dict[str, int]] = {}
+        """Sums of it since the days that were last asked for: every request asks, and a month has thirty."""
         self._reserved: Counter[Owner] = Counter()
         self._held: dict[str, Reservation] = {}
         self._used: Counter[Owner] = Counter()
@@ -148,13 +154,28 @@ class Accounts:
     def charge(self, owner: Owner, day: str, micro_usd: int) -> None:
         days = self._spent.setdefault(owner, {})
         days[day] = days.get(day, 0) + micro_usd
+        sums = self._since.get(owner, {})
+        for first in sums:
+            if day >= first:
+                sums[first] += micro_usd
         if len(days) > KEPT_DAYS:
             del days[min(days)]
+            sums.clear()
 
     def spent(self, owner: Owner, span: Span, day: str) -> int:
         """In the span that this day is in, and since."""
         first = first_day(span, day)
-        return sum(micro_usd for on, micro_usd in self._spent.get(owner, {}).items() if on >= first)
+        sums = self._since.get(owner)
+        if sums is None:
+            if owner not in self._spent:
+                return 0
+            sums = self._since[owner] = {}
+        found = sums.get(first)
+        if found is None:
+            if len(sums) >= _SUMS_KEPT:
+                sums.clear()
+            found = sums[first] = sum(micro_usd for on, micro_usd in self._spent[owner].items() if on >= first)
+        return found
 
     def reserved(self, owner: Owner) -> int:
         return self._reserved[owner]

@@ -43,6 +43,11 @@ class Bucket:
             self.level = min(float(self.most), self.level + elapsed * self.most / MINUTE_S)
             self.at = now
 
+    def left(self, now: float) -> float:
+        """What is there; negative in debt."""
+        self._refill(now)
+        return self.level
+
     def standing(self, now: float) -> Standing:
         self._refill(now)
         return Standing(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from claude_daemon.core.task import Usage
@@ -14,14 +14,23 @@ _TOKENS: Final = 1_000_000
 """Prices are told for so many."""
 
 
+LONG_PROMPT_TOKENS: Final = 100_000
+"""Beyond so many in its prompt, what is read from the cache and written to it included, a call may cost otherwise."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """Micro-USD per million tokens."""
+    """Micro-USD per million tokens. ``long``: of calls with a long prompt, where those cost more."""
 
     input: int
     output: int
     cache_write: int
     cache_read: int
+    long: Price | None = None
+
+    @property
+    def of_long(self) -> Price:
+        return self.long or self
 
 
 def dearest(models: Iterable[str], price: Callable[[str], Price | None]) -> Price | None:
@@ -30,11 +39,16 @@ def dearest(models: Iterable[str], price: Callable[[str], Price | None]) -> Pric
     known = [one for one in found if one is not None]
     if not known or len(known) < len(found):
         return None
+    long = _most([one.of_long for one in known]) if any(one.long for one in known) else None
+    return replace(_most(known), long=long)
+
+
+def _most(prices: Sequence[Price]) -> Price:
     return Price(
-        input=max(one.input for one in known),
-        output=max(one.output for one in known),
-        cache_write=max(one.cache_write for one in known),
-        cache_read=max(one.cache_read for one in known),
+        input=max(one.input for one in prices),
+        output=max(one.output for one in prices),
+        cache_write=max(one.cache_write for one in prices),
+        cache_read=max(one.cache_read for one in prices),
     )
 
 
@@ -49,7 +63,11 @@ def told_price(model: str, price: Callable[[str], Price | None]) -> Price | None
 
 
 def is_dearer(one: Price, other: Price) -> bool:
-    """Whether any kind of token costs more."""
+    """Whether any kind of token costs more, in a long prompt or in another."""
+    return _exceeds(one, other) or _exceeds(one.of_long, other.of_long)
+
+
+def _exceeds(one: Price, other: Price) -> bool:
     return (
         one.input > other.input
         or one.output > other.output
@@ -59,11 +77,15 @@ def is_dearer(one: Price, other: Price) -> bool:
 
 
 def cost_micro_usd(usage: Usage, price: Price) -> int:
-    """The cost of this usage, rounded up: what was used is never free.
+    """The cost of this usage, rounded up: what was used is never free. Of several calls, which are metered together,
+    the prompts count as long where they are so on average.
 
     >>> cost_micro_usd(Usage(input_tokens=1), Price(input=3_000_000, output=0, cache_write=0, cache_read=0))
     3
     """
+    prompts = usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens
+    if price.long is not None and prompts > LONG_PROMPT_TOKENS * max(1, usage.model_calls):
+        price = price.long
     total = (
         usage.input_tokens * price.input
         + usage.output_tokens * price.output

@@ -1,4 +1,7 @@
-"""How many processes there should be, pure: what to start and whom to retire for it."""
+"""How many processes there should be, pure: what to start and whom to retire for it.
+
+``now`` is monotonic seconds throughout.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from claude_daemon.core.worker import WorkerState
+from claude_daemon.engine.floors import Asked, Floors
 from claude_daemon.engine.plan import Shape
 from claude_daemon.engine.worker import Worker
 
@@ -39,36 +43,45 @@ def spares_now(configured: int, workers: int, recent_late_bindings: int) -> int:
     return max(configured, min(recent_late_bindings, workers)) if configured else 0
 
 
-def fill(workers: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape | None = None) -> Change:
-    """What brings the pool to its size. ``asked``: somebody waits for a process of this shape, and none is there."""
+def fill(workers: Sequence[Worker], sizes: Sizes, usual: Shape, now: float, asked: Asked | None = None) -> Change:
+    """What brings the pool to its size. ``asked``: somebody waits for such a process, and none is there."""
     live = [worker for worker in workers if worker.state not in _ENDED]
-    if asked is not None and asked != usual:
-        return _special(live, sizes, usual, asked)
+    floors = Floors(live, sizes.limit, now, asked.trust_domain if asked is not None else None)
+    going = floors.may_go(_bound(live, usual), for_spares=asked is None)
+    if asked is not None and asked.shape != usual:
+        return _special(live, sizes, asked, floors, going)
     starting = sum(worker.state is WorkerState.STARTING for worker in live)
     unbound = sum(w.binding is None and w.state in _TO_COME_OR_IDLE and w.wanted == usual for w in live)
     wanted = max(sizes.spares, 1 if asked is not None else 0) - unbound
     free = sizes.limit - len(live)
     count = max(min(max(wanted, free), sizes.starting - starting), 0)
-    retire = _least_used(live, usual, min(count, count - free))
-    beyond = 1 if asked is not None else 0  # over the limit only for somebody who waits
+    retire = going[: max(min(count, count - free), 0)]
+    # over the limit only for somebody who waits, and whose domain has less than its share
+    beyond = 1 if asked is not None and not floors.asker_has_its_share else 0
     count = min(count, max(max(free, 0) + len(retire), beyond))
     return Change(retire=retire, start=[usual] * count)
 
 
-def _special(live: Sequence[Worker], sizes: Sizes, usual: Shape, asked: Shape) -> Change:
+def _special(live: Sequence[Worker], sizes: Sizes, asked: Asked, floors: Floors, going: Sequence[Worker]) -> Change:
     """A process that no other could stand in for; one at a time of each shape."""
-    if any(worker.state is WorkerState.STARTING and worker.wanted == asked for worker in live):
+    if any(worker.state is WorkerState.STARTING and worker.wanted == asked.shape for worker in live):
         return Change()
-    return Change(retire=_least_used(live, usual, min(1, len(live) + 1 - sizes.limit)), start=[asked])
+    over = len(live) + 1 - sizes.limit
+    if over > 0 and not going and floors.asker_has_its_share:
+        return Change()
+    return Change(retire=going[: max(min(1, over), 0)], start=[asked.shape])
 
 
-def surplus(workers: Sequence[Worker], sizes: Sizes, usual: Shape) -> Sequence[Worker]:
-    """Whom to retire because a burst is over, or the pool is to be smaller: bound ones first, spares last."""
+def surplus(workers: Sequence[Worker], sizes: Sizes, usual: Shape, now: float) -> Sequence[Worker]:
+    """Whom to retire because a burst is over, or the pool is to be smaller: bound ones first, spares last; of the bound
+    ones those first that no trust domain keeps as its own."""
     live = [worker for worker in workers if worker.state not in _ENDED]
-    count = len(live) - sizes.limit
-    chosen = list(_least_used(live, usual, count))
-    spares = sorted((w for w in _idle(live) if w not in chosen), key=lambda worker: worker.born)
-    return chosen + spares[: max(count - len(chosen), 0)]
+    count = max(len(live) - sizes.limit, 0)
+    bound = _bound(live, usual)
+    going = Floors(live, sizes.limit, now).may_go(bound)
+    kept = sorted((w for w in bound if w not in going), key=lambda worker: worker.last_used)
+    spares = sorted((w for w in _idle(live) if w not in bound), key=lambda worker: worker.born)
+    return [*going, *kept, *spares][:count]
 
 
 def next_worn(workers: Sequence[Worker], reason: Callable[[Worker], str | None]) -> tuple[Worker, str] | None:
@@ -79,10 +92,9 @@ def next_worn(workers: Sequence[Worker], reason: Callable[[Worker], str | None])
     return next(((worker, why) for worker in idle if (why := reason(worker)) is not None), None)
 
 
-def _least_used(live: Sequence[Worker], usual: Shape, count: int) -> Sequence[Worker]:
+def _bound(live: Sequence[Worker], usual: Shape) -> Sequence[Worker]:
     """Idle processes that are no spares: bound already, or of a shape that few ask for."""
-    idle = [w for w in _idle(live) if w.binding is not None or w.wanted != usual]
-    return sorted(idle, key=lambda worker: worker.last_used)[: max(count, 0)]
+    return [w for w in _idle(live) if w.binding is not None or w.wanted != usual]
 
 
 def _idle(live: Sequence[Worker]) -> Sequence[Worker]:

@@ -5,7 +5,7 @@ pool's own. A process is unbound until its first request, which binds it to that
 it is kept for them, least recently used first out. ``spares`` unbound processes are always being made ready, so that
 the next new system prompt need not wait for a spawn. When spares run short, a warm process that is bound otherwise is
 lent, and the broker puts the asked system prompt and schema in place; so nobody waits for a spawn while workers are
-idle.
+idle. No trust domain takes another's processes below its floor (:mod:`~claude_daemon.engine.floors`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from claude_daemon.engine.capabilities import Capabilities
 from claude_daemon.engine.deadline import TurnLimits, WorkerLost
 from claude_daemon.engine.failures import Failures
 from claude_daemon.engine.fill import Change, Sizes, fill, next_worn, spares_now, surplus
+from claude_daemon.engine.floors import Asked
 from claude_daemon.engine.lease import TextLease
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan
 from claude_daemon.engine.process import SpawnFailed
@@ -112,7 +113,7 @@ class Pool:
         """Other sizes and limits from now on; a turn under way keeps its own."""
         self.settings = settings
         self.room.resize(settings.workers)
-        self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
+        self._apply(Change(retire=self._surplus()))
         self._changed()
 
     def recycle(self, worker_ids: Iterable[str], reason: str) -> None:
@@ -197,7 +198,7 @@ class Pool:
         if worker is None:
             if start is not Start.WARM:  # nobody to wait for: a process must be made
                 self._starved = spec
-                self._fill(self._shape(turn_plan))
+                self._fill(Asked(shape=self._shape(turn_plan), trust_domain=turn_plan.binding.trust_domain))
             return None
         if waited and worker.turns == 0:
             start = Start.COLD
@@ -321,11 +322,14 @@ class Pool:
         # not on behalf of whatever request happens to be the reason: its ids are not these lines'
         self._tasks.create_task(coroutine, context=contextvars.Context())
 
-    def _fill(self, asked: Shape | None = None) -> None:
+    def _fill(self, asked: Asked | None = None) -> None:
         """Starts what is missing, and makes room for it. ``asked``: somebody waits for just such a process."""
         if self._closing.is_set() or self._tasks is None or time.monotonic() < self._failures.retry_at:
             return
-        self._apply(fill(list(self.workers.values()), self._sizes(), self._usual, asked))
+        self._apply(fill(list(self.workers.values()), self._sizes(), self._usual, time.monotonic(), asked))
+
+    def _surplus(self) -> Sequence[Worker]:
+        return surplus(list(self.workers.values()), self._sizes(), self._usual, time.monotonic())
 
     def _apply(self, change: Change) -> None:
         for worker in change.retire:
@@ -450,8 +454,10 @@ class Pool:
         while True:
             await asyncio.sleep(_UPKEEP_INTERVAL_S)
             self._replace(self._worn_out)
-            self._apply(Change(retire=surplus(list(self.workers.values()), self._sizes(), self._usual)))
+            self._apply(Change(retire=self._surplus()))
             self._fill()
+            if self._starved is not None:
+                self.room.tell()  # another domain's processes may be out of use by now
             self._tell_end()
 
     def _replace_unfit(self) -> None:

@@ -168,10 +168,11 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueLimits:
-    """How many tasks may be queued, in all and of one key."""
+    """How many tasks may be queued, in all and of one key, and how many sessions a key has, forks among them."""
 
     max_queued: int
     max_queued_per_key: int
+    max_sessions_per_key: int = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +234,7 @@ class QueuedTask:
     id: str
     lane: Lane
     key_id: str
+    trust_domain: str
     priority: int
     queued_at: float
     deadline_at: float | None = None
@@ -417,7 +419,7 @@ class Budgets(Protocol):
     """What the ledger has charged, and what is set aside besides."""
 
     def reserve(self, reservation: Reservation) -> None:
-        """A chat's. Nobody waits for it."""
+        """A chat's. Nobody waits for it: it is written within some hundredths of a second."""
 
     async def charge_left_behind(self, day: str, at: float) -> int:
         """Charges the reservations of chats that were under way when a daemon was killed, whole; how many. Before any

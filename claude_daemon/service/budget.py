@@ -38,6 +38,8 @@ from claude_daemon.ports import Clock, HealthReport, Store
 
 WARN_PERCENT: Final = 80
 """Of a limit: by then somebody should know."""
+_BOUNDS_KEPT: Final = 4096
+"""Keys whose limits are at hand, and need not be put together for each request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,12 +74,19 @@ class Budgets:
         self.changed: Callable[[], None] = lambda: None
         self._accounts = Accounts()
         self._loaded = False
+        self._day: tuple[int, tzinfo, str] | None = None
+        self._bounds: dict[tuple[str, str], tuple[BudgetSettings, Budget, tuple[Cap, ...]]] = {}
+        """By key and trust domain, with what they were made of."""
         self._high: dict[tuple[Owner, Span], tuple[str, int]] = {}
         """Limits that are used up to :data:`WARN_PERCENT` or more: since which span, and the percent last told."""
 
     @property
     def today(self) -> str:
-        return day_of(self._now(), self.settings.zone)
+        at, zone = self._now(), self.settings.zone
+        minute = int(at // 60)  # no midnight is within one
+        if self._day is None or self._day[0] != minute or self._day[1] is not zone:
+            self._day = minute, zone, day_of(at, zone)
+        return self._day[2]
 
     async def load(self) -> None:
         """What the store knows; once, before anything is taken. Raises StoreUnavailable."""
@@ -143,15 +152,18 @@ class Budgets:
         return left
 
     def _caps(self, spec: TaskSpec) -> tuple[Cap, ...]:
-        overall, domain, key = owners(spec.key_id, spec.trust_domain)
-        settings = self.settings
-        return caps(
-            (
-                (overall, settings.overall),
-                (domain, settings.domains.get(spec.trust_domain, NO_BUDGET)),
-                (key, self._budget_of(spec.key_id)),
-            )
-        )
+        settings, own = self.settings, self._budget_of(spec.key_id)
+        whose = spec.key_id, spec.trust_domain
+        known = self._bounds.get(whose)
+        if known is not None and known[0] is settings and known[1] is own:
+            return known[2]
+        overall, domain, key = owners(*whose)
+        of_domain = settings.domains.get(spec.trust_domain, NO_BUDGET)
+        found = caps(((overall, settings.overall), (domain, of_domain), (key, own)))
+        if len(self._bounds) >= _BOUNDS_KEPT:
+            self._bounds.clear()
+        self._bounds[whose] = settings, own, found
+        return found
 
     def _step(self, spec: TaskSpec) -> int:
         most = None if spec.agent is None else spec.agent.max_cost_micro_usd

@@ -1,7 +1,8 @@
 """One ready queue for everything that wants to run, and who gets the next place.
 
-Next is: the highest priority (a waiting task gains one a minute), then the key with the least running, then the one
-that has waited longest, whatever their lanes: lanes that share their room share its order. Nobody overtakes. Where the
+Next is: the trust domain with the least running; within it the highest priority (a waiting task gains one a minute),
+then the key with the least running, then the one that has waited longest (:mod:`~claude_daemon.service.queue`),
+whatever their lanes: lanes that share their room share its order. Nobody overtakes. Where the
 next one has a place and its lane no process for it yet, one place is kept for it, and others of its lane wait behind
 it. A task whose session is at another's turn does not stand in the queue yet, and holds up nobody. Chats wait in RAM,
 and only for a while. Durable tasks wait as tickets, and what they ask is read when their turn comes near.
@@ -11,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,6 +41,7 @@ from claude_daemon.service.run import (
     ended_with,
     last_event,
 )
+from claude_daemon.service.shares import Shares, makes_way
 from claude_daemon.service.turns import Turns
 
 T = TypeVar("T")
@@ -118,8 +119,8 @@ class Dispatcher:
         )
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
-        self._running_per_key: Counter[str] = Counter()
-        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._running_per_key.__getitem__, self._has_its_turn)
+        self._shares = Shares()
+        self._queue: ReadyQueue[Run | Ticket] = ReadyQueue(self._shares, self._has_its_turn)
         self.turns = Turns()
         self._backlog = Backlog(self._queue, self.turns)
         self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
@@ -149,20 +150,22 @@ class Dispatcher:
     # chats
 
     def submit(self, spec: TaskSpec, accept: Callable[[Task], None] = lambda task: None) -> Run:
-        """Queues a chat, and starts it at once where there is a place. Raises Refusal when the queue is full.
+        """Queues a chat, and starts it at once where there is a place. Raises Refusal when the queue is full, unless
+        another trust domain has more in it: then the last one of that is refused.
 
         ``accept`` is asked last, with the task that it becomes: it may refuse it too.
         """
         if self._closing.is_set():
             raise Refusal(INTERRUPTED)
+        leaves = None
         if self._chats(spec.lane) >= self._settings.max_waiting:
-            raise Refusal.because(
-                Code.OVERLOADED,
-                "too many requests are waiting already",
-                retry_after_seconds=self._retry_after(spec.lane),
-            )
+            leaves = makes_way(self._chats_of(spec.lane), spec.trust_domain)
+            if leaves is None:
+                raise Refusal(self._overloaded(spec.lane))
         task = Task(id=self._ids("task"), spec=spec, created_at=self._now())
         accept(task)
+        if leaves is not None:
+            self.cut(leaves, self._overloaded(spec.lane))
         run = self._runs[task.id] = Run(task, self._monotonic())
         self.turns.enter(task.id, spec.sessions)
         if self.turns.may_begin(task.id):
@@ -317,6 +320,18 @@ class Dispatcher:
         in_line = len(self._in_line) if lane is Lane.SESSION else 0
         return self._queue.waiting(lane) - self._backlog.in_queue(lane) + in_line
 
+    def _chats_of(self, lane: Lane) -> list[Run]:
+        """Those that wait for a place of the lane, or for their turn in a session."""
+        waiting = [one for one in self._queue.of(lane) if isinstance(one, Run)]
+        return [*waiting, *self._in_line.values()] if lane is Lane.SESSION else waiting
+
+    def _overloaded(self, lane: Lane) -> Failure:
+        return Failure(
+            code=Code.OVERLOADED,
+            message="too many requests are waiting already",
+            retry_after_seconds=self._retry_after(lane),
+        )
+
     def _step(self, task_id: str, session: str | None = None) -> None:
         """The task leaves its session, or one of its two: whoever stands behind it may begin."""
         for other in self.turns.leave(task_id, session):
@@ -381,7 +396,7 @@ class Dispatcher:
 
     def _has_its_turn(self, waiting: Run | Ticket) -> bool:
         """Whether its key, and all together, have fewer turns under way than they may."""
-        key_id, running = waiting.key_id, self._running_per_key[waiting.key_id]
+        key_id, running = waiting.key_id, self._shares.of_key(waiting.key_id)
         most = self.concurrent(key_id) if running else None  # a key of which nothing runs may begin
         if most is not None and running >= most:
             return False
@@ -531,7 +546,7 @@ class Dispatcher:
             lease.copied = partial(self._step, run.task.id)
         run.context.run(self._begins, run)
         self._running.add(run)
-        self._running_per_key[run.key_id] += 1
+        self._shares.begin(run.key_id, run.trust_domain)
         attempt = run.attempt = self._group.create_task(self._attempt(run, lease), context=run.context)
         # one that is cancelled before its first step never runs a line of its own, its `finally` included
         attempt.add_done_callback(lambda _: self._end(run, attempt, lease, None))
@@ -558,9 +573,7 @@ class Dispatcher:
             return
         run.attempt = run.lease = None
         self._running.discard(run)
-        self._running_per_key[run.key_id] -= 1
-        if not self._running_per_key[run.key_id]:
-            del self._running_per_key[run.key_id]
+        self._shares.end(run.key_id, run.trust_domain)
         for room in self._lanes if self._queue else ():
             self._pump_soon(room)  # one more of its key may run, whatever the lane
         ended = ended or Ended(outcome=replace(cut_short(run), usage=lease.usage))
@@ -602,7 +615,8 @@ class Dispatcher:
     def _comes_back(self, run: Run, *, first: bool = False) -> None:
         """To the queue, as old as it was. Its deadline has stayed, unless it passed meanwhile: then it ends now."""
         spec = run.task.spec
-        ticket = Ticket(run.task.id, run.lane, run.key_id, run.priority, run.queued_at, spec.sessions)
+        whose = run.key_id, run.trust_domain
+        ticket = Ticket(run.task.id, run.lane, *whose, run.priority, run.queued_at, spec.sessions)
         self.enqueue(ticket, timeout_s=None if run.task.spec.timeout_seconds is None else 0.0, first=first)
 
     async def _save(self, run: Run, ended: Ended) -> None:

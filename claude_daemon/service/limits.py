@@ -34,13 +34,17 @@ NO_LIMITS: Final = LimitSettings()
 class _Buckets:
     """Of one key, or of all."""
 
-    __slots__ = ("requests", "tokens")
+    __slots__ = ("followed", "requests", "tokens")
 
     def __init__(self) -> None:
         self.requests: Bucket | None = None
         self.tokens: Bucket | None = None
+        self.followed: Rates | None = None
 
     def follow(self, rates: Rates, now: float) -> None:
+        if rates is self.followed:
+            return
+        self.followed = rates
         self.requests = _followed(self.requests, rates.requests_per_minute, now)
         self.tokens = _followed(self.tokens, rates.tokens_per_minute, now)
 
@@ -115,10 +119,14 @@ class Limits:
         if not self._settings.any:
             return {}
         now = self._monotonic()
-        found = [buckets for _, buckets in self._of(key_id, now)]
-        named = {"requests": [one.requests for one in found], "tokens": [one.tokens for one in found]}
-        standings = {name: [b.standing(now) for b in buckets if b is not None] for name, buckets in named.items()}
-        return {name: min(of, key=lambda one: one.remaining) for name, of in standings.items() if of}
+        least: dict[str, Bucket] = {}
+        for _, buckets in self._of(key_id, now):
+            for name, bucket in (("requests", buckets.requests), ("tokens", buckets.tokens)):
+                if bucket is not None:
+                    left = bucket.left(now)
+                    if name not in least or left < least[name].level:
+                        least[name] = bucket
+        return {name: bucket.standing(now) for name, bucket in least.items()}
 
     def _check_turns(self, key_id: str) -> None:
         settings = self._settings

@@ -9,9 +9,15 @@ from itertools import count
 from typing import Final, Generic, Protocol, TypeVar
 
 from claude_daemon.core.task import Lane
+from claude_daemon.service.shares import Shares
 
 AGEING_SECONDS: Final = 60.0
 """What waits gains one priority in this time."""
+
+CHAT_PRIORITY: Final = 10
+"""Somebody sits and waits for a chat. Ten minutes of ageing are more than any chat waits, so no batch of tasks starves
+chats. Nothing stands higher: a task that has waited for so long is a chat's equal, so chats do not starve tasks, and a
+flood of tasks that have waited for longer still starves nobody."""
 
 _SLACK: Final = 64
 """Entries of those that are gone, beyond as many as are there, before they are swept out."""
@@ -31,22 +37,28 @@ class Waiting(Protocol):
     @property
     def key_id(self) -> str: ...
 
+    @property
+    def trust_domain(self) -> str: ...
+
 
 W = TypeVar("W", bound=Waiting)
 _Entry = tuple[float, int, W]
 
 
 class ReadyQueue(Generic[W]):
-    """The highest priority first, then the key with the least running, then the one that has waited longest.
+    """The trust domain with the least running is first, and of two that have as much the one with the highest priority,
+    then the one whose last turn began longest ago. Within a domain it is the highest priority, then the key with the
+    least running, then the one that has waited longest. So whatever one domain asks for, and how urgent it says that
+    is, another one has the next place until both have as many.
 
     One heap for each lane and key: within it, the order of any two never changes, since both age alike. So adding costs
     the logarithm of a key's own queue, and choosing the number of keys, however many wait. ``may``: whether one that is
     at the head of its key's queue may be next now; where it may not, its key is passed over.
     """
 
-    def __init__(self, running: Callable[[str], int], may: Callable[[W], bool] = lambda item: True) -> None:
-        """``running``: how many of a key run now."""
-        self._running = running
+    def __init__(self, shares: Shares, may: Callable[[W], bool] = lambda item: True) -> None:
+        """``shares``: what runs now."""
+        self._shares = shares
         self._may = may
         self._heaps: dict[tuple[Lane, str], list[_Entry[W]]] = {}
         self._numbers: dict[W, int] = {}
@@ -112,10 +124,12 @@ class ReadyQueue(Generic[W]):
     def _is_here(self, entry: _Entry[W]) -> bool:
         return self._numbers.get(entry[2]) == entry[1]
 
-    def _rank(self, entry: _Entry[W], now: float) -> tuple[float, int, float, int]:
+    def _rank(self, entry: _Entry[W], now: float) -> tuple[int, float, int, int, float, int]:
         age, number, item = entry
-        priority = (now - age) // AGEING_SECONDS
-        return -priority, self._running(item.key_id), item.queued_at, number
+        domain, shares = item.trust_domain, self._shares
+        priority = min((now - age) // AGEING_SECONDS, CHAT_PRIORITY)
+        among_domains = shares.of_domain(domain), -priority, shares.last(domain)
+        return *among_domains, shares.of_key(item.key_id), item.queued_at, number
 
     def _sweep(self) -> None:
         for key, heap in list(self._heaps.items()):

@@ -128,6 +128,7 @@ class Recovery:
                 await self._book.end_unwanted(found.id)
                 continue
             age = max(0.0, now - found.queued_at)
-            ticket = Ticket(found.id, found.lane, found.key_id, found.priority, monotonic - age, found.sessions)
+            whose = found.key_id, found.trust_domain
+            ticket = Ticket(found.id, found.lane, *whose, found.priority, monotonic - age, found.sessions)
             timeout = None if found.deadline_at is None else found.deadline_at - now
             self._dispatcher.enqueue(ticket, timeout_s=timeout)

@@ -19,6 +19,7 @@ from claude_daemon.core.event import (
 )
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
 from claude_daemon.ports import Lease
+from claude_daemon.service.queue import CHAT_PRIORITY
 from claude_daemon.service.tail import Tail
 
 INTERNAL: Final = Failure(code=Code.INTERNAL, message="Something went wrong here. The log has it by task id.")
@@ -36,10 +37,6 @@ SAID: Final = Failure(
 )
 LOST: Final = Failure(code=Code.INTERRUPTED, message="the task is held by somebody else now")
 
-CHAT_PRIORITY: Final = 10
-"""Somebody sits and waits for a chat. Ten minutes of ageing are more than any chat waits, so no batch of tasks starves
-chats; and a task that has waited for so long goes before new chats, so they do not starve tasks either."""
-
 _TERMINAL_EVENT: Final[Mapping[State, str]] = {
     State.SUCCEEDED: TASK_SUCCEEDED,
     State.FAILED: TASK_FAILED,
@@ -54,13 +51,14 @@ class Ticket:
     itself when it begins.
     """
 
-    __slots__ = ("id", "key_id", "lane", "priority", "queued_at", "reading", "sessions", "task")
+    __slots__ = ("id", "key_id", "lane", "priority", "queued_at", "reading", "sessions", "task", "trust_domain")
 
     def __init__(
         self,
         task_id: str,
         lane: Lane,
         key_id: str,
+        trust_domain: str,
         priority: int,
         queued_at: float,
         sessions: tuple[str, ...] = (),
@@ -68,6 +66,7 @@ class Ticket:
         self.id = task_id
         self.lane = lane
         self.key_id = key_id
+        self.trust_domain = trust_domain
         self.priority = priority
         self.queued_at = queued_at
         self.sessions = sessions
@@ -115,6 +114,10 @@ class Run:
     @property
     def key_id(self) -> str:
         return self.task.spec.key_id
+
+    @property
+    def trust_domain(self) -> str:
+        return self.task.spec.trust_domain
 
     @property
     def lane(self) -> Lane:

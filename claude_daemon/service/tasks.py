@@ -277,7 +277,8 @@ class TaskDesk:
 
     def _ticket(self, task: Task) -> Ticket:
         spec = task.spec
-        ticket = Ticket(task.id, spec.lane, spec.key_id, spec.priority, self._monotonic(), spec.sessions)
+        whose = spec.key_id, spec.trust_domain
+        ticket = Ticket(task.id, spec.lane, *whose, spec.priority, self._monotonic(), spec.sessions)
         ticket.task = task
         return ticket
 

@@ -89,7 +89,7 @@ def events(db: Connection, task_id: str, after: int, max_events: int, max_bytes:
 
 def queued(db: Connection) -> Sequence[QueuedTask]:
     found = db.execute(
-        "SELECT id, lane, key_id, priority, coalesce(queued_at, created_at) AS queued_at, deadline_at, "
+        "SELECT id, lane, key_id, trust_domain, priority, coalesce(queued_at, created_at) AS queued_at, deadline_at, "
         "cancel_requested_at, session_id, fork_of FROM tasks "
         "WHERE kind = 'task' AND state = 'queued' ORDER BY created_at, n"
     )
@@ -98,6 +98,7 @@ def queued(db: Connection) -> Sequence[QueuedTask]:
             id=row["id"],
             lane=Lane(row["lane"]),
             key_id=row["key_id"],
+            trust_domain=row["trust_domain"],
             priority=row["priority"],
             queued_at=row["queued_at"],
             deadline_at=row["deadline_at"],

@@ -17,11 +17,6 @@ from claude_daemon.store.verbs import verb
 
 _CURSOR: Final = struct.Struct(">d")
 _GONE: Final = Failure(code=Code.NOT_FOUND, message="There is no such session.", param="session")
-MAX_PER_KEY: Final = 10_000
-"""Each is a directory with a transcript of its own; a key that has so many deletes none."""
-_FULL: Final = Failure(
-    code=Code.QUEUE_FULL, message=f"This key has {MAX_PER_KEY} sessions already: delete some.", param="session"
-)
 _BUSY: Final = """
     SELECT 1 FROM tasks WHERE session_id = :id AND state IN ('queued', 'running')
     UNION ALL SELECT 1 FROM tasks WHERE fork_of = :id AND state IN ('queued', 'running') LIMIT 1
@@ -31,8 +26,8 @@ _NEW: Final = "new"
 _BEGUN: Final = "begun"
 
 
-def begin_turn(db: Connection, task: Task, made: SessionRecord | None) -> Failure | None:
-    """A task is queued in its session, which is made now or is there; why it cannot be."""
+def begin_turn(db: Connection, task: Task, made: SessionRecord | None, most: int) -> Failure | None:
+    """A task is queued in its session, which is made now or is there; why it cannot be. ``most``: sessions of a key."""
     turn = task.spec.session
     if turn is None:
         return None
@@ -45,8 +40,9 @@ def begin_turn(db: Connection, task: Task, made: SessionRecord | None) -> Failur
         db.execute("UPDATE sessions SET used_at = max(used_at, ?) WHERE id = ?", (task.created_at, turn.id))
         return None
     (number,) = db.execute("SELECT count(*) FROM sessions WHERE key_id = ?", (made.key_id,)).fetchone()
-    if number >= MAX_PER_KEY:
-        return _FULL
+    if number >= most:
+        why = f"This key has {number} sessions already, and may have {most}: delete some."
+        return Failure(code=Code.QUEUE_FULL, message=why, param="session")
     _insert(db, made)
     return None
 

@@ -184,7 +184,7 @@ class SqliteStore:
 
     def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
         call = ledgers.record_chat.bind(rows.wordless(task), ledger, audit)
-        self._writer.tell(call, 0, lambda _: None, failed=None)
+        self._writer.leave(call, at_once=True)
 
     async def ledger(self, task_id: str) -> Sequence[LedgerEntry]:
         return await self._readers.read(ledgers.read, task_id)
@@ -195,7 +195,7 @@ class SqliteStore:
     # budgets
 
     def reserve(self, reservation: Reservation) -> None:
-        self._writer.tell(budget.reserve.bind(reservation), 0, lambda _: None, failed=None)
+        self._writer.leave(budget.reserve.bind(reservation))
 
     async def charge_left_behind(self, day: str, at: float) -> int:
         return await self._writer.do(budget.charge_left_behind.bind(day, at))
@@ -269,7 +269,7 @@ class SqliteStore:
         return await self._writer.do(keys.revoke_key.bind(key_id, at, audit))
 
     def key_used(self, key_id: str, at: float) -> None:
-        self._writer.tell(keys.key_used.bind(key_id, at), 0, lambda _: None, failed=None)
+        self._writer.leave(keys.key_used.bind(key_id, at))
 
     async def keys(self) -> Sequence[KeyRecord]:
         return await self._readers.read(keys.read)

@@ -75,7 +75,7 @@ def _enqueue_one(db: Connection, one: Prepared, limits: QueueLimits) -> Task | F
     full = _full(db, task.spec.key_id, limits) or budget.refuses(db, submission.reservation)
     if full is not None:
         return full
-    gone = sessions.begin_turn(db, task, submission.session)
+    gone = sessions.begin_turn(db, task, submission.session, limits.max_sessions_per_key)
     if gone is not None:
         return gone
     rows.insert_task(db, task, spec=one.spec, idempotency=submission.idempotency)

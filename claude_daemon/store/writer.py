@@ -37,6 +37,9 @@ MAX_BACKLOG_BYTES: Final = 64 * 1024 * 1024
 """Waiting: what a small machine can spare. What is exempt is not turned away; its callers hold back by themselves."""
 CLOSE_GRACE_S: Final = 5.0
 """How long a store that fails is tried at the end: less than a service manager waits before it kills."""
+LEFT_S: Final = 0.02
+"""How long what nobody waits for may wait for company: until then an answer's first words are not held up by it, and a
+short answer's end is in the same commit."""
 OVERHEAD_BYTES: Final = 500
 """Of one verb, beside what it carries."""
 BACKOFF: Final = Backoff(first_seconds=0.05, limit_seconds=0.5)
@@ -52,12 +55,14 @@ R = TypeVar("R")
 
 @dataclass(slots=True, eq=False)
 class _Item:
-    """A verb that waits. ``reply`` is called in ``loop`` with result and error, once it is over."""
+    """A verb that waits. ``reply`` is called in ``loop`` with result and error, once it is over; where ``quiet``, only
+    with an error."""
 
     call: Call[Any]
     size: int
     loop: asyncio.AbstractEventLoop
     reply: Callable[[Any, Exception | None], None]
+    quiet: bool = False
     result: Any = None
     error: Exception | None = None
 
@@ -130,6 +135,20 @@ class Writer:
 
         self._put(_Item(call, size + OVERHEAD_BYTES, loop, reply))
 
+    def leave(self, call: Call[None], *, at_once: bool = False) -> None:
+        """As :meth:`tell`, for one who need not hear of it. Unless ``at_once`` it goes with the next verb that somebody
+        waits for, or :data:`LEFT_S` later.
+        """
+        loop = asyncio.get_running_loop()
+        self._put(_Item(call, OVERHEAD_BYTES, loop, _complain, quiet=True), notify=at_once)
+        if not at_once:
+            loop.call_later(LEFT_S, self._nudge)
+
+    def _nudge(self) -> None:
+        with self._changed:
+            if self._waiting:
+                self._changed.notify()
+
     def hurry(self) -> None:
         """Ends the wait before the next attempt of a store that has failed."""
         with self._changed:
@@ -155,7 +174,7 @@ class Writer:
         self._thread.join()
         return not self._lost
 
-    def _put(self, item: _Item) -> None:
+    def _put(self, item: _Item, *, notify: bool = True) -> None:
         with self._changed:
             if self._closing_at is not None:
                 raise StoreUnavailable("the store is closed")
@@ -165,7 +184,8 @@ class Writer:
             self._waiting.append(item)
             self._backlog_items += 1
             self._backlog_bytes += item.size
-            self._changed.notify()
+            if notify:
+                self._changed.notify()
 
     # on the writer's thread
 
@@ -301,7 +321,8 @@ class Writer:
             self._backlog_bytes -= sum(item.size for item in items)
         loops: dict[asyncio.AbstractEventLoop, list[_Item]] = {}
         for item in items:
-            loops.setdefault(item.loop, []).append(item)
+            if item.error is not None or not item.quiet:
+                loops.setdefault(item.loop, []).append(item)
         for loop, theirs in loops.items():
             with suppress(RuntimeError):  # it is closed: nobody waits there
                 loop.call_soon_threadsafe(_reply, loop, theirs)
@@ -311,6 +332,12 @@ class Writer:
             self._roll_back()
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         self._db.close()
+
+
+def _complain(result: object, error: Exception | None) -> None:
+    """In the name of nobody; a store that is closed has said so."""
+    if error is not None and not isinstance(error, StoreUnavailable):
+        raise error
 
 
 def _reply(loop: asyncio.AbstractEventLoop, items: Sequence[_Item]) -> None:

@@ -19,6 +19,7 @@ from types import FrameType
 import orjson
 
 from tests.bench import (
+    accounting,
     agent,
     durable,
     fanout,
@@ -47,6 +48,7 @@ GROUPS: Mapping[str, Group] = {
     "logs": logs.logs,
     "metrics": metrics.metrics,
     "direct": first_delta.direct,
+    "accounting": accounting.accounting,
     "text": first_delta.text,
     "history": first_delta.history,
     "schema": first_delta.schema,

@@ -18,6 +18,13 @@ def cpu_seconds(pid: int, *, reaped_children: bool = False) -> float:
     return sum(map(int, fields[11 : 15 if reaped_children else 13])) / _TICKS_PER_S
 
 
+def exact_cpu_seconds(pid: int) -> tuple[float, float]:
+    """Of a process's first thread, and of all that it has, by the scheduler's own account: it has no steps."""
+    told = {path.parent.name: path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")}
+    used = {thread: int(line.split()[0]) / 1e9 for thread, line in told.items()}
+    return used[str(pid)], sum(used.values())
+
+
 def children_cpu_seconds(pid: int) -> float:
     """Of all that a process has ever started: its children that live, and those it has seen end."""
     living = sum(cpu_seconds(child, reaped_children=True) for child in descendants(pid)[1:])

@@ -20,6 +20,7 @@ class Scale:
     history: int
     schema: int
     direct: int
+    accounting: int
     blocks: int
     block_s: float
     probes: int
@@ -39,14 +40,14 @@ class Scale:
 
 
 FULL = Scale(
-    warm=60, per_process=12, spawned=20, history=20, schema=20, direct=300, blocks=4, block_s=6.0, probes=500,
-    processes=40, open_requests=80, open_per_s=2.0, closed_requests=100, reference=8,
+    warm=60, per_process=12, spawned=20, history=20, schema=20, direct=300, accounting=120, blocks=4, block_s=6.0,
+    probes=500, processes=40, open_requests=80, open_per_s=2.0, closed_requests=100, reference=8,
     fanout_blocks=5, fanout_block_s=2.0, submission_blocks=5, submission_block_s=3.0, queued=10_000,
     latency_rounds=4, latency_events=300, limit_s=1800.0,
 )  # fmt: skip
 QUICK = Scale(
-    warm=6, per_process=2, spawned=2, history=2, schema=2, direct=40, blocks=1, block_s=1.5, probes=100,
-    processes=5, open_requests=8, open_per_s=2.0, closed_requests=8, reference=2,
+    warm=6, per_process=2, spawned=2, history=2, schema=2, direct=40, accounting=10, blocks=1, block_s=1.5,
+    probes=100, processes=5, open_requests=8, open_per_s=2.0, closed_requests=8, reference=2,
     fanout_blocks=1, fanout_block_s=0.5, submission_blocks=1, submission_block_s=1.0, queued=1000,
     latency_rounds=1, latency_events=60, limit_s=180.0,
 )  # fmt: skip

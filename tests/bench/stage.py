@@ -63,10 +63,10 @@ class Daemon:
             raise Unexpected(f"control API: {answer.body!r}")
         return dict(answer.json)
 
-    def act(self, what: str) -> dict[str, Any]:
+    def act(self, what: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """``POST /control/v1/<what>``."""
-        answer = self._control.ask(post(f"/control/v1/{what}", {}, {"Claude-Daemon-Control": "1"}))
-        if answer.status != 200:
+        answer = self._control.ask(post(f"/control/v1/{what}", body or {}, {"Claude-Daemon-Control": "1"}))
+        if answer.status not in (200, 201):
             raise Unexpected(f"control API: {answer.body!r}")
         return dict(answer.json)
 
@@ -149,9 +149,14 @@ class Stage:
         return path
 
     @contextmanager
-    def fresh_daemon(self, settings: Mapping[str, object] | None = None) -> Iterator[Daemon]:
-        """A daemon with its defaults but for ``settings`` (``SECTION__KEY``); ready, and its workers at rest."""
+    def fresh_daemon(self, settings: Mapping[str, object] | None = None, toml: str = "") -> Iterator[Daemon]:
+        """A daemon with its defaults but for ``settings`` (``SECTION__KEY``) and what its configuration file says;
+        ready, and its workers at rest."""
         home = self.scratch("d")
+        if toml:
+            (home / ".claude-daemon").mkdir(mode=0o700)
+            (home / ".claude-daemon" / "config.toml").write_text(toml)
+            (home / ".claude-daemon" / "config.toml").chmod(0o600)
         env = self.environment(home)
         del env["PYTHONPATH"]
         env |= {"ANTHROPIC_API_KEY": self.api_key, "ANTHROPIC_BASE_URL": self.base_url}

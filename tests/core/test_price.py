@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_daemon.core.price import Price, cost_micro_usd
+from claude_daemon.config.models import MODELS
+from claude_daemon.core.list_prices import LIST_PRICES
+from claude_daemon.core.price import LONG_PROMPT_TOKENS, Price, cost_micro_usd, dearest, is_dearer
 from claude_daemon.core.task import Usage
 
 PRICE = Price(input=3_000_000, output=15_000_000, cache_write=3_750_000, cache_read=300_000)
@@ -76,3 +78,38 @@ def test_costs_add_up_within_one_micro_usd_for_each_addend(usages: list[Usage], 
 @given(USAGES, USAGES, PRICES)
 def test_more_never_costs_less(usage: Usage, more: Usage, price: Price) -> None:
     assert cost_micro_usd(usage + more, price) >= cost_micro_usd(usage, price)
+
+
+def test_every_shipped_alias_has_a_list_price_and_no_kind_of_token_is_free() -> None:
+    assert set(LIST_PRICES) == set(MODELS.values())
+    for price in LIST_PRICES.values():
+        for one in (price, price.of_long):
+            assert 0 < one.cache_read < one.input < one.cache_write < one.output
+
+
+HAIKU = LIST_PRICES["claude-haiku-5-5"]
+
+
+@pytest.mark.parametrize(
+    ("usage", "expected"),
+    [
+        (Usage(input_tokens=LONG_PROMPT_TOKENS, output_tokens=1000, model_calls=1), 10_500),
+        (Usage(input_tokens=LONG_PROMPT_TOKENS + 1, output_tokens=1000, model_calls=1), 52_501),  # 52,500.5
+        (Usage(cache_read_input_tokens=LONG_PROMPT_TOKENS + 10, model_calls=1), 5_001),
+        (Usage(input_tokens=2 * LONG_PROMPT_TOKENS, model_calls=2), 20_000),
+        (Usage(input_tokens=LONG_PROMPT_TOKENS + 10), 50_005),
+    ],
+)
+def test_a_long_prompt_has_its_own_price(usage: Usage, expected: int) -> None:
+    assert cost_micro_usd(usage, HAIKU) == expected
+
+
+def test_the_dearest_of_several_is_so_for_long_prompts_too() -> None:
+    cheap = Price(input=200_000, output=400_000, cache_write=250_000, cache_read=20_000)
+    both = dearest(["claude-haiku-5-5", "cheap"], {**LIST_PRICES, "cheap": cheap}.get)
+    assert both == Price(input=200_000, output=500_000, cache_write=250_000, cache_read=20_000, long=HAIKU.long)
+    assert dearest(["cheap"], {"cheap": cheap}.get) == cheap
+    assert is_dearer(Price(input=300_000, output=1, cache_write=1, cache_read=1), cheap)
+    higher = Price(input=150_000, output=400_000, cache_write=250_000, cache_read=20_000, long=HAIKU.long)
+    assert is_dearer(higher, cheap)  # in long prompts alone
+    assert not is_dearer(cheap, both)

@@ -168,9 +168,11 @@ async def test_what_subagents_spend_counts_at_the_dearest_price(agents: Agents, 
     assert task["error"]["code"] == "max_cost", (task, events)
     assert not (repository / "made.txt").exists()
     answer = await daemon.control(
-        "tasks?detach=true", "POST", {"prompt": "x", "agents": {"a": {**HELPER, "model": "haiku"}}, **fields}
+        "tasks?detach=true",
+        "POST",
+        {"prompt": "x", "agents": {"a": {**HELPER, "model": "claude-unheard-of"}}, **fields},
     )
-    assert "needs the price of claude-haiku" in answer["detail"]
+    assert "needs the price of claude-unheard-of" in answer["detail"]
 
 
 async def test_a_subagents_model_must_be_known(workshop: DaemonProcess) -> None:

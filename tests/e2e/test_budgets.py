@@ -150,8 +150,8 @@ async def test_usage_that_cannot_be_is_charged_as_it_was_set_aside_and_told(
 async def test_a_model_without_a_price_is_charged_as_it_was_set_aside_and_told(start_daemon: StartDaemon) -> None:
     daemon = await start_daemon(FOR_THREE)
     for n in range(3):
-        assert (await daemon.chat(f"unpriced {n} [[tokens=1]]", lane="direct")).status == 200
-    assert (await daemon.chat("unpriced, one too many", lane="direct")).status == 402
+        assert (await daemon.chat(f"unpriced {n} [[tokens=1]]", lane="direct", model="claude-unheard-of")).status == 200
+    assert (await daemon.chat("unpriced, one too many", lane="direct", model="claude-unheard-of")).status == 402
     assert (await daemon.logged("budget.reservation_charged"))["reason"] == "the model has no price"
     assert (await daemon.logged("budget.warn"))["purse"] == "all"
     found = await over(daemon, 3)

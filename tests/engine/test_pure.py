@@ -17,6 +17,7 @@ from claude_daemon.core.worker import WorkerState
 from claude_daemon.engine.capabilities import ROWS, Capabilities
 from claude_daemon.engine.failures import Failures
 from claude_daemon.engine.fill import Sizes, fill, next_worn, spares_now, surplus
+from claude_daemon.engine.floors import IN_USE_S, JUST_USED_S, Asked
 from claude_daemon.engine.launch import Access, Launch, argv, environment, held_settings
 from claude_daemon.engine.plan import Binding, Shape, TurnPlan, plan, without_commands
 from claude_daemon.engine.worker import Worker
@@ -249,28 +250,43 @@ BOUND = Binding(trust_domain="default", system="S")
 LIVE = [WorkerState.STARTING, WorkerState.IDLE, WorkerState.BUSY, WorkerState.RECYCLING, WorkerState.RETIRING]
 
 
-def worker(state: WorkerState, *, bound: bool = False, used: float = 0.0, wanted: Shape = USUAL) -> Worker:
+def worker(
+    state: WorkerState, *, bound: bool = False, used: float = 0.0, wanted: Shape = USUAL, domain: str = "default"
+) -> Worker:
     made = Worker(f"w{used}", None, "sonnet", Capabilities(), wanted)
     made.state, made.last_used = state, used
-    made.binding = BOUND if bound else None
+    made.binding = replace(BOUND, trust_domain=domain) if bound else None
+    made.turns = 1 if bound else 0
     return made
 
 
-WORKERS = st.lists(st.builds(worker, st.sampled_from(LIVE), bound=st.booleans(), used=st.floats(0, 9)), max_size=10)
+WORKERS = st.lists(
+    st.builds(worker, st.sampled_from(LIVE), bound=st.booleans(), used=st.floats(0, 9), domain=st.sampled_from("abc")),
+    max_size=10,
+)
 SIZES = st.builds(Sizes, workers=st.integers(1, 4), spares=st.integers(0, 3), starting=st.integers(1, 3))
 
 
-@given(WORKERS, SIZES, st.sampled_from([None, USUAL, Shape(model="opus")]))
+def asked_by(domain: str, shape: Shape = USUAL) -> Asked:
+    return Asked(shape=shape, trust_domain=domain)
+
+
+WAITING = st.one_of(
+    st.none(), st.builds(asked_by, st.sampled_from("ab"), st.sampled_from([USUAL, Shape(model="opus")]))
+)
+
+
+@given(WORKERS, SIZES, WAITING)
 def test_filling_keeps_to_the_limit_and_takes_nobody_who_is_needed(
-    workers: list[Worker], sizes: Sizes, asked: Shape | None
+    workers: list[Worker], sizes: Sizes, asked: Asked | None
 ) -> None:
-    change = fill(workers, sizes, USUAL, asked)
+    change = fill(workers, sizes, USUAL, 10.0, asked)
     live = [w for w in workers if w.state is not WorkerState.RETIRING]
     assert all(w.state is WorkerState.IDLE for w in change.retire)
     after = len(live) - len(change.retire) + len(change.start)
     assert after <= max(sizes.limit, len(live), len(live) + 1 if asked else 0)
     starting = sum(w.state is WorkerState.STARTING for w in workers)
-    if asked in (None, USUAL):
+    if asked is None or asked.shape == USUAL:
         assert len(change.start) + starting <= max(sizes.starting, starting)
     if change.retire:
         assert len(change.retire) <= len(change.start)
@@ -280,29 +296,107 @@ def test_filling_keeps_to_the_limit_and_takes_nobody_who_is_needed(
 def test_filling_comes_to_rest(workers: list[Worker], sizes: Sizes) -> None:
     """Done again and again, with every start succeeding, it ends: nobody is started only to be retired."""
     for _ in range(20):
-        change = fill(workers, sizes, USUAL)
+        change = fill(workers, sizes, USUAL, 10.0)
         workers = [w for w in workers if w not in change.retire] + [worker(WorkerState.IDLE) for _ in change.start]
         workers = [worker(WorkerState.IDLE) if w.state is WorkerState.STARTING else w for w in workers]
-    assert not fill(workers, sizes, USUAL).start
+    assert not fill(workers, sizes, USUAL, 10.0).start
     unbound = sum(w.binding is None and w.state in (WorkerState.IDLE, WorkerState.STARTING) for w in workers)
-    movable = [w for w in workers if w.state is WorkerState.IDLE and w.binding is not None]
+    several = len({w.binding.trust_domain for w in workers if w.binding is not None}) > 1
+    movable = [w for w in workers if w.state is WorkerState.IDLE and w.binding is not None and not several]
     assert unbound >= sizes.spares or not movable
 
 
 def test_who_waits_gets_a_process_at_the_expense_of_the_least_used() -> None:
     old, new = worker(WorkerState.IDLE, bound=True, used=1), worker(WorkerState.IDLE, bound=True, used=2)
     sizes = Sizes(workers=2, spares=0, starting=1)
-    change = fill([old, new], sizes, USUAL, USUAL)
+    change = fill([old, new], sizes, USUAL, 10.0, asked_by("default"))
     assert (list(change.retire), list(change.start)) == ([old], [USUAL])
     special = Shape(model="opus")
-    assert list(fill([old, new], sizes, USUAL, special).start) == [special]
+    waits = asked_by("default", special)
+    assert list(fill([old, new], sizes, USUAL, 10.0, waits).start) == [special]
     under_way = worker(WorkerState.STARTING, wanted=special)
-    assert list(fill([old, new, under_way], sizes, USUAL, special).start) == []
+    assert list(fill([old, new, under_way], sizes, USUAL, 10.0, waits).start) == []
 
 
 def test_after_a_burst_the_least_used_go() -> None:
     idle = [worker(WorkerState.IDLE, bound=True, used=float(n)) for n in range(4)]
-    assert surplus(idle, Sizes(workers=2, spares=1, starting=1), USUAL) == [idle[0]]
+    assert surplus(idle, Sizes(workers=2, spares=1, starting=1), USUAL, 10.0) == [idle[0]]
+
+
+NOW = 1000.0
+POOL = Sizes(workers=4, spares=1, starting=1)
+
+
+def busy(domain: str, number: int = 1) -> list[Worker]:
+    return [worker(WorkerState.BUSY, bound=True, used=NOW, domain=domain) for _ in range(number)]
+
+
+def idle_for(domain: str, *ages: float) -> list[Worker]:
+    return [worker(WorkerState.IDLE, bound=True, used=NOW - age, domain=domain) for age in ages]
+
+
+def test_a_flood_takes_no_process_that_another_trust_domain_has_been_using() -> None:
+    own = idle_for("b", 60.0, 200.0)
+    for asked in (None, asked_by("a"), asked_by("a", Shape(model="opus"))):
+        change = fill([*busy("a", 3), *own], POOL, USUAL, NOW, asked)
+        assert (list(change.retire), list(change.start)) == ([], [])  # and it gets none beyond the limit
+    stale = idle_for("b", IN_USE_S)
+    for waits in (asked_by("a"), asked_by("a", Shape(model="opus"))):
+        change = fill([*busy("a", 3), *stale, *own[:1]], POOL, USUAL, NOW, waits)
+        assert (list(change.retire), list(change.start)) == (stale, [waits.shape])
+
+
+def test_a_process_that_has_served_nobody_is_nobodys_floor() -> None:
+    (unused,) = idle_for("b", 1.0)
+    unused.turns = 0
+    assert fill([*busy("a", 3), *busy("b"), unused], POOL, USUAL, NOW, asked_by("a")).retire == [unused]
+
+
+def test_a_domain_keeps_no_more_than_an_even_share() -> None:
+    three = idle_for("b", 60.0, 100.0, 200.0)
+    change = fill([*busy("a", 2), *three], POOL, USUAL, NOW, asked_by("a"))
+    assert (change.retire, list(change.start)) == (three[-1:], [USUAL])
+
+
+def test_all_others_together_keep_no_more_than_half_of_the_pool_idle() -> None:
+    others = [one for n, domain in enumerate("bcd") for one in idle_for(domain, 10.0 + n)]
+    change = fill([*busy("a", 2), *others], POOL, USUAL, NOW, asked_by("a"))
+    assert (change.retire, list(change.start)) == (others[-1:], [USUAL])
+    change = fill([*busy("a", 3), *others[:2]], POOL, USUAL, NOW, asked_by("a"))
+    assert (change.retire, change.start) == ([], [])
+
+
+def test_who_comes_anew_has_a_process_at_the_expense_of_the_one_with_the_most() -> None:
+    change = fill([*busy("a", 3), *idle_for("a", 0.01), *idle_for("b", 60.0)], POOL, USUAL, NOW, asked_by("c"))
+    assert ([one.binding for one in change.retire], len(change.start)) == ([replace(BOUND, trust_domain="a")], 1)
+    change = fill([*busy("a", 4), *idle_for("b", 60.0)], POOL, USUAL, NOW, asked_by("c"))
+    assert (change.retire, len(change.start)) == ([], 1)  # or beyond the limit, until one of a flood can go
+
+
+def test_more_domains_than_processes_take_turns() -> None:
+    crowd = [one for n, domain in enumerate("abcde") for one in idle_for(domain, 10.0 + n)]
+    change = fill(crowd, POOL, USUAL, NOW, asked_by("f"))
+    assert (change.retire, len(change.start)) == (crowd[-1:], 1)
+    half = [*busy("a"), *busy("b"), *busy("c"), *crowd[3:]]
+    change = fill(half, POOL, USUAL, NOW, asked_by("f"))
+    assert (change.retire, len(change.start)) == (crowd[-1:], 1)
+    change = fill(half, POOL, USUAL, NOW, asked_by("a"))
+    assert (change.retire, change.start) == ([], [])  # it has its share
+
+
+def test_within_a_flood_of_one_of_several_no_spare_is_made_of_what_was_used_a_moment_ago() -> None:
+    busy_floods = [*busy("a", 3), *busy("b")]
+    assert fill([*busy_floods, *idle_for("a", 0.01)], POOL, USUAL, NOW).retire == []
+    assert len(fill([*busy_floods, *idle_for("a", JUST_USED_S)], POOL, USUAL, NOW).retire) == 1
+    alone = [*busy("a", 4), *idle_for("a", 0.01)]
+    assert len(fill(alone, POOL, USUAL, NOW).retire) == 1
+
+
+def test_what_is_to_go_goes_from_those_who_have_more_than_their_share_first() -> None:
+    old, new = idle_for("b", 100.0), idle_for("a", 1.0, 2.0, 3.0)
+    sizes = Sizes(workers=2, spares=0, starting=1)
+    assert surplus([*old, *new], sizes, USUAL, NOW) == [new[2], new[1]]
+    assert surplus([*old, *new], replace(sizes, workers=1), USUAL, NOW) == [old[0], new[2], new[1]]
 
 
 def test_workers_that_are_worn_together_are_replaced_one_by_one() -> None:

@@ -148,6 +148,22 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert desk.dispatcher.waiting == 2
 
 
+async def test_in_a_full_queue_a_flood_makes_way_for_another_trust_domain() -> None:
+    async with Desk(max_waiting=3) as desk:
+        a, b = {"key_id": "a", "trust_domain": "a"}, {"key_id": "b", "trust_domain": "b"}
+        flood = [desk.submit(f"a{number}", **a) for number in range(4)]
+        with pytest.raises(Refusal):
+            desk.submit("a4", **a)
+        other = desk.submit("b", **b)
+        assert code_of(await ended(flood[3])) is Code.OVERLOADED
+        with pytest.raises(Refusal, match="waiting already"):
+            desk.submit("a5", **a)
+        for number, run in enumerate((flood[0], other, flood[1], flood[2])):  # b has the next place
+            (await desk.lease(number)).say(SUCCEEDED)
+            assert (await ended(run)).state is State.SUCCEEDED
+        assert desk.engine.served == ["a0", "b", "a1", "a2"]
+
+
 async def test_the_longer_the_queue_the_later_to_come_back() -> None:
     async with Desk(max_waiting=64) as desk:
         for number in range(65):

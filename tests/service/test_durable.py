@@ -661,7 +661,7 @@ async def test_a_task_that_waits_costs_less_than_a_kilobyte_its_deadline_include
         try:
             before, _ = tracemalloc.get_traced_memory()
             for number in range(count):
-                ticket = Ticket(f"task_{number:026d}", Lane.TEXT, "key_local", number % 5, float(number))
+                ticket = Ticket(f"task_{number:026d}", Lane.TEXT, "key_local", "default", number % 5, float(number))
                 office.dispatcher.enqueue(ticket, timeout_s=3600.0 + number)
             after, _ = tracemalloc.get_traced_memory()
         finally:

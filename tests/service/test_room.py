@@ -8,7 +8,8 @@ from typing import Any
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.room import Room
 from claude_daemon.core.task import Lane, State
-from claude_daemon.service.run import CHAT_PRIORITY, Run
+from claude_daemon.service.queue import CHAT_PRIORITY
+from claude_daemon.service.run import Run
 from tests.service.doubles import PATIENCE_S, SUCCEEDED, Desk, FakeEngine, ended
 from tests.service.test_dispatch import code_of
 

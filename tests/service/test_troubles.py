@@ -16,7 +16,7 @@ from claude_daemon.core.task import Lane, State, Task
 from claude_daemon.ports import StoreUnavailable
 from claude_daemon.service import upkeep
 from claude_daemon.service.judge import MAX_STRUCTURED_DEPTH
-from claude_daemon.service.run import CHAT_PRIORITY
+from claude_daemon.service.queue import CHAT_PRIORITY
 from claude_daemon.service.upkeep import Upkeep
 from claude_daemon.store import SqliteStore
 from claude_daemon.wire.tasks import list_document, task_document

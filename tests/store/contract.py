@@ -33,7 +33,6 @@ from claude_daemon.ports import (
     TaskPage,
     UsageGroup,
 )
-from claude_daemon.store import sessions
 from tests.store.samples import (
     CANCELLED,
     FAILED,
@@ -555,10 +554,11 @@ class Reading:
         await put(store, task("task_2", created_at=2.0, key_id="b", priority=5, lane=Lane.DIRECT))
         await put(store, task("task_1", created_at=1.0, timeout_seconds=60.0))
         await put(store, task("task_3", created_at=2.0))
+        local: dict[str, Any] = {"key_id": "local", "trust_domain": "default", "priority": 0}
         assert list(await store.queued()) == [
-            QueuedTask(id="task_1", lane=Lane.TEXT, key_id="local", priority=0, queued_at=1.0, deadline_at=61.0),
-            QueuedTask(id="task_2", lane=Lane.DIRECT, key_id="b", priority=5, queued_at=2.0),
-            QueuedTask(id="task_3", lane=Lane.TEXT, key_id="local", priority=0, queued_at=2.0),
+            QueuedTask(id="task_1", lane=Lane.TEXT, **local, queued_at=1.0, deadline_at=61.0),
+            QueuedTask(id="task_2", lane=Lane.DIRECT, key_id="b", trust_domain="default", priority=5, queued_at=2.0),
+            QueuedTask(id="task_3", lane=Lane.TEXT, **local, queued_at=2.0),
         ]
 
     async def test_a_list_is_told_newest_first_and_filtered(self, store: Store) -> None:
@@ -1109,12 +1109,13 @@ class Sessions:
         with pytest.raises(ValueError, match="cursor"):
             await store.sessions(None, 10, cursor)
 
-    async def test_a_key_has_only_so_many_sessions(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sessions, "MAX_PER_KEY", 1)
+    async def test_a_key_has_only_so_many_sessions(self, store: Store) -> None:
+        limits = replace(LIMITS, max_sessions_per_key=1)
         await turn(store, "task_1", made=SESSION)
         asked = submission(task("task_2", lane=Lane.SESSION, session=replace(TURN, id="sess_2")))
-        (answer,) = await store.enqueue([replace(asked, session=replace(SESSION, id="sess_2"))], LIMITS)
+        (answer,) = await store.enqueue([replace(asked, session=replace(SESSION, id="sess_2"))], limits)
         assert isinstance(answer, Failure) and answer.code is Code.QUEUE_FULL
+        assert "may have 1: delete some" in answer.message
         await turn(store, "task_3", key_id="other", made=replace(SESSION, id="sess_3", key_id="other"))
 
     async def test_unused_sessions_are_told_the_longest_unused_first(self, store: Store) -> None:

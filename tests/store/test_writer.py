@@ -96,6 +96,40 @@ class TestGroups:
         await verbs
         assert len(calls) == 2  # of the verb that all waited for, and of the group
 
+    async def test_what_nobody_waits_for_goes_with_the_next_verb_in_its_place(
+        self, store: SqliteStore, gate: Gate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(writer, "LEFT_S", 3600.0)
+        await store.pause(False)  # the writer waits
+        gate.commits.clear()
+        store.key_used("key_1", 1.0)
+        store.key_used("key_2", 1.0)
+        assert store.status().backlog == 2
+        await store.pause(False)
+        assert [verb for commit in gate.commits for verb in commit] == ["key_used", "key_used", "pause"]
+        assert len(gate.commits) == 1
+
+    async def test_what_nobody_waits_for_is_written_in_time_when_nothing_else_is(
+        self, store: SqliteStore, gate: Gate
+    ) -> None:
+        await store.pause(False)
+        store.key_used("key_1", 1.0)
+        async with asyncio.timeout(PATIENCE_S):
+            while store.status().backlog:
+                await asyncio.sleep(0.001)
+        assert gate.commits[-1] == ["key_used"]
+
+    async def test_what_goes_wrong_where_nobody_waits_is_told_to_the_loop(self, store: SqliteStore) -> None:
+        loop = asyncio.get_running_loop()
+        told: list[dict[str, Any]] = []
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        store.record_chat(task("task_1"), None)  # it is no chat, and has not ended
+        await store.pause(False)
+        loop.set_exception_handler(None)
+        assert [(one["message"], str(one["exception"])) for one in told] == [
+            ("after record_chat", "task_1 is no chat that has ended")
+        ]
+
     async def test_a_verb_that_is_wrong_fails_alone(self, store: SqliteStore, gate: Gate) -> None:
         await put(store, task("task_1"))
         async with grouped(store, gate):
