@@ -66,6 +66,7 @@ from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_
 from claude_daemon.supervise.stages import Stage
 from claude_daemon.supervision import Supervision
 from claude_daemon.surroundings import Surroundings
+from claude_daemon.telemetry.loop_lag import LoopLag
 from claude_daemon.telemetry.metrics import Metrics
 from claude_daemon.upstream.broker import Broker
 from claude_daemon.upstream.client import MessagesClient, proxy_for
@@ -103,7 +104,11 @@ class Daemon:
         self.started = loaded
         self.surroundings = surroundings
         self.health = Health(
-            version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=journal.state_changed
+            version=__version__,
+            monotonic=time.monotonic,
+            born=time.monotonic(),
+            changed=journal.state_changed,
+            told=journal.check_changed,
         )
         self.supervision = Supervision(
             surroundings.notifier, self.health, status=self._status, needs_time=self._needs_time
@@ -116,6 +121,8 @@ class Daemon:
             self._listeners,
             supervisor=surroundings.supervisor,
         )
+        self.loop_lag = LoopLag()
+        self.disk = assembly.disk(loaded)
         self.url = ""
         self._stop = asyncio.Event()
         self._signals = 0
@@ -142,6 +149,7 @@ class Daemon:
     async def _run(self, announce: Callable[[Daemon], None]) -> int:
         async with AsyncExitStack() as stack:
             stack.callback(self.surroundings.notifier.close)
+            stack.callback(self.loop_lag.stop)
             self._handle_signals(stack)
             await self._unless_stopped(self._take_lock(stack))
             if self._stop.is_set():
@@ -231,6 +239,7 @@ class Daemon:
 
     async def _serve(self, announce: Callable[[Daemon], None]) -> None:
         self._serving = True
+        self.loop_lag.start()
         async with asyncio.TaskGroup() as group:
             text = group.create_task(self.text.run(), name="text lane")
             dispatching = group.create_task(self.dispatcher.run(), name="dispatcher")
@@ -238,6 +247,7 @@ class Daemon:
             self._others += [
                 group.create_task(self.health.watch(), name="health"),
                 group.create_task(self.surroundings.log.watch(), name="log"),
+                group.create_task(self.disk.run(), name="disk"),
                 group.create_task(self.supervision.run(), name="supervision"),
                 group.create_task(self._reload_when_asked(), name="reload"),
             ]
@@ -490,7 +500,10 @@ class Daemon:
     def _apply_engine(self, new: Loaded, before: Settings) -> None:
         engine, pool = new.settings.engine, self.text.pool
         if "credential" not in self.configuration.needs_restart:
-            self.source = self.report.source = self.source.renewed(new.credential)
+            before_renewal, self.source = self.source, self.source.renewed(new.credential)
+            self.report.source = self.source
+            if self.source != before_renewal:
+                self.durable.credential.renewed()
         self.admission.default_model = engine.default_model
         self._models_changed()
         told_otherwise = self.text.respawn_with(
@@ -559,7 +572,8 @@ class Daemon:
         self.report = self._report()
         self.health.sources += [
             self.report.engine_checks,
-            self.report.source_check,
+            self.report.auth_check,
+            self.report.machine_checks,
             self.durable.check,
             self.durable.budgets.check,
             self.configuration.check,
@@ -597,6 +611,11 @@ class Daemon:
             sessions=self.sessions,
             dispatcher=self.dispatcher,
             health=self.health,
+            keys=self.keys,
+            credential=self.durable.credential,
+            loop_lag=self.loop_lag,
+            disk=self.disk,
+            queue=self.durable.queue,
             paused=lambda: self.durable.upkeep.paused,
             url=self.url,
             supervisor=self.surroundings.supervisor,
@@ -717,6 +736,7 @@ class Daemon:
             home=self.started.paths.home,
             now=time.time,
             lost=lambda: self.surroundings.log.lost,
+            loop_lag=lambda: self.loop_lag.recent_seconds,
         )
 
     def _control_routes(self) -> ControlRoutes:
