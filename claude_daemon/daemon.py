@@ -23,6 +23,7 @@ from claude_daemon import __version__, assembly, journal, stacks
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_audit import ControlAuditRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
+from claude_daemon.api.control_engine import ControlEngineRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
 from claude_daemon.api.metrics import ControlMetricsRoutes
@@ -39,6 +40,7 @@ from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.cgroup import Cgroups
+from claude_daemon.engine.check import EngineCheck
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
 from claude_daemon.engine.process import become_subreaper
@@ -770,6 +772,7 @@ class Daemon:
             ControlDaemonRoutes(
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
+            ControlEngineRoutes(EngineCheck(self.text, self.agents).begin, record=durable.record),
             ControlAuditRoutes(self._store, durable.audit),
             ControlKeyRoutes(self.keys, front.chats),
             ControlSessionRoutes(front.sessions),

@@ -37,6 +37,7 @@ COMMANDS = (
     "logs",
     "log-level",
     "stacks",
+    "engine",
     "backup",
     "service",
 )

@@ -81,6 +81,7 @@ SUBCOMMANDS = [
     *(["tasks", name] for name in ("list", "show", "follow", "cancel", "retry", "purge")),
     ["queue", "pause"],
     ["queue", "resume"],
+    ["engine", "check"],
     *(["workers", name] for name in ("scale", "recycle", "kill")),
     *(["connections", name] for name in ("list", "close")),
     *(["keys", name] for name in ("create", "list", "rotate", "suspend", "resume", "revoke")),
