@@ -22,6 +22,8 @@ WATCH_S: Final = 5.0
 CHANGES_KEPT: Final = 32
 # A failure of these means that no work can be done at all.
 BLOCKING: Final = frozenset({"engine", "store"})
+# While it starts or ends, a part that is not there (yet) is no news.
+_PASSING: Final = frozenset({DaemonState.STARTING, DaemonState.STOPPING})
 
 Source = Callable[[], Mapping[str, HealthReport]]
 
@@ -143,6 +145,8 @@ class Health:
         before = self._cached
         self._cached = {name: report for source in self.sources for name, report in source().items()}
         self._cached_at = self.monotonic()
+        if self.state in _PASSING:
+            return
         for name, report in self._cached.items():
             old = before[name].status if name in before else None
             if report.status is not (old or Check.PASS):

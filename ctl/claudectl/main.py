@@ -38,6 +38,7 @@ COMMANDS = (
     "log-level",
     "stacks",
     "engine",
+    "doctor",
     "backup",
     "service",
 )
