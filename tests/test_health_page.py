@@ -12,10 +12,8 @@ from claude_daemon.store.redis.link import Pace
 from tests.e2e.test_health import CHECKS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "health.md").read_text()
-ROWS = {
-    match[1]: match[0]
-    for match in re.finditer(r"^\| `(\w+)`[^|]*\|.*\|$", PAGE.split("## The checks")[1], re.MULTILINE)
-}
+CHECKS_TOLD = PAGE.partition("## The checks")[2].partition("\n## ")[0]
+ROWS = {match[1]: match[0] for match in re.finditer(r"^\| `(\w+)`[^|]*\|.*\|$", CHECKS_TOLD, re.MULTILINE)}
 MIB = 2**20
 
 

@@ -39,6 +39,7 @@ COMMANDS = (
     "stacks",
     "engine",
     "doctor",
+    "debug-bundle",
     "backup",
     "service",
 )
