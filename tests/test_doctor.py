@@ -129,7 +129,7 @@ def test_a_control_socket_by_what_is_in_its_place(tmp_path: Path) -> None:
     settings = loaded(tmp_path, control__socket=str(path))
 
     def found() -> tuple[str, str]:
-        finding = next(files.control_socket(settings, running=False))
+        finding = next(files.control_socket(settings))
         return finding.status, finding.reason
 
     assert found() == ("pass", "nobody listens yet")
@@ -148,7 +148,7 @@ def test_a_control_socket_by_what_is_in_its_place(tmp_path: Path) -> None:
 def test_a_path_too_long_for_a_socket_fails(tmp_path: Path) -> None:
     home = tmp_path / ("x" * 120)
     settings = load({}, {"HOME": str(home), "CLAUDE_DAEMON_HOME": str(home / "short")}, home=tmp_path)
-    assert next(files.control_socket(settings, running=True)).status == "pass"
+    assert next(files.control_socket(settings)).status == "pass"
     with pytest.raises(Exception, match="bytes"):  # the configuration says so first
         load({}, {"HOME": str(home)})
 

@@ -63,11 +63,11 @@ async def around(loaded: Loaded, *, running: bool, port_held: bool) -> None:
     await look("roots", lambda: files.roots(loaded))
     await look("file descriptors", lambda: files.descriptors(loaded))
     await look("Claude Code", lambda: engine.claude_code(loaded))
-    await look("sandbox", lambda: engine.sandbox(loaded))
     if not running:
+        await look("sandbox", lambda: engine.sandbox(loaded))
         await look("credential", lambda: engine.credential(loaded, os.environ))
-        await look("control socket", lambda: files.control_socket(loaded, running=False))
-    if not running and not port_held:
+    if not running and not port_held:  # else whoever connects wakes a daemon
+        await look("control socket", lambda: files.control_socket(loaded))
         await look("port", lambda: network.port(loaded))
 
 
@@ -97,7 +97,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--config")
     parser.add_argument("--profile", choices=("dev", "staging", "prod"))
     parser.add_argument("--running", action="store_true", help="a daemon of this home answers")
-    parser.add_argument("--port-held", action="store_true", help="systemd has the port")
+    parser.add_argument("--port-held", action="store_true", help="systemd has the port and the control socket")
     return parser.parse_args(argv)
 
 

@@ -118,15 +118,14 @@ def store(loaded: Loaded) -> Iterator[Finding]:
         yield Finding(name="store", status="pass", reason=reason)
 
 
-def control_socket(loaded: Loaded, *, running: bool) -> Iterator[Finding]:
+def control_socket(loaded: Loaded) -> Iterator[Finding]:
+    """For when no daemon of this home answers: it is connected to."""
     path = loaded.paths.control_socket
     name = f"control socket {path}"
     length = len(os.fsencode(path))
     if length > MAX_PATH_BYTES:
         reason = f"its path has {length} bytes, {MAX_PATH_BYTES} is the limit"
         yield Finding(name=name, status="fail", reason=reason, todo="a shorter CLAUDE_DAEMON_HOME or control.socket")
-    elif running:
-        yield Finding(name=name, status="pass", reason="a daemon answers")
     elif not path.exists():
         yield Finding(name=name, status="pass", reason="nobody listens yet")
     elif not path.is_socket():

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from claude_daemon import __version__
 from claudectl.clean import clean_line
-from claudectl.diagnosis import examine
+from claudectl.diagnosis import Approach, approached, examine
 from claudectl.errors import Conflict, ControlError, Denied
 from claudectl.options import Options
 from claudectl.redaction import Redactor, known_secrets
@@ -30,7 +30,7 @@ from claudectl.supervisors import choose
 LOG_BYTES = 1024 * 1024
 JOURNAL_LINES = 5000
 PROGRAM_SECONDS = 60.0
-_ASKED = ("status", "health", "workers", "stacks")
+_ASKED = ("health", "workers", "stacks")
 _USUAL_LOG = Path("/var/log/claude-daemon/daemon.log")
 _HEADER = """What claudectl debug-bundle has gathered of a claude-daemon.
 
@@ -71,23 +71,26 @@ class Bundle:
         self._config = config
         self._profile = profile
         self._status: Document = {}
+        self._environ: Mapping[str, str] = {}
         self._redactor = Redactor(())
 
     def gather(self, told: Callable[[str], None]) -> None:
         """``told`` hears what is being done. What cannot be had is missing, and nothing else."""
         told("the daemon")
-        answers = dict(self._ask())
-        self._status = mapping(answers.get("status"))
-        self._redactor = Redactor(known_secrets(os.environ, self._home, self._config_file))
+        approach = approached(self._options)
+        self._status, self._environ = approach.status or {}, approach.environ
+        answers = dict(self._ask(approach))
+        environ = {**os.environ, **self._environ}
+        self._redactor = Redactor(known_secrets(environ, self._home, self._config_file))
         for name, document in answers.items():
             self._put(f"{name}.json", _json(self._redactor.document(document)))
         told("what is around it")
-        findings = list(examine(self._options, config=self._config, profile=self._profile))
+        findings = list(examine(approach, config=self._config, profile=self._profile))
         self._put("doctor.json", _json(self._redactor.document({"findings": findings})))
         told("versions, configuration and log")
         self._put("versions.json", _json(_versions(self._status)))
         self._program("config.txt", self._check_config())
-        self._log()
+        self._log(approach)
 
     def archive(self) -> bytes:
         """A tar.gz of it, with a page that says what it is."""
@@ -114,28 +117,30 @@ class Bundle:
 
     # the daemon's
 
-    def _ask(self) -> Iterator[tuple[str, Document]]:
-        """One that is not there is asked once: its other parts are missing for the same reason."""
+    def _ask(self, approach: Approach) -> Iterator[tuple[str, Document]]:
+        if approach.status is None:
+            reason = known(approach.found[0].get("reason"))
+            self.missing |= {f"{name}.json": reason for name in ("status", *_ASKED)}
+            return
+        yield "status", approach.status
         client = self._options.client()
-        for number, path in enumerate(_ASKED):
+        for path in _ASKED:
             try:
                 yield path, client.get(path, also=(503,))[1]
             except ControlError as error:
-                reason = clean_line(str(error).splitlines()[0])
-                left = _ASKED[number:] if number == 0 else (path,)
-                self.missing |= {f"{name}.json": reason for name in left}
-                if number == 0:
-                    return
+                self.missing[f"{path}.json"] = clean_line(str(error).splitlines()[0])
 
     @property
     def _home(self) -> Path:
-        named = known(self._status.get("home")) or os.environ.get("CLAUDE_DAEMON_HOME") or "~/.claude-daemon"
-        return Path(named).expanduser()
+        environ = self._environ
+        named = known(self._status.get("home")) or environ.get("STATE_DIRECTORY") or environ.get("CLAUDE_DAEMON_HOME")
+        return Path(named or f"{environ.get('HOME') or '~'}/.claude-daemon").expanduser()
 
     @property
     def _config_file(self) -> Path:
         named = self._config or known(mapping(self._status.get("config")).get("file"))
-        return Path(named or os.environ.get("CLAUDE_DAEMON_CONFIG") or self._home / "config.toml")
+        directory = Path(self._environ.get("CONFIGURATION_DIRECTORY") or self._home)
+        return Path(named or self._environ.get("CLAUDE_DAEMON_CONFIG") or directory / "config.toml")
 
     # programs and files
 
@@ -147,7 +152,9 @@ class Bundle:
         return [*command, *([f"--profile={profile}"] if profile else [])]
 
     def _program(self, name: str, command: Sequence[str]) -> None:
-        environ = {**os.environ, **({"CLAUDE_DAEMON_HOME": str(self._home)} if self._status else {})}
+        environ = dict(self._environ)
+        if "STATE_DIRECTORY" not in environ:
+            environ["CLAUDE_DAEMON_HOME"] = str(self._home)
         try:
             done = subprocess.run(
                 command,
@@ -166,8 +173,9 @@ class Bundle:
         else:
             self.missing[name] = f"{command[0]} said nothing (status {done.returncode})"
 
-    def _log(self) -> None:
-        places = [self._home / "log" / "daemon.log", _USUAL_LOG]
+    def _log(self, approach: Approach) -> None:
+        logs = Path(self._environ.get("LOGS_DIRECTORY") or self._home / "log")
+        places = [logs / "daemon.log", _USUAL_LOG]
         for path in places:
             try:
                 self._put("daemon.log", self._redactor.text(_tail(path)))
@@ -176,9 +184,8 @@ class Bundle:
                 self.missing["daemon.log"] = f"{error.filename}: {error.strerror}"
         if "daemon.log" in self.parts:
             self.missing.pop("daemon.log", None)
-        supervisor = choose(None)
-        if supervisor.unit().installed:
-            self._program("journal.txt", supervisor.logs(follow=False, lines=JOURNAL_LINES))
+        if approach.unit.installed:
+            self._program("journal.txt", choose(None).logs(follow=False, lines=JOURNAL_LINES))
 
 
 def _tail(path: Path) -> str:

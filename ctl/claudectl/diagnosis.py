@@ -11,48 +11,70 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from claude_daemon import __version__
 from claudectl.clean import clean_line
-from claudectl.errors import ControlError, Denied, NotRunning
+from claudectl.errors import ControlError, Denied
 from claudectl.options import Options
 from claudectl.render import Document, known, mapping, plain
-from claudectl.supervisors import Unit, choose
+from claudectl.supervisors import Supervisor, Unit, choose
 from claudectl.supervisors.answering import look
 
 # It starts Claude Code once and tries the sandbox: seconds, on a busy machine some more.
 PROGRAM_SECONDS = 120.0
 _MAX_SAID = 2000
+# What a program needs; a service has these of its own, or as its user has them.
+_KEPT = ("HOME", "LANG", "PATH", "TMPDIR", "XDG_RUNTIME_DIR")
 
 
-def examine(options: Options, *, config: str | None = None, profile: str | None = None) -> Iterator[Document]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approach:
+    """What the supervisor knows, the ``status`` of the daemon that answers, None if none does, and what that makes of
+    findings. Nobody was woken by it who waits at a socket of systemd's. ``environ``: that of the daemon that is meant,
+    for programs that look at what it looks at."""
+
+    unit: Unit
+    status: Document | None
+    found: Sequence[Document]
+    environ: Mapping[str, str] = field(repr=False)
+
+
+def examine(approach: Approach, *, config: str | None = None, profile: str | None = None) -> Iterator[Document]:
     """Findings, ``{"name", "status", "reason", "todo"}``, as they are made."""
-    unit, status, told = _daemon(options)
-    yield from told
-    yield _service(unit)
-    yield from _program(_arguments(unit, status, config, profile))
+    yield from approach.found
+    yield _service(approach.unit)
+    yield from _program(_arguments(approach, config, profile), approach.environ)
 
 
 def finding(name: str, status: str, reason: str = "", todo: str = "") -> Document:
     return {"name": name, "status": status, "reason": reason, "todo": todo}
 
 
-def _daemon(options: Options) -> tuple[Unit, Document | None, list[Document]]:
-    """What the supervisor knows, the status of the daemon that answers, and what that makes of findings."""
+def approached(options: Options) -> Approach:
+    """From here on ``options`` mean the daemon that has answered."""
     supervisor = choose(None)
     try:
         unit, status = look(options, supervisor)
-    except NotRunning:
-        unit, status = supervisor.unit(), None
     except ControlError as error:
         todo = "the daemon's user, or root" if isinstance(error, Denied) else "claudectl stacks; the log"
         reason = clean_line(str(error).splitlines()[0])
-        return supervisor.unit(), None, [finding("daemon", "fail", reason, todo)]
-    if status is None:
-        reason = "its sockets wait, and start it for whoever connects" if unit.waits else "not running"
-        todo = "" if unit.waits else "claude-daemon start, or claudectl service install --start"
-        return unit, None, [finding("daemon", "pass", reason, todo)]
-    return unit, status, list(_of_status(status))
+        unit, environ = supervisor.unit(), _environ(supervisor, installed=supervisor.unit().installed)
+        return Approach(unit=unit, status=None, found=[finding("daemon", "fail", reason, todo)], environ=environ)
+    environ = _environ(supervisor, installed=unit.installed and (status is None or status.get("pid") == unit.pid))
+    if status is not None:
+        return Approach(unit=unit, status=status, found=list(_of_status(status)), environ=environ)
+    reason = "not running; its sockets wait, and start it for whoever connects" if unit.waits else "not running"
+    todo = "" if unit.waits else "claude-daemon start, or claudectl service install --start"
+    return Approach(unit=unit, status=None, found=[finding("daemon", "pass", reason, todo)], environ=environ)
+
+
+def _environ(supervisor: Supervisor, *, installed: bool) -> Mapping[str, str]:
+    """The service's where one is meant: nothing of this terminal's is in it."""
+    if not installed:
+        return dict(os.environ)
+    kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
+    return {**kept, **supervisor.environment()}
 
 
 def _of_status(status: Document) -> Iterator[Document]:
@@ -72,6 +94,14 @@ def _of_status(status: Document) -> Iterator[Document]:
         if found.get("status") in ("warn", "fail"):
             why = known(found.get("reason"))
             yield finding(f"health: {plain(name)}", str(found["status"]), why, "docs/health.md")
+    agents = mapping(status.get("agents"))
+    if "sandboxed" in agents:  # the daemon's own try: within its unit more may be forbidden than here
+        if agents["sandboxed"]:
+            yield finding("sandbox", "pass", "agents are confined")
+        else:
+            reason = known(mapping(mapping(status.get("checks")).get("agents")).get("reason")) or "there is none"
+            todo = "bubblewrap 0.11 or newer; in a system service: claudectl service install --agents-bash"
+            yield finding("sandbox", "warn", reason, todo)
     credential = mapping(status.get("credential"))
     kind = plain(credential.get("kind"))
     if kind in ("oauth_token", "login"):
@@ -89,11 +119,14 @@ def _service(unit: Unit) -> Document:
     return finding("service", "pass", unit.state)
 
 
-def _arguments(unit: Unit, status: Document | None, config: str | None, profile: str | None) -> Sequence[str]:
+def _arguments(approach: Approach, config: str | None, profile: str | None) -> Sequence[str]:
     """A daemon that runs tells which configuration is meant; whoever names one means that."""
     arguments: list[str] = []
+    unit, status = approach.unit, approach.status
     if status is not None:
-        arguments += ["--running", f"--home={plain(status.get('home'))}"]
+        arguments.append("--running")
+        if "STATE_DIRECTORY" not in approach.environ:  # a flag would stand in all directories' place
+            arguments.append(f"--home={plain(status.get('home'))}")
         config = config or known(mapping(status.get("config")).get("file")) or None
         profile = profile or known(status.get("profile")) or None
     elif unit.waits or unit.pid is not None:
@@ -102,13 +135,13 @@ def _arguments(unit: Unit, status: Document | None, config: str | None, profile:
     return arguments + ([] if profile is None else [f"--profile={profile}"])
 
 
-def _program(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> Iterator[Document]:
+def _program(arguments: Sequence[str], environ: Mapping[str, str]) -> Iterator[Document]:
     """What :mod:`claude_daemon.doctor` finds; how it ends is a finding where it does not end well."""
     command = [sys.executable, "-m", "claude_daemon.doctor", *arguments]
     try:
         done = subprocess.run(
             command,
-            env=os.environ if environ is None else environ,
+            env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PROGRAM_SECONDS,

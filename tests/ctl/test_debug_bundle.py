@@ -117,9 +117,7 @@ def test_with_no_daemon_it_has_what_there_is_and_says_what_is_missing(ctl: Ctl, 
     assert {"README.txt", "doctor.json", "versions.json", "config.txt"} <= set(found)
     missing = {one["part"]: one["reason"] for one in json.loads(ended.out)["missing"]}
     assert set(missing) == {"status.json", "health.json", "workers.json", "stacks.json", "daemon.log"}
-    assert (
-        "not running" in missing["status.json"] and "status.json: claude-daemon is not running" in found["README.txt"]
-    )
+    assert "not running" in missing["status.json"] and "status.json: not running" in found["README.txt"]
 
 
 def test_of_a_long_log_the_last_whole_lines_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

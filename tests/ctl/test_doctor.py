@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ STATUS = {
     "url": "http://127.0.0.1:8006",
     "profile": "prod",
     "config": {"file": "/etc/c.toml", "needs_restart": ["http.port"]},
+    "agents": {"sandboxed": True},
     "credential": {"kind": "api_key", "origin": "environment ANTHROPIC_API_KEY"},
     "checks": {
         "engine": {"status": "pass", "reason": ""},
@@ -43,6 +44,9 @@ class Unsupervised:
     def unit(self) -> Unit:
         return Unit(installed=self.installed, state=self.state)
 
+    def environment(self) -> Mapping[str, str]:
+        return {"CLAUDE_DAEMON_HOME": "/of/the/service"}
+
 
 @pytest.fixture
 def supervisor(monkeypatch: pytest.MonkeyPatch) -> Unsupervised:
@@ -56,7 +60,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The arguments of the program, which finds one thing."""
     calls: list[list[str]] = []
 
-    def program(arguments: list[str]) -> Iterator[dict[str, str]]:
+    def program(arguments: list[str], environ: Mapping[str, str]) -> Iterator[dict[str, str]]:
         calls.append(list(arguments))
         yield {"name": "Python 3.11", "status": "pass", "reason": "/bin/python", "todo": ""}
 
@@ -77,12 +81,13 @@ def test_a_daemon_that_runs_is_asked_and_tells_where_to_look(
             "      → claudectl service restart",
             "fail  health: disk · /srv: 3 MiB free, 0%",
             "      → docs/health.md",
+            "pass  sandbox · agents are confined",
             "pass  credential · api_key from environment ANTHROPIC_API_KEY",
             "pass  service · not installed",
             "      → claudectl service install, to have it supervised",
             "pass  Python 3.11 · /bin/python",
             "",
-            "4 pass · 1 warn · 1 fail",
+            "5 pass · 1 warn · 1 fail",
         ],
     )
     assert asked == [["--running", f"--home={tmp_path}", "--config=/etc/c.toml", "--profile=prod"]]
@@ -126,7 +131,7 @@ def test_a_broken_installation_is_a_finding(tmp_path: Path, monkeypatch: pytest.
     assert found[0]["name"].startswith("Python")
     assert any(one["status"] == "fail" and "pydantic is broken" in one["reason"] for one in found), found
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    (finding,) = diagnosis._program([])
+    (finding,) = diagnosis._program([], {})
     assert (finding["name"], finding["status"]) == ("installation", "fail")
 
 
@@ -135,5 +140,5 @@ def test_a_program_that_does_not_end_is_a_finding(monkeypatch: pytest.MonkeyPatc
         raise subprocess.TimeoutExpired("python", 120)
 
     monkeypatch.setattr(subprocess, "run", hangs)
-    (finding,) = diagnosis._program([])
+    (finding,) = diagnosis._program([], {})
     assert (finding["status"], "timed out" in finding["reason"]) == ("fail", True)

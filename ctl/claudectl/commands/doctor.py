@@ -27,10 +27,10 @@ def command(options: Options, config: str | None, profile: str | None) -> None:
       claudectl doctor --profile prod --config /etc/claude-daemon/config.toml
       claudectl doctor --json | jq '.findings[] | select(.status != "pass")'
     """
-    from claudectl.diagnosis import examine
+    from claudectl.diagnosis import approached, examine
 
     with Progress(lambda elapsed: f"looking … {elapsed:.0f} s", wanted=not options.json):
-        found = list(examine(options, config=config, profile=profile))
+        found = list(examine(approached(options), config=config, profile=profile))
     fails = any(one.get("status") == "fail" for one in found)
     options.show({"status": _worst(found), "findings": found}, lambda _, paint: _text(found, paint))
     click.get_current_context().exit(Exit.FAILED if fails else Exit.DONE)
