@@ -61,8 +61,9 @@ def state_changed(old: DaemonState, new: DaemonState) -> None:
 
 
 def check_changed(change: Change) -> None:
-    tell = log.info if change.new == Check.PASS else log.warning
-    tell("health.changed", check=change.what, old=change.old, new=change.new, reason=change.reason)
+    (log.info if change.new == Check.PASS else log.warning)(
+        "health.changed", check=change.what, old=change.old, new=change.new, reason=change.reason
+    )
 
 
 def reload_refused(failure: Failure) -> None:
