@@ -7,8 +7,9 @@ import secrets
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
@@ -45,6 +46,8 @@ from claude_daemon.ports import Gateway, McpServer
 from claude_daemon.service.budget import BudgetSettings
 from claude_daemon.service.drain import DrainSettings
 from claude_daemon.service.limits import LimitSettings
+from claude_daemon.service.outside import Outside
+from claude_daemon.service.space import Space, measured
 from claude_daemon.sources import Source
 from claude_daemon.telemetry.tracing import NotInstalled, Traces, missing
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
@@ -232,6 +235,15 @@ def price_of(settings: Settings) -> Callable[[str], Price | None]:
     }
     known = {**LIST_PRICES, **own}
     return lambda model: told_price(model, known.get)
+
+
+def disk(loaded: Loaded) -> Outside[Sequence[Space]]:
+    """What health measures: wherever the daemon writes."""
+    paths = loaded.paths
+    ours = [paths.home, paths.database.parent, paths.run_dir, paths.engine_dir, paths.work_dir]
+    if paths.log_file is not None:
+        ours.append(paths.log_file.parent)
+    return Outside(partial(measured, ours), name="disk", monotonic=time.monotonic)
 
 
 def budget_settings(settings: Settings) -> BudgetSettings:

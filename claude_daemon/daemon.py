@@ -23,6 +23,7 @@ from claude_daemon import __version__, assembly, journal, stacks
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_audit import ControlAuditRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
+from claude_daemon.api.control_engine import ControlEngineRoutes
 from claude_daemon.api.control_events import ControlEventRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
@@ -41,6 +42,7 @@ from claude_daemon.core.role import DEFAULT_ROLE
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.cgroup import Cgroups
+from claude_daemon.engine.check import EngineCheck
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
 from claude_daemon.engine.pool import PoolEvent
@@ -70,6 +72,7 @@ from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_
 from claude_daemon.supervise.stages import Stage
 from claude_daemon.supervision import Supervision
 from claude_daemon.surroundings import Surroundings
+from claude_daemon.telemetry.loop_lag import LoopLag
 from claude_daemon.telemetry.metrics import Metrics
 from claude_daemon.upstream.broker import Broker
 from claude_daemon.upstream.client import MessagesClient, proxy_for
@@ -109,7 +112,11 @@ class Daemon:
         self.started = loaded
         self.surroundings = surroundings
         self.health = Health(
-            version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=self._state_changed
+            version=__version__,
+            monotonic=time.monotonic,
+            born=time.monotonic(),
+            changed=self._state_changed,
+            told=journal.check_changed,
         )
         self.happenings = Happenings(time.time)
         self.supervision = Supervision(
@@ -123,6 +130,8 @@ class Daemon:
             self._listeners,
             supervisor=surroundings.supervisor,
         )
+        self.loop_lag = LoopLag()
+        self.disk = assembly.disk(loaded)
         self.url = ""
         self._stop = asyncio.Event()
         self._signals = 0
@@ -149,6 +158,7 @@ class Daemon:
     async def _run(self, announce: Callable[[Daemon], None]) -> int:
         async with AsyncExitStack() as stack:
             stack.callback(self.surroundings.notifier.close)
+            stack.callback(self.loop_lag.stop)
             self._handle_signals(stack)
             await self._unless_stopped(self._take_lock(stack))
             if self._stop.is_set():
@@ -238,6 +248,7 @@ class Daemon:
 
     async def _serve(self, announce: Callable[[Daemon], None]) -> None:
         self._serving = True
+        self.loop_lag.start()
         async with asyncio.TaskGroup() as group:
             text = group.create_task(self.text.run(), name="text lane")
             dispatching = group.create_task(self.dispatcher.run(), name="dispatcher")
@@ -245,6 +256,7 @@ class Daemon:
             self._others += [
                 group.create_task(self.health.watch(), name="health"),
                 group.create_task(self.surroundings.log.watch(), name="log"),
+                group.create_task(self.disk.run(), name="disk"),
                 group.create_task(self.supervision.run(), name="supervision"),
                 group.create_task(self._reload_when_asked(), name="reload"),
             ]
@@ -514,7 +526,10 @@ class Daemon:
     def _apply_engine(self, new: Loaded, before: Settings) -> None:
         engine, pool = new.settings.engine, self.text.pool
         if "credential" not in self.configuration.needs_restart:
-            self.source = self.report.source = self.source.renewed(new.credential)
+            before_renewal, self.source = self.source, self.source.renewed(new.credential)
+            self.report.source = self.source
+            if self.source != before_renewal:
+                self.durable.credential.renewed()
         self.admission.default_model = engine.default_model
         self._models_changed()
         told_otherwise = self.text.respawn_with(
@@ -584,7 +599,8 @@ class Daemon:
         self.report = self._report()
         self.health.sources += [
             self.report.engine_checks,
-            self.report.source_check,
+            self.report.auth_check,
+            self.report.machine_checks,
             self.durable.check,
             self.durable.budgets.check,
             self.configuration.check,
@@ -622,6 +638,11 @@ class Daemon:
             sessions=self.sessions,
             dispatcher=self.dispatcher,
             health=self.health,
+            keys=self.keys,
+            credential=self.durable.credential,
+            loop_lag=self.loop_lag,
+            disk=self.disk,
+            queue=self.durable.queue,
             paused=lambda: self.durable.upkeep.paused,
             url=self.url,
             supervisor=self.surroundings.supervisor,
@@ -743,6 +764,7 @@ class Daemon:
             home=self.started.paths.home,
             now=time.time,
             lost=lambda: self.surroundings.log.lost,
+            loop_lag=lambda: self.loop_lag.recent_seconds,
         )
 
     def _control_routes(self) -> ControlRoutes:
@@ -776,6 +798,7 @@ class Daemon:
             ControlDaemonRoutes(
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
+            ControlEngineRoutes(EngineCheck(self.text, self.agents).begin, record=durable.record),
             ControlEventRoutes(
                 self.happenings,
                 snapshot=self._snapshot,

@@ -18,7 +18,6 @@ import orjson
 from claude_daemon import assembly, journal
 from claude_daemon.config import Settings
 from claude_daemon.core.budget import NO_BUDGET, Budget
-from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.task import Task
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.meters import Meters
@@ -32,11 +31,13 @@ from claude_daemon.ports import (
     StoreUnavailable,
     WebhookDelivery,
 )
+from claude_daemon.service import rules
 from claude_daemon.service.activity import Activity, settled
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.audit import AuditDesk
 from claude_daemon.service.book import Book
 from claude_daemon.service.budget import Budgets
+from claude_daemon.service.credential import CredentialStanding
 from claude_daemon.service.dispatch import Dispatcher, DispatchSettings, Run
 from claude_daemon.service.follow import Follow, StoreKeeper, Tails
 from claude_daemon.service.health import Health
@@ -92,6 +93,8 @@ class Durable:
         self._group: asyncio.TaskGroup | None = None
         self._recovered = False
         self.tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, time.time))
+        self.credential = CredentialStanding(monotonic=time.monotonic)
+        self._note_health: Callable[[], None] = lambda: None
         self.limits = Limits(assembly.limit_settings(settings), monotonic=time.monotonic)
         self.budgets = Budgets(
             store, assembly.budget_settings(settings), now=time.time, budget_of=budget_of, told=meters.told
@@ -143,7 +146,7 @@ class Durable:
         keys: KeyDesk,
     ) -> None:
         """What needs the rest of the daemon."""
-        self.budgets.changed = health.note
+        self.budgets.changed = self._note_health = health.note
         self._keys = keys
         queue = self.settings.queue
         self.sessions = SessionDesk(
@@ -258,20 +261,24 @@ class Durable:
 
     async def record(self, audit: AuditRecord) -> None:
         """What an operator did; where the store takes nothing, the log alone has it."""
-        try:
-            await self.store.record(audit)
-        except StoreUnavailable:
+        if not await self.audit.record(audit):
             self.meters.told("audit.unwritten", {"act": audit.act, "peer_uid": audit.peer_uid, **audit.details})
 
     def check(self) -> dict[str, HealthReport]:
         """The share of health of the store, and of what is kept in it."""
         status = self.store.status()
-        details = {"backlog": status.backlog, **status.details}
-        if status.error is not None:
-            store = HealthReport(status=Check.FAIL, reason=status.error, details=details)
-        else:
-            store = HealthReport(status=Check.PASS, details=details)
-        return {"store": store, **self.audit.check()}
+        return {"store": rules.store(status, stall_s=self.settings.store.stall_s), **self.audit.check(status.error)}
+
+    def queue(self) -> rules.Queue:
+        """What waits for a place."""
+        dispatcher = self.dispatcher
+        return rules.Queue(
+            waiting=dispatcher.waiting,
+            queued=dispatcher.queued,
+            max_queued=self.settings.queue.max_queued,
+            oldest_seconds=dispatcher.oldest_seconds,
+            held=dispatcher.held,
+        )
 
     # ends
 
@@ -283,6 +290,9 @@ class Durable:
         self.meters.settled(run)
         self.activity.settled(run)
         self._happened("task.settled", settled(run))
+        assert run.task.outcome is not None
+        if self.credential.ended(run.task.outcome):
+            self._note_health()
         if not run.durable:
             self.book.chat_ended(run)
         journal.task_settled(run)

@@ -14,11 +14,12 @@ from structlog.contextvars import bind_contextvars
 
 from claude_daemon.api.middleware import facts_of
 from claude_daemon.core.errors import Failure
-from claude_daemon.core.lifecycle import DaemonState
+from claude_daemon.core.lifecycle import Check, DaemonState
 from claude_daemon.core.task import Task
 from claude_daemon.core.trace import TRACE, Trace
 from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.service.dispatch import Run
+from claude_daemon.service.health import Change
 from claude_daemon.telemetry.logging import get_logger
 
 log = get_logger("claude_daemon.daemon")
@@ -57,6 +58,12 @@ def _apart(level: str, name: str, fields: Mapping[str, Any]) -> None:
 def state_changed(old: DaemonState, new: DaemonState) -> None:
     """Checks are read when anybody asks: whose request that was is no matter."""
     _apart("info", "daemon.state", {"old": old.value, "new": new.value})
+
+
+def check_changed(change: Change) -> None:
+    (log.info if change.new == Check.PASS else log.warning)(
+        "health.changed", check=change.what, old=change.old, new=change.new, reason=change.reason
+    )
 
 
 def reload_refused(failure: Failure) -> None:

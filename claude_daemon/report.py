@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -13,11 +13,18 @@ from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.worker import Start
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.lane import TextLane
+from claude_daemon.engine.launch import Access
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.ports import HealthReport
+from claude_daemon.service import rules
+from claude_daemon.service.credential import CredentialStanding
 from claude_daemon.service.dispatch import Dispatcher, Run
 from claude_daemon.service.health import Health
+from claude_daemon.service.keys import KeyDesk
+from claude_daemon.service.outside import Outside
+from claude_daemon.service.space import Space, disk_check
 from claude_daemon.sources import Source
+from claude_daemon.telemetry.loop_lag import LoopLag
 from claude_daemon.upstream.direct import DirectEngine
 
 
@@ -33,6 +40,11 @@ class Report:
     sessions: SessionLane
     dispatcher: Dispatcher
     health: Health
+    keys: KeyDesk
+    credential: CredentialStanding
+    loop_lag: LoopLag
+    disk: Outside[Sequence[Space]]
+    queue: Callable[[], rules.Queue]
     paused: Callable[[], bool]
     url: str
     supervisor: str
@@ -44,18 +56,37 @@ class Report:
         engine = checks["engine"]
         if engine.status is Check.FAIL and self.direct is not None:
             reason = f"{engine.reason}; the direct lane works"
-            checks["engine"] = HealthReport(status=Check.WARN, reason=reason, details=engine.details)
+            engine = HealthReport(status=Check.WARN, reason=reason, details=engine.details)
+        engine = rules.engine(engine, crashes=self.text.pool.crashes)
+        if self.source.kind == "none":  # whatever else is wrong, nobody can be answered
+            engine = HealthReport(status=Check.FAIL, reason=_NO_CREDENTIAL, details=engine.details)
+        more = {"credential": self.source.kind, "sandbox": "bwrap" if self.agents.missing is None else "none"}
+        checks["engine"] = rules.with_details(engine, more)
+        checks["worker_pool"] = rules.queue(checks["worker_pool"], self.queue())
         return checks
 
-    def source_check(self) -> Mapping[str, HealthReport]:
-        """Whether there is a credential at all; without one no engine is any good."""
+    def auth_check(self) -> Mapping[str, HealthReport]:
+        """The credential that we show to the upstream, and the keys that are shown to us."""
         source = self.source
-        details = {"kind": source.kind, "origin": source.origin, "upstream": source.name}
+        details = {
+            "kind": source.kind,
+            "origin": source.origin,
+            "upstream": source.name,
+            "refused_5min": self.credential.refused_recently,
+            "keys": self.keys.counts(),
+        }
         if source.kind == "none":
-            reason = "no credential: set ANTHROPIC_API_KEY (or _FILE), or log in with claude"
-            return {"engine": HealthReport(status=Check.FAIL, reason=reason, details=details)}
-        reason = "the offline model answers" if source.name == "offline" else ""
-        return {"auth": HealthReport(status=Check.PASS, reason=reason, details=details)}
+            return {"auth": HealthReport(status=Check.FAIL, reason=_NO_CREDENTIAL, details=details)}
+        told = "the offline model answers" if source.name == "offline" else ""
+        if source.access is not Access.BROKER:
+            told = "a login is the CLI's own: every key is in one trust domain, and no key has tools"
+        report = HealthReport(status=Check.PASS, reason=told, details=details)
+        status, reason = self.credential.judged()
+        return {"auth": rules.made_worse(report, status, reason)}
+
+    def machine_checks(self) -> Mapping[str, HealthReport]:
+        """What the daemon runs on."""
+        return {"disk": disk_check(self.disk), "event_loop": rules.event_loop(self.loop_lag.recent_seconds)}
 
     def status(self) -> dict[str, Any]:
         """Everything ``claudectl status`` shows."""
@@ -110,6 +141,7 @@ class Report:
         return [{**_NOBODYS, **one, **_whose(runs.get(one["id"]))} for one in told]
 
 
+_NO_CREDENTIAL: Final = "no credential: set ANTHROPIC_API_KEY (or _FILE), or log in with claude"
 _NOBODYS: Final = {"start": None, "task_id": None, "session_id": None}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from claude_daemon.core.recent import Recent
 from claude_daemon.core.retry import Backoff
 
 # A CLI that cannot start is tried again after 0.5 to 30 s: soon enough for a mended installation, never a spin.
@@ -12,6 +13,8 @@ _BACKOFF: Final = Backoff(first_seconds=0.5, limit_seconds=30.0)
 _PROVEN_S: Final = 10.0
 # One failed start may be an accident too; who waits is sent away from the second on.
 _GIVE_UP_AFTER: Final = 2
+CRASH_WINDOW_S: Final = 600.0
+"""How far back deaths are counted for health: a crash loop is known in minutes, and forgotten as soon."""
 
 
 class Failures:
@@ -26,6 +29,7 @@ class Failures:
         self.last_error = ""
         self.last_crash_at = float("-inf")
         self.retry_at = float("-inf")
+        self.recent = Recent(CRASH_WINDOW_S)
         self._starts = 0
 
     def failed(self, error: str, now: float, random: float) -> float:
@@ -38,15 +42,19 @@ class Failures:
         if turns == 0 and lived_seconds < _PROVEN_S:
             return self._unproven(error, now, random)
         self.proven()
-        self.last_error, self.last_crash_at = error, now
+        self._note(error, now)
         return 0.0
 
     def _unproven(self, error: str, now: float, random: float) -> float:
         self.count += 1
-        self.last_error, self.last_crash_at = error, now
+        self._note(error, now)
         delay = _BACKOFF.delay(self.count - 1, random) if self.count > 1 else 0.0
         self.retry_at = now + delay
         return delay
+
+    def _note(self, error: str, now: float) -> None:
+        self.last_error, self.last_crash_at = error, now
+        self.recent.note(now)
 
     def ready(self) -> None:
         """A process could be started."""

@@ -532,6 +532,11 @@ class Pool:
         """Every worker with what it is and does, for people."""
         return report.listing(self.workers.values(), self.lane)
 
+    @property
+    def crashes(self) -> int:
+        """Processes that have died or could not be started, of late (``failures.CRASH_WINDOW_S``)."""
+        return self._failures.recent.count(time.monotonic())
+
     def health(self) -> Mapping[str, HealthReport]:
         status, reason = report.status(self.counts(), self._failures, time.monotonic())
         return {"worker_pool": HealthReport(status=status, reason=reason, details=self.counts())}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ async def capabilities_of(cli: Path, spawner: Spawner, cache: Path, default_mode
     cached = _read(cache, identity)
     if cached is not None:
         return cached
-    found = await _probe(cli, spawner, default_model)
+    found = await probe(cli, spawner, default_model)
     if not found.missing():  # what a busy machine made fail is tried again at the next start
         with contextlib.suppress(OSError):  # a full disk makes the next start slower, not this one fail
             cache.write_bytes(orjson.dumps({"format": _FORMAT, "cli": identity, "found": asdict(found)}))
@@ -80,7 +80,8 @@ def _read(cache: Path, identity: Sequence[Any]) -> Capabilities | None:
     return None
 
 
-async def _probe(cli: Path, spawner: Spawner, default_model: str) -> Capabilities:
+async def probe(cli: Path, spawner: Spawner, default_model: str) -> Capabilities:
+    """What the CLI can do, found out now. The spawner is told as far as it is known meanwhile. Raises SpawnFailed."""
     named, version = await _named(cli)
     flags: dict[str, Any] = {name: flag in named for name, flag in _FLAGS.items()}
     spawner.capabilities = Capabilities(**flags, version=version)
@@ -225,35 +226,11 @@ class _Prober:
 
     async def _hooks(self) -> bool:
         """An agent's calls are put before us, and those that are denied are not made. It calls Read, on nothing."""
-        gate, refused = _Closed(), list[bool]()
-        worker = self._spawner.prepare_as(AgentWorker, self._shape, canned=True)
-        agent = AgentSpec(allow=("Read",))
-        outfit = Outfit(agent=agent, add_dirs=(), enclose=lambda command, launch: command)
         try:
-            await self._spawner.spawn(worker, self._shape, worker.wake, outfit)
-            await worker.ready()
-            turn = worker.agent_turn(
-                _plan(CALL, worker),
-                worker.model,
-                _LIMITS,
-                AgentReader(),
-                agent=agent,
-                system={},
-                gate=gate,
-                ask=None,
-                where=None,
-                limit=None,
-                request_id="",
-            )
-            async for batch in turn:
-                told = [item for item in batch if not isinstance(item, Ended)]
-                refused += [item.data["is_error"] for item in told if item.type == TOOL_RESULT]
+            asked, refused = await agent_calls(self._spawner, self._shape, AgentSpec(allow=("Read",)))
         except (WorkerLost, SpawnFailed, OSError):
             return False
-        finally:
-            await worker.stop()
-            self._spawner.forget(worker)
-        return gate.calls == ["Read", "Read"] and refused == [True, True]
+        return asked == ["Read", "Read"] and refused == [True, True]
 
     async def sessions(self, named: Set[str]) -> dict[str, bool]:
         """A conversation is kept under its name, and goes on in other processes; ``named``: the flags that there are.
@@ -314,6 +291,51 @@ class _Prober:
                 else:
                     raise ValueError(str(item.outcome.failure))
         raise ValueError("the turn has no end")
+
+
+async def agent_calls(spawner: Spawner, shape: Shape, agent: AgentSpec) -> tuple[list[str], list[bool]]:
+    """A turn of an agent that is made to call its first tool twice: the calls that were put before us, all of which we
+    deny, and whether each was refused. Raises WorkerLost, SpawnFailed, OSError."""
+    gate, refused = _Closed(), list[bool]()
+    worker = spawner.prepare_as(AgentWorker, shape, canned=True)
+    outfit = Outfit(agent=agent, add_dirs=(), enclose=lambda command, launch: command)
+    try:
+        await spawner.spawn(worker, shape, worker.wake, outfit)
+        await worker.ready()
+        turn = worker.agent_turn(
+            _plan(CALL, worker),
+            worker.model,
+            _LIMITS,
+            AgentReader(),
+            agent=agent,
+            system={},
+            gate=gate,
+            ask=None,
+            where=None,
+            limit=None,
+            request_id="",
+        )
+        async for batch in turn:
+            told = [item for item in batch if not isinstance(item, Ended)]
+            refused += [item.data["is_error"] for item in told if item.type == TOOL_RESULT]
+    finally:
+        await worker.stop()
+        spawner.forget(worker)
+    return gate.calls, refused
+
+
+async def text_turn(spawner: Spawner, shape: Shape, begun: Callable[[Worker], None]) -> None:
+    """A turn of a text worker; ``begun`` sees it when it is ready. Raises WorkerLost, SpawnFailed, OSError."""
+    worker = spawner.prepare(shape, canned=True)
+    try:
+        await spawner.spawn(worker, shape, worker.wake)
+        await worker.ready()
+        begun(worker)
+        async for _ in worker.turn(_plan("hello", worker), worker.model, _LIMITS):
+            pass
+    finally:
+        await worker.stop()
+        spawner.forget(worker)
 
 
 class _Closed:

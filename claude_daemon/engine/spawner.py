@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -80,6 +81,8 @@ class Spawner:
         self, site: EngineSite, gateway: Gateway, ids: Callable[[str], str], capabilities: Capabilities
     ) -> None:
         self.capabilities = capabilities
+        self.prepared: Callable[[Launch], None] = lambda launch: None
+        """Hears of each launch when its directory is there and its process is not."""
         self.processes: set[Process | None] = set()  # until they have ended and are reaped
         self.nonces: set[str] = set()  # until they are forgotten
         self.wrote: Callable[[Worker, str], None] = lambda worker, words: None
@@ -89,6 +92,10 @@ class Spawner:
         self._ids = ids
         self._ledger = Ledger(site.directory / "ledger")
         self._homes = site.directory / "homes"
+
+    def twin(self) -> Spawner:
+        """One whose processes are this one's, with capabilities of its own: for who tries things out beside."""
+        return copy(self)
 
     def apply(self, *, max_retries: int, request_timeout_s: float, oauth_token: str | None) -> bool:
         """What processes are told from now on; whether those that live were told something else."""
@@ -137,6 +144,7 @@ class Spawner:
         Raises :class:`~claude_daemon.engine.process.SpawnFailed` or OSError.
         """
         launch = self._launch(worker, shape)
+        self.prepared(launch)
         if outfit is not None:
             launch = replace(launch, agent=outfit.agent, add_dirs=outfit.add_dirs)
             if (kept := outfit.conversation) is not None:

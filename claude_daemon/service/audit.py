@@ -14,13 +14,18 @@ from typing import Any, Final
 
 from claude_daemon.core.audit import Anchor, Sealed, Verdict, Verifier, holds
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.ports import Audit, Clock, HealthReport, StoreUnavailable
+from claude_daemon.core.recent import Recent
+from claude_daemon.ports import Audit, AuditRecord, Clock, HealthReport, StoreUnavailable
 
 ANCHOR_S: Final = 60.0
 PAGE_RECORDS: Final = 2000
 """Verified in one step: some ten milliseconds of a thread, between which others have their turn."""
 PRUNE_AT_ONCE: Final = 5000
 """Records deleted in one commit."""
+ANCHOR_LATE_S: Final = 3 * ANCHOR_S
+"""By then the head should have been told twice more: what is in the store alone can be cut off unseen."""
+UNWRITTEN_S: Final = 600.0
+"""So long a record that could not be written is worth a warning, though others can be again."""
 _DAY_S: Final = 24 * 3600.0
 
 
@@ -45,6 +50,7 @@ class AuditDesk:
         self._monotonic = monotonic
         self._head: Anchor | None = None
         self._anchored_at = monotonic()
+        self._unwritten = Recent(UNWRITTEN_S)
         self._strange: int | None = None
         self._pruned_on: float | None = None
 
@@ -75,6 +81,15 @@ class AuditDesk:
             self._head = head
             self._told("audit.head", {"head": str(head)})
         self._anchored_at = self._monotonic()
+
+    async def record(self, record: AuditRecord) -> bool:
+        """Writes what somebody did; False where the store takes nothing, and the check says so for a while."""
+        try:
+            await self._store.record(record)
+        except StoreUnavailable:
+            self._unwritten.note(self._monotonic())
+            return False
+        return True
 
     async def _prune_daily(self) -> None:
         """By whole days: else each look would find some more, and leave a record of it."""
@@ -117,13 +132,26 @@ class AuditDesk:
         """Whether the chain does not go on with our key."""
         return self._strange is not None
 
-    def check(self) -> dict[str, HealthReport]:
-        """The audit's share of health."""
-        details = {"head": None if self._head is None else str(self._head)}
-        if self._strange is None:
-            return {"audit": HealthReport(status=Check.PASS, details=details)}
-        why = f"record {self._strange} is not sealed with this audit.key: claudectl audit verify"
-        return {"audit": HealthReport(status=Check.WARN, reason=why, details=details)}
+    def check(self, store_error: str | None = None) -> dict[str, HealthReport]:
+        """The audit's share of health. ``store_error``: why nothing can be written now."""
+        now = self._monotonic()
+        age, unwritten = now - self._anchored_at, self._unwritten.count(now)
+        details = {
+            "head": None if self._head is None else str(self._head),
+            "anchor_age_seconds": round(age, 3),
+            "unwritten_10min": unwritten,
+        }
+        status, why = Check.PASS, ""
+        if self._strange is not None:
+            status = Check.FAIL
+            why = f"record {self._strange} is not sealed with this audit.key: claudectl audit verify"
+        elif store_error is not None:
+            status, why = Check.FAIL, f"nothing can be recorded: {store_error}"
+        elif unwritten:
+            status, why = Check.WARN, f"{unwritten} records of the last 10 min could not be written; the log has them"
+        elif age >= ANCHOR_LATE_S:
+            status, why = Check.WARN, f"the head has not been told to the log for {age:.0f} s"
+        return {"audit": HealthReport(status=status, reason=why, details=details)}
 
 
 def _add(verifier: Verifier, page: Sequence[Sealed]) -> None:

@@ -6,7 +6,7 @@ and knows after a crash what was spent and what was set aside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from typing import Any, Final
@@ -249,8 +249,9 @@ class Budgets:
     # what it tells
 
     def check(self) -> dict[str, HealthReport]:
-        """How many limits are nearly or wholly used up; whose is nobody's business who may merely see the health."""
-        today, high, spent = self.today, 0, 0
+        """How many limits are nearly or wholly used up; which domain's or key's is nobody's business who may merely see
+        the health. It fails when one is spent that many share, which keeps nobody from what costs nothing."""
+        today, high, spent, shared = self.today, 0, 0, 0
         for (owner, span), (began, _) in list(self._high.items()):
             cap = self._cap(owner, span)
             percent = 0 if cap is None or began != first_day(span, today) else self._percent(cap, today)
@@ -259,11 +260,27 @@ class Budgets:
                 continue
             high += 1
             spent += percent >= 100
-        details = {"high": high, "spent": spent}
+            shared += percent >= 100 and owner.purse is not Purse.KEY
+        domains = [Owner(Purse.DOMAIN, name) for name in self.settings.domains]
+        details = {
+            "high": high,
+            "spent": spent,
+            "overall_percent": self._percents([ALL], today),
+            "domains_percent": self._percents(domains, today),
+        }
         if not high:
             return {"budgets": HealthReport(status=Check.PASS, details=details)}
         why = f"{high} of the budgets' limits are used to {WARN_PERCENT} % or more, {spent} of them to the end"
-        return {"budgets": HealthReport(status=Check.WARN, reason=why, details=details)}
+        if shared:
+            why += f", {shared} of these of more than one key: claudectl usage"
+        return {"budgets": HealthReport(status=Check.FAIL if shared else Check.WARN, reason=why, details=details)}
+
+    def _percents(self, owners: Sequence[Owner], today: str) -> dict[str, int | None]:
+        """By span, how much of a limit is used, the most of these owners; None where there is no limit."""
+        caps = {span: [cap for owner in owners if (cap := self._cap(owner, span)) is not None] for span in Span}
+        return {
+            span.value: max((self._percent(cap, today) for cap in found), default=None) for span, found in caps.items()
+        }
 
     def _cap(self, owner: Owner, span: Span) -> Cap | None:
         most = self._budget(owner).of(span)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,8 +18,12 @@ from claude_daemon.service.hint import Hint
 CACHE_S: Final = 1.0
 # Checks that tell nobody when they change (a crash that is old enough to be forgotten) show in the state after so long.
 WATCH_S: Final = 5.0
+# Changes of the state and of checks that are told: a day of an ordinary daemon, some minutes of one that flaps.
+CHANGES_KEPT: Final = 32
 # A failure of these means that no work can be done at all.
 BLOCKING: Final = frozenset({"engine", "store"})
+# While it starts or ends, a part that is not there (yet) is no news.
+_PASSING: Final = frozenset({DaemonState.STARTING, DaemonState.STOPPING})
 
 Source = Callable[[], Mapping[str, HealthReport]]
 
@@ -35,20 +41,41 @@ class Probe:
         return {"status": self.status, "state": self.state.value, "reason": self.reason}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """``what`` is ``state``, or the name of a check; ``at`` seconds since the epoch. ``old`` None: it is new."""
+
+    at: float
+    what: str
+    old: str | None
+    new: str
+    reason: str
+
+    def document(self) -> dict[str, Any]:
+        return {"at": self.at, "what": self.what, "from": self.old, "to": self.new, "reason": self.reason}
+
+
 @dataclass(slots=True)
 class Health:
-    """The daemon's state and its checks. ``changed`` is told each change of state."""
+    """The daemon's state and its checks. ``changed`` is told each change of state, ``told`` those of checks too.
+
+    A source answers from what is known already: what has to be asked of somebody else (a disk, Redis) is asked apart,
+    with a timeout of its own, and never while somebody waits for a probe.
+    """
 
     version: str
     monotonic: Clock
     sources: list[Source] = field(default_factory=list)
     changed: Callable[[DaemonState, DaemonState], None] = lambda old, new: None
+    told: Callable[[Change], None] = lambda change: None
+    now: Clock = time.time
     state: DaemonState = DaemonState.STARTING
     born: float = 0.0
     lenient: bool = False
     """Work is taken although the state says no: a lame duck's, and that of connections accepted before a successor."""
     _cached: dict[str, HealthReport] = field(default_factory=dict)
     _cached_at: float = float("-inf")
+    _changes: deque[Change] = field(default_factory=lambda: deque(maxlen=CHANGES_KEPT))
     _noted: Hint = field(default_factory=Hint)
 
     def move(self, to: DaemonState) -> None:
@@ -56,6 +83,7 @@ class Health:
         if to is self.state:
             return
         old, self.state = self.state, advance(self.state, to)
+        self._changes.append(Change(at=self.now(), what="state", old=old, new=to, reason=self._why()))
         self.note()
         self.changed(old, to)
 
@@ -114,8 +142,28 @@ class Health:
             self._cached_at = self.monotonic()  # the move has changed no check
 
     def _read(self) -> None:
+        before = self._cached
         self._cached = {name: report for source in self.sources for name, report in source().items()}
         self._cached_at = self.monotonic()
+        if self.state in _PASSING:
+            return
+        for name, report in self._cached.items():
+            old = before[name].status if name in before else None
+            if report.status is not (old or Check.PASS):
+                self._note_change(name, old, report)
+
+    def _note_change(self, name: str, old: Check | None, report: HealthReport) -> None:
+        change = Change(at=self.now(), what=name, old=old, new=report.status, reason=report.reason)
+        self._changes.append(change)
+        self.told(change)
+
+    def _why(self) -> str:
+        """What a reader of the last changes wants to know of one of the state."""
+        if self.state is not DaemonState.DEGRADED:
+            return ""
+        return "; ".join(
+            f"{name}: {report.reason}" for name, report in self._cached.items() if report.status is not Check.PASS
+        )
 
     def _admitting_state(self) -> DaemonState:
         well = worst(report.status for report in self._cached.values()) is Check.PASS
@@ -162,10 +210,13 @@ class Health:
             checks[name] = {"status": report.status.value}
             if details:
                 checks[name] |= {"reason": report.reason, **(report.details or {})}
-        return {
+        document: dict[str, Any] = {
             "status": status.value,
             "state": self.state.value,
             "version": self.version,
             "uptime_seconds": round(self.monotonic() - self.born, 3),
             "checks": checks,
         }
+        if details:
+            document["changes"] = [change.document() for change in self._changes]
+        return document

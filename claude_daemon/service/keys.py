@@ -30,6 +30,9 @@ MAX_OVERLAP_SECONDS: Final = 90 * 24 * 3600.0
 USED_EVERY_S: Final = 60.0
 """A key's last use is written down so often at most."""
 
+SOON_S: Final = 7 * 24 * 3600.0
+"""A key that ends within a week should have a successor by now."""
+
 WRITING: Final = tuple(tool for tool in TOOLS if tool not in READ_ONLY)
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
@@ -240,6 +243,19 @@ class KeyDesk:
     def arms_somebody(self) -> bool:
         """Whether any key but that of the home may have tools run that change something."""
         return any(permitted(self.role_of(key, None), WRITING) for key in self._ring if not key.revoked)
+
+    def counts(self) -> dict[str, int]:
+        """The stored keys that are not revoked: how many are good now, and how many of these end within a week."""
+        at = self._now()
+        alive = [known[0] for known in self._known.values() if not known[0].revoked]
+        good = [key for key in alive if key.unfit(at) is None]
+        soon = sum(key.expires_at is not None and key.expires_at - at < SOON_S for key in good)
+        return {
+            "good": len(good),
+            "suspended": sum(key.suspended for key in alive),
+            "expired": sum(key.unfit(at) is Unfit.EXPIRED for key in alive),
+            "expire_within_7_days": soon,
+        }
 
     # keys, as their operator sees them
 

@@ -234,15 +234,16 @@ class Writer:
         return batch
 
     def _commit_or_keep(self, batch: Sequence[_Item]) -> None:
-        started = time.perf_counter()
+        self.figures.began()
         try:
             self._commit(batch)
         except (sqlite3.Error, OSError) as error:
+            self.figures.failed()
             with suppress(sqlite3.Error):
                 self._roll_back()
             self._failed(batch, error)
         else:
-            self.figures.committed(time.perf_counter() - started, _size(side(self._path, "-wal")))
+            self.figures.committed(_size(side(self._path, "-wal")))
             with self._changed:
                 self._error = None
                 self._failures = 0

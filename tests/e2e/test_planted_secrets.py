@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import signal
+import tarfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -48,6 +49,7 @@ async def test_what_is_planted_is_found_nowhere(start_daemon: StartDaemon, model
         assert sign in "".join(heard)  # else nothing was tried
     outputs = [await _claudectl(daemon, *args) for args in SHOWN]
     outputs.append(await _run("claude-daemon", "check-config", env=daemon.environment()))
+    outputs += await _bundled(daemon, tmp_path / "bundle.tar.gz")
     daemon.process.send_signal(signal.SIGUSR2)  # type: ignore[union-attr]
     await daemon.logged("daemon.stacks.threads")
     assert await daemon.stop() == 0
@@ -89,6 +91,19 @@ async def _everything(daemon: DaemonProcess, key: str) -> AsyncIterator[str]:
 
 async def _claudectl(daemon: DaemonProcess, *args: str) -> str:
     return await _run("claudectl", "--socket", str(daemon.socket), *args, env=daemon.environment())
+
+
+async def _bundled(daemon: DaemonProcess, path: Path) -> list[str]:
+    """What is in a debug bundle, every part of it there."""
+    said = await _claudectl(daemon, "debug-bundle", str(path))
+    with tarfile.open(path) as archive:
+        found = {name: archive.extractfile(name).read().decode() for name in archive.getnames()}  # type: ignore[union-attr]
+    names = {name.rpartition("/")[2] for name in found}
+    assert names >= {
+        "README.txt", "status.json", "health.json", "workers.json", "stacks.json", "doctor.json", "versions.json",
+        "config.txt", "daemon.log",
+    }, said  # fmt: skip
+    return [said, *found.values()]
 
 
 async def _run(program: str, *args: str, env: dict[str, str]) -> str:

@@ -109,6 +109,7 @@ async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
             await asyncio.sleep(0.05)
     async with daemon.http.get("/health") as response:
         assert (await response.json(content_type=None))["checks"]["store"]["status"] == "fail"
+    await measured(daemon, "fail")
     async with daemon.http.get(f"/v1/tasks/{kept['id']}") as response:
         assert (await response.json())["result"]["text"] == "kept"  # reads go on
     response = await daemon.chat("Hello")
@@ -116,6 +117,7 @@ async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
     await daemon.logged("store.failed")
     filler.unlink()
     await daemon.logged("store.recovered")
+    await measured(daemon, "pass")
     async with asyncio.timeout(PATIENCE_S):
         while (await daemon.control("ready"))["status"] != "pass":
             await asyncio.sleep(0.05)
@@ -126,6 +128,13 @@ async def test_a_full_disk_refuses_what_it_cannot_keep_and_mends_by_itself(
     async with daemon.http.get("/v1/tasks?limit=100") as response:
         listed = {task["id"] for task in (await response.json())["data"]}
     assert listed == {kept["id"], last["id"], *accepted}
+
+
+async def measured(daemon: DaemonProcess, status: str) -> None:
+    """Once the check of the disk has this status: it is measured every five seconds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while (await daemon.control("health"))["checks"]["disk"]["status"] != status:
+            await asyncio.sleep(0.05)
 
 
 async def ready(daemon: DaemonProcess, status: str) -> None:

@@ -465,9 +465,34 @@ async def test_at_80_percent_and_at_the_end_it_warns_once_and_the_health_says_so
         assert percents == [[], [80], [80], [80], [80, 100], [80, 100]]
         assert {fields["purse"] for fields in at.names("budget.warn")} == {"all"}
         report = at.budgets.check()["budgets"]
-        assert (report.status, report.details) == (Check.WARN, {"high": 1, "spent": 1})
+        assert (report.status, report.details) == (
+            Check.FAIL,
+            {
+                "high": 1,
+                "spent": 1,
+                "overall_percent": {"day": 100, "month": None},
+                "domains_percent": {"day": None, "month": None},
+            },
+        )
         clock.now += DAY_S
         assert at.budgets.check()["budgets"].status is Check.PASS
+
+
+async def test_a_budget_that_many_share_fails_the_check_when_it_is_spent_and_that_of_one_key_warns(
+    store: SqliteStore, clock: Clock
+) -> None:
+    own, domain = Budget(day_micro_usd=100), BudgetSettings(domains={"default": Budget(day_micro_usd=1000)})
+    async with house(store, clock, domain) as at:
+        at.keys["local"] = own
+        await at.ended(at.chat(), cost(100))
+        report = at.budgets.check()["budgets"]
+        assert (report.status, (report.details or {})["domains_percent"]["day"]) == (Check.WARN, 10)
+        await at.ended(at.chat(key_id="key_1"), cost(700))
+        assert at.budgets.check()["budgets"].status is Check.WARN
+        await at.ended(at.chat(key_id="key_1"), cost(200))
+        report = at.budgets.check()["budgets"]
+        assert (report.status, (report.details or {})["domains_percent"]["day"]) == (Check.FAIL, 100)
+        assert "default" not in report.reason + str(report.details)  # another tenant may be reading this
 
 
 def test_a_book_without_budgets_charges_what_things_cost() -> None:

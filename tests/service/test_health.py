@@ -11,7 +11,7 @@ import pytest
 from claude_daemon.core.errors import IllegalMove
 from claude_daemon.core.lifecycle import MOVES, Check, DaemonState
 from claude_daemon.ports import HealthReport
-from claude_daemon.service.health import CACHE_S, Health
+from claude_daemon.service.health import CACHE_S, CHANGES_KEPT, Health
 from tests.service.doubles import PATIENCE_S, Clock
 
 S = DaemonState
@@ -158,6 +158,40 @@ def test_the_document_tells_details_only_to_those_who_may_see_them() -> None:
         "reason": "fine",
         "cli": "/bin/claude",
     }
+
+
+def test_the_last_changes_are_told_with_their_reasons_to_those_who_may_see_them() -> None:
+    setting = Setting(engine=Check.PASS, disk=Check.WARN)
+    setting.health.now = lambda: 5000.0 + setting.clock.now
+    told: list[str] = []
+    setting.health.told = lambda change: told.append(change.what)
+    setting.health.settle()
+    setting.set(engine=Check.FAIL, disk=Check.PASS)
+    setting.clock.now += CACHE_S
+    document = setting.health.document(details=True)
+    at = 6000.0
+    assert document["changes"] == [
+        {"at": at, "what": "state", "from": "starting", "to": "degraded", "reason": "disk: disk is so"},
+        {"at": at + 1, "what": "engine", "from": "pass", "to": "fail", "reason": "engine is so"},
+        {"at": at + 1, "what": "disk", "from": "warn", "to": "pass", "reason": "disk is so"},
+    ]
+    assert told == ["engine", "disk"]
+    setting.health.move(S.STOPPING)
+    setting.set(engine=Check.WARN)  # its workers are gone, as they should be
+    setting.health.note()
+    assert len(setting.health.document(details=True)["changes"]) == 4 and told == ["engine", "disk"]
+    assert "changes" not in setting.health.document(details=False)
+
+
+def test_of_changes_only_the_last_are_kept() -> None:
+    setting = Setting(engine=Check.PASS)
+    health = setting.at(S.READY)
+    for number in range(CHANGES_KEPT + 5):
+        setting.set(engine=Check.WARN if number % 2 else Check.FAIL)
+        health.note()
+        health.checks()
+    changes = health.document(details=True)["changes"]
+    assert (len(changes), changes[-1]["from"], changes[-1]["to"]) == (CHANGES_KEPT, "warn", "fail")
 
 
 async def test_waiting_for_readiness_ends_when_it_comes() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from claude_daemon.core.audit import CHAIN_BEGUN, Verdict
+from claude_daemon.core.lifecycle import Check
 from claude_daemon.ports import StoreUnavailable
 from claude_daemon.service import audit as service
 from claude_daemon.service.audit import AuditDesk
@@ -149,7 +150,7 @@ async def test_the_head_is_told_once_and_each_day_prunes(store: SqliteStore, mon
         ("audit.pruned", {"records": 6}),
         ("audit.head", {"head": str(after)}),
     ]
-    assert kept.check()["audit"].details == {"head": str(after)} and (await verdict(store)).broken is None
+    assert (kept.check()["audit"].details or {})["head"] == str(after) and (await verdict(store)).broken is None
 
 
 async def test_a_chain_of_another_key_is_told_in_health(store: SqliteStore) -> None:
@@ -161,7 +162,8 @@ async def test_a_chain_of_another_key_is_told_in_health(store: SqliteStore) -> N
             await asyncio.sleep(0.001)
     running.cancel()
     assert told[0] == ("audit.strange", {"record": 6})
-    assert "record 6 is not sealed with this audit.key" in strange.check()["audit"].reason
+    report = strange.check()["audit"]
+    assert report.status is Check.FAIL and "record 6 is not sealed with this audit.key" in report.reason
 
 
 async def test_a_store_that_cannot_be_read_is_no_broken_chain(store: SqliteStore) -> None:

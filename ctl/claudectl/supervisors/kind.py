@@ -76,6 +76,10 @@ class Supervisor(Protocol):
     def logs(self, *, follow: bool, lines: int) -> Sequence[str]:
         """The command that shows them."""
 
+    def environment(self) -> Mapping[str, str]:
+        """What the daemon is told by its environment, as far as this user may know it: for who looks at what it would
+        look at."""
+
 
 def home_of(environ: Mapping[str, str]) -> Path | None:
     """The daemon's home where the environment names one; absolute, for who supervises starts it elsewhere."""

@@ -89,5 +89,8 @@ class Launchd:
         else:
             run("launchctl", "kickstart", "-k", self._service)
 
+    def environment(self) -> Mapping[str, str]:
+        return {"CLAUDE_DAEMON_HOME": str(self._home), "CLAUDE_DAEMON_SUPERVISOR": self.name}
+
     def logs(self, *, follow: bool, lines: int) -> Sequence[str]:
         return tail(self._home / "log" / "launchd.log", follow=follow, lines=lines)

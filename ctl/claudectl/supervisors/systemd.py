@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -134,6 +135,22 @@ class Systemd:
             waits="active" in sockets and not pid,
         )
 
+    def environment(self) -> Mapping[str, str]:
+        """A credential that is handed over is read from the file that it is in. systemctl shows none (252), so they are
+        read off the units."""
+        try:
+            shown = self._systemctl("show", SERVICE, "--property=Environment", "--value")
+            units = self._systemctl("cat", SERVICE)
+        except ControlError:
+            return {}
+        told = dict(entry.partition("=")[::2] for entry in shlex.split(shown))
+        for line in units.splitlines():
+            name, _, value = line.partition("=")
+            credential, colon, file = value.partition(":")
+            if name == "LoadCredential" and colon:
+                told[f"{credential}_FILE"] = file
+        return told
+
     def start(self) -> None:
         self._forget_failures()
         self._systemctl("start", *SOCKETS, SERVICE)
@@ -193,6 +210,18 @@ class SystemdOfTheMachine(Systemd):
                 "tasks may work in its roots where [[roots]] in /etc/claude-daemon/config.toml names them "
                 "and the user claude-daemon has the right to"
             )
+
+    def environment(self) -> Mapping[str, str]:
+        directories = {
+            f"{kind}_DIRECTORY": f"{above}/claude-daemon"
+            for kind, above in (
+                ("STATE", "/var/lib"),
+                ("RUNTIME", "/run"),
+                ("LOGS", "/var/log"),
+                ("CONFIGURATION", "/etc"),
+            )
+        }
+        return {"HOME": directories["STATE_DIRECTORY"], **directories, **super().environment()}
 
     def uninstall(self) -> Iterator[str]:
         yield from super().uninstall()
