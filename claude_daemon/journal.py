@@ -61,9 +61,8 @@ def state_changed(old: DaemonState, new: DaemonState) -> None:
 
 
 def check_changed(change: Change) -> None:
-    (log.info if change.new == Check.PASS else log.warning)(
-        "health.changed", check=change.what, old=change.old, new=change.new, reason=change.reason
-    )
+    fields = {"check": change.what, "old": change.old, "new": change.new, "reason": change.reason}
+    _apart("info" if change.new == Check.PASS else "warning", "health.changed", fields)
 
 
 def reload_refused(failure: Failure) -> None:
