@@ -16,7 +16,7 @@ from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, TaskSpec, 
 from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.meters import Meters
 from claude_daemon.service.run import Run
-from claude_daemon.telemetry import metrics as module
+from claude_daemon.telemetry import metrics_parts as module
 from claude_daemon.telemetry.metrics import OTHER, Metrics, Samples
 
 
