@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from claude_daemon.core.budget import ALL, Owner, Purse
-from claude_daemon.gauges import _left
+from claude_daemon.durable import Durable
+from claude_daemon.gauges import Gauges, _left
+from claude_daemon.ports import StoreUnavailable
 from claude_daemon.telemetry.metrics import Labels
 
 
@@ -50,3 +53,29 @@ async def test_of_each_kind_the_one_with_least_left_is_told_and_nobody_is_named(
 @pytest.mark.parametrize(("limit", "spent"), [(0.0, 0.0), (1.0, 1.0), (1.0, 1.5)])
 async def test_what_is_spent_or_was_never_there_leaves_nothing(limit: float, spent: float) -> None:
     assert (await least({ALL: standing((limit, spent))}))["all", "day"] == 0.0
+
+
+async def test_what_the_store_does_not_tell_stays_as_it_was() -> None:
+    class Budgets:
+        pressed = (ALL,)
+
+        def standing(self, owner: Owner) -> dict[str, Any]:
+            return standing((10.0, 5.0))
+
+    class Shelf:
+        told: tuple[int, float | None] | None = (3, 20.0)
+
+        async def webhooks_waiting(self) -> tuple[int, float | None]:
+            if self.told is None:
+                raise StoreUnavailable("the disk is full")
+            return self.told
+
+    durable = SimpleNamespace(store=Shelf(), budgets=Budgets())
+    names = ("health", "text", "agents", "sessions", "keys", "front", "home", "now", "lost")
+    unasked: dict[str, Any] = dict.fromkeys(names)
+    gauges = Gauges(**unasked, durable=cast(Durable, durable))
+    for told in ((3, 20.0), None):
+        durable.store.told = told
+        await gauges.look()
+        assert gauges._webhooks == (3, 20.0)
+        assert gauges._budget_left["all", "day"] == 0.5

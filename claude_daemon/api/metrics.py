@@ -47,7 +47,7 @@ class MetricsRoutes:
 
 
 class ControlMetricsRoutes:
-    """``GET metrics``: JSON for those who accept that alone, as ``claudectl metrics`` does, else the text."""
+    """``GET metrics``: JSON, as everything here; the text for those who accept ``text/plain``."""
 
     def __init__(self, routes: MetricsRoutes) -> None:
         self._routes = routes
@@ -56,9 +56,9 @@ class ControlMetricsRoutes:
         router.add_get("/control/v1/metrics", self.metrics)
 
     async def metrics(self, request: web.Request) -> web.Response:
-        if request.headers.get(hdrs.ACCEPT, "").strip() == _JSON:
-            return await self._routes.document()
-        return await self._routes.text()
+        if "text/plain" in request.headers.get(hdrs.ACCEPT, ""):
+            return await self._routes.text()
+        return await self._routes.document()
 
 
 def _answer(body: bytes, content_type: str) -> web.Response:

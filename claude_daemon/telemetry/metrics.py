@@ -11,25 +11,28 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final
 
-import orjson
 from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
-from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
+
+from claude_daemon.telemetry.metrics_parts import (
+    MAX_SERIES,
+    OTHER,
+    Counted,
+    Family,
+    Labels,
+    Process,
+    Samples,
+    document,
+)
+
+__all__ = ["CONTENT_TYPE", "MAX_SERIES", "OTHER", "Family", "Labels", "Metrics", "Samples", "finite"]
 
 NAMESPACE: Final = "claude_daemon"
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-MAX_SERIES: Final = 1000
-"""Of one family. Routes times methods times statuses are some 300 at most, and a scrape of all at their worst is a
-megabyte; what comes beyond it is counted under ``other``."""
-OTHER: Final = "other"
-
 REQUEST_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 """From a probe's millisecond to an answer that is streamed for minutes."""
 FIRST_DELTA_BUCKETS: Final = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 15, 60)
@@ -39,55 +42,6 @@ WAIT_BUCKETS: Final = (0.001, 0.005, 0.025, 0.1, 0.5, 1, 2.5, 5, 15, 30, 60, 300
 """A chat waits for seconds, a task of a batch for an hour."""
 COMMIT_BUCKETS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
 ITEM_BUCKETS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-
-Labels = tuple[str, ...]
-Samples = float | Mapping[Labels, float]
-"""A number, or one for each combination of the family's labels."""
-C = TypeVar("C", bound=MetricWrapperBase)
-
-
-class Counted(dict[str | Labels, C], Generic[C]):
-    """One family's children by the values of their labels, in the order of the labels: one label is a plain string."""
-
-    def __init__(self, metric: C, labels: int) -> None:
-        super().__init__()
-        self._metric = metric
-        self._others = (OTHER,) * labels
-
-    def begin(self, *keys: str | Labels) -> None:
-        """These stand at 0 from now on: Prometheus sees no rise in a series that begins with 1."""
-        for key in keys:
-            self[key]
-
-    def __missing__(self, key: str | Labels) -> C:
-        if len(self) >= MAX_SERIES:
-            return self._metric.labels(*self._others)
-        values = (key,) if isinstance(key, str) else key
-        child = self[key] = self._metric.labels(*values)
-        return child
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What a family is, for its documentation and for those that are read. ``kind``: counter, gauge or histogram;
-    ``name`` is whole, a counter's with ``_total``."""
-
-    name: str
-    kind: str
-    help: str
-    labels: Labels = ()
-
-    def metric(self, samples: Samples) -> Metric:
-        short = self.name.removesuffix("_total")
-        made: CounterMetricFamily | GaugeMetricFamily
-        if self.kind == "counter":
-            made = CounterMetricFamily(short, self.help, labels=self.labels)
-        else:
-            made = GaugeMetricFamily(short, self.help, labels=self.labels)
-        told = samples if isinstance(samples, Mapping) else {(): samples}
-        for values, number in told.items():
-            made.add_metric(values, number)
-        return made
 
 
 class Metrics:
@@ -107,9 +61,9 @@ class Metrics:
         self._count_engine()
         self._count_store()
         self._read_parts()
-        self._process = _Process()
+        self._process = Process()
         self._one_scrape = asyncio.Lock()
-        self.families += _Process.FAMILIES
+        self.families += Process.FAMILIES
 
     # what is counted in place
 
@@ -282,7 +236,7 @@ class Metrics:
     async def document(self) -> bytes:
         """The same as JSON: ``{"metrics": [{"name", "type", "help", "samples": [{"name", "labels", "value"}]}]}``. A
         value that is not finite is null."""
-        return await self._scrape(_document)
+        return await self._scrape(document)
 
     async def _scrape(self, written: Callable[[Collector], bytes]) -> bytes:
         """The parts are read in the loop, and what was read is written in a thread. One at a time, however many ask."""
@@ -316,52 +270,6 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         for metrics in self._of:
             yield from metrics
-
-
-class _Process(Collector):
-    """``process_…``, by the names that every exporter uses; from /proc, so on Linux alone."""
-
-    FAMILIES: Final = (
-        Family(name="process_cpu_seconds_total", kind="counter", help="Processor time of the daemon itself."),
-        Family(name="process_resident_memory_bytes", kind="gauge", help="Memory of the daemon itself."),
-        Family(name="process_virtual_memory_bytes", kind="gauge", help="Its address space."),
-        Family(name="process_start_time_seconds", kind="gauge", help="When it was started, since the epoch."),
-        Family(name="process_open_fds", kind="gauge", help="Open file descriptors."),
-        Family(name="process_max_fds", kind="gauge", help="How many there may be."),
-        Family(name="process_threads", kind="gauge", help="Its threads."),
-    )
-
-    def __init__(self) -> None:
-        self._collector = ProcessCollector(registry=CollectorRegistry())
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._collector.collect()
-        if (threads := _threads()) is not None:
-            yield GaugeMetricFamily("process_threads", "Its threads.", value=threads)
-
-
-def _document(collector: Collector) -> bytes:
-    told = [
-        {
-            "name": metric.name,
-            "type": metric.type,
-            "help": metric.documentation,
-            "samples": [
-                {"name": sample.name, "labels": sample.labels, "value": sample.value} for sample in metric.samples
-            ],
-        }
-        for metric in collector.collect()
-    ]
-    return orjson.dumps({"metrics": told})
-
-
-def _threads() -> int | None:
-    """None where /proc does not tell."""
-    try:
-        with open("/proc/self/stat", "rb") as file:  # noqa: PTH123 - read at each scrape
-            return int(file.read().rpartition(b")")[2].split()[17])
-    except OSError:
-        return None
 
 
 def finite(number: float | None) -> float:

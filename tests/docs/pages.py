@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.docs import claudectl_page, configuration_page
+from tests.docs import claudectl_page, configuration_page, metrics_page
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 PAGES: Final[Mapping[Path, Callable[[], str]]] = {
     DOCS / "claudectl.md": claudectl_page.page,
     DOCS / "configuration.md": configuration_page.page,
+    DOCS / "metrics.md": metrics_page.page,
 }

@@ -23,11 +23,11 @@ OWN = {"local.key", "audit.key", "config.toml"}
 """Files of the home that hold secrets because that is what they are for."""
 ASKED = (
     "health", "status", "workers", "tasks", "sessions", "connections", "keys", "audit?limit=1000", "audit/verify",
-    "stacks", "approvals", "log-level", "config",
+    "stacks", "approvals", "log-level", "config", "metrics",
 )  # fmt: skip
 SHOWN = (
     ["health"], ["status"], ["workers", "list"], ["tasks", "list"], ["keys", "list"], ["connections"], ["audit"],
-    ["stacks"], ["reload"], ["config"], ["top", "--once", "--json"],
+    ["stacks"], ["reload"], ["config"], ["top", "--once", "--json"], ["metrics"],
 )  # fmt: skip
 
 

@@ -1,14 +1,12 @@
-"""``python -m tests.telemetry.page``: docs/metrics.md, made of the families themselves."""
+"""``docs/metrics.md``, from the families themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 from claude_daemon.telemetry.metrics import MAX_SERIES, Metrics
 
-PAGE: Final = Path(__file__).parents[2] / "docs" / "metrics.md"
 _HEAD: Final = f"""\
 # Metrics
 
@@ -36,7 +34,3 @@ def _rows() -> Iterator[str]:
     for family in Metrics().families:
         labels = ", ".join(f"`{label}`" for label in family.labels)
         yield f"| `{family.name}` | {family.kind} | {labels} | {family.help} |\n"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())
