@@ -145,7 +145,12 @@ def cgroups(home: Path) -> Cgroups | None:
 
 
 def agent_lane(
-    loaded: Loaded, text: TextLane, *, exposed: Callable[[], bool], cgroups: Cgroups | None = None
+    loaded: Loaded,
+    text: TextLane,
+    *,
+    exposed: Callable[[], bool],
+    may_use: Callable[[str, str], bool],
+    cgroups: Cgroups | None = None,
 ) -> AgentLane:
     """The agent lane, over the text lane's CLI and bookkeeping; its sandbox is not tried yet."""
     return AgentLane(
@@ -156,6 +161,7 @@ def agent_lane(
         price=price_of(loaded.settings),
         remote=HttpServer,
         exposed=exposed,
+        may_use=may_use,
         cgroups=cgroups,
     )
 

@@ -38,7 +38,8 @@ from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, digest
 from claude_daemon.core.lifecycle import Check, DaemonState
-from claude_daemon.core.role import DEFAULT_ROLE
+from claude_daemon.core.price import undated
+from claude_daemon.core.role import DEFAULT_ROLE, names_of
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.cgroup import Cgroups
@@ -671,7 +672,11 @@ class Daemon:
             else None
         )
         self.agents = assembly.agent_lane(
-            self.started, self.text, exposed=self.keys.arms_somebody, cgroups=self.cgroups
+            self.started,
+            self.text,
+            exposed=self.keys.arms_somebody,
+            may_use=self._may_use,
+            cgroups=self.cgroups,
         )
         await self.agents.probe()
         if self.agents.missing is not None:
@@ -707,6 +712,10 @@ class Daemon:
         """Workers have come or gone, or the CLI has been probed: then it has the last word on its own aliases."""
         self._models_changed()
         self.health.note()
+
+    def _may_use(self, key_id: str, model: str) -> bool:
+        """``model``: as the upstream names it."""
+        return self.keys.may_use(key_id, names_of(undated(model), self.admission.models))
 
     def _models_changed(self) -> None:
         self.admission.models = assembly.models(self.configuration.loaded, self.text.pool.capabilities.aliases)

@@ -59,7 +59,21 @@ def told_price(model: str, price: Callable[[str], Price | None]) -> Price | None
     1
     """
     found = price(model)
-    return found if found is not None else price(_DATE.sub("", model))
+    return found if found is not None else price(undated(model))
+
+
+def is_model(told: str, model: str) -> bool:
+    """Whether this is the model, as an upstream names it.
+
+    >>> is_model("claude-x-20260401", "claude-x"), is_model("claude-x-1", "claude-x")
+    (True, False)
+    """
+    return model in (told, undated(told))
+
+
+def undated(model: str) -> str:
+    """The same without the date of its release."""
+    return _DATE.sub("", model)
 
 
 def is_dearer(one: Price, other: Price) -> bool:

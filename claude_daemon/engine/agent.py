@@ -21,7 +21,7 @@ from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval, Subagen
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.core.price import Price, cost_micro_usd, dearest, is_dearer, told_price
+from claude_daemon.core.price import Price, cost_micro_usd, dearest, is_dearer, is_model, told_price
 from claude_daemon.core.task import Lane, Outcome, State, TaskSpec, Usage
 from claude_daemon.core.worker import Start, WorkerState
 from claude_daemon.engine import report
@@ -103,13 +103,16 @@ class AgentLane:
         price: Callable[[str], Price | None],
         exposed: Callable[[], bool],
         remote: ConnectMcp,
+        may_use: Callable[[str, str], bool] = lambda key_id, model: True,
         cgroups: Cgroups | None = None,
     ) -> None:
         """``directory``: where scratch directories are made. ``unsupported``: what no Claude Code process can do.
 
         ``exposed``: whether there is anybody but this user who may have tools run. ``remote`` reaches MCP servers that
-        have a URL. ``cgroups``: where each agent has one of its own.
+        have a URL. ``may_use``: whether a key, by its id, may use a model. ``cgroups``: where each agent has one of its
+        own.
         """
+        self._may_use = may_use
         self._remote = remote
         self.settings = settings
         self.price = price
@@ -488,10 +491,16 @@ class AgentLane:
     def _server_wrote(self, name: str, words: str) -> None:
         self._text.pool.told(PoolEvent(name="mcp.stderr", level="info", fields={"server": name, "said": words}))
 
-    def dearer(self, than: Price, model: str) -> bool:
-        """Whether it is known that a model costs more."""
+    def forbids(self, spec: TaskSpec, than: Price | None, model: str) -> str | None:
+        """Why a model, as the upstream names it, is none for a task whose own models cost ``than`` at most."""
+        if any(is_model(model, own) for own in spec.models):
+            return None
         price = told_price(model, self.price)
-        return price is not None and is_dearer(price, than)
+        if price is not None and than is not None and is_dearer(price, than):
+            return f"something in the task asked for {model}, which is dearer than the task's own models"
+        if not self._may_use(spec.key_id, model):
+            return f"something in the task asked for {model}, which the role of its key may not use"
+        return None
 
     def cli_model(self, model: str) -> str:
         return self._text.pool.cli_model(model)
@@ -626,7 +635,7 @@ class AgentLease:
             max_turns=agent.max_turns,
         )
         over = asyncio.Event()
-        self.hold_to_price(worker)
+        self.hold_to_models(worker)
         self._lane.own(self._keep_quota(worker, agent, reader, over))
         turn = worker.agent_turn(
             turn_plan,
@@ -694,16 +703,13 @@ class AgentLease:
         return told
 
     def _limit(self, worker: AgentWorker, reader: AgentReader, most: int | None) -> Limit | None:
-        """No further model call once the task has spent ``most``, nothing is left to spend, or a dearer model than its
-        own was asked."""
+        """No further model call once the task has spent ``most``, nothing is left to spend, or a model was asked
+        that is none for it."""
         price, spending, account = dearest(self._spec.models, self._lane.price), self.spending, worker.account
-        if price is None and spending is None:
-            return None
 
         def why(usage: Usage) -> Failure | None:
-            if account is not None and account.too_dear is not None:
-                told = f"something in the task asked for {account.too_dear}, which is dearer than the task's own models"
-                return Failure(code=Code.FORBIDDEN, message=told)
+            if account is not None and account.forbidden is not None:
+                return Failure(code=Code.FORBIDDEN, message=account.forbidden)
             if most is not None and price is not None and cost_micro_usd(usage, price) >= most:
                 told = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
                 return Failure(code=Code.MAX_COST, message=told)
@@ -711,11 +717,12 @@ class AgentLease:
 
         return worker.ends_turn(reader, why)
 
-    def hold_to_price(self, worker: AgentWorker) -> None:
-        """Its tools have the worker's token within reach: no dearer model than the task's own answers who uses it."""
-        price = dearest(self._spec.models, self._lane.price)
+    def hold_to_models(self, worker: AgentWorker) -> None:
+        """Its tools have the worker's token within reach: whoever uses it is answered by no dearer model than the
+        task's own, and by none that the key may not use."""
         if worker.account is not None:
-            worker.account.dearer = None if price is None else partial(self._lane.dearer, price)
+            price = dearest(self._spec.models, self._lane.price)
+            worker.account.forbids = partial(self._lane.forbids, self._spec, price)
 
     def _end_soon(self, worker: AgentWorker, *, left: bool) -> None:
         """Once: the place becomes free when the process is gone."""

@@ -583,7 +583,7 @@ class SessionLease(AgentLease):
             stall_seconds=self._sessions.agents.settings.stall_timeout_s, turn_seconds=settings.turn_timeout_s
         )
         model = self._sessions.agents.cli_model(self.spec.model)
-        self.hold_to_price(worker)
+        self.hold_to_models(worker)
         return worker.turn(self._plan, model, limits, self.spec.request_id, self.spending)
 
     @property

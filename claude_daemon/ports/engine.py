@@ -195,11 +195,11 @@ class Account(Protocol):
 
     base_url: str
     token: str
-    dearer: Callable[[str], bool] | None
-    """Whether this model, as the upstream names it, costs more than what the turn may ask. Its answers are cut before
-    any of them is passed on: whoever has the token could ask for it."""
-    too_dear: str | None
-    """Such a model that somebody asked in this turn."""
+    forbids: Callable[[str], str | None] | None
+    """Why this model, as the upstream names it, is none that may answer in this turn. Its answers are cut before any of
+    them is passed on: whoever has the token could ask for it."""
+    forbidden: str | None
+    """Why an answer was cut in this turn."""
 
     def begin(
         self,

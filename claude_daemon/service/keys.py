@@ -240,6 +240,11 @@ class KeyDesk:
         known = self._known.get(key_id)
         return None if known is None else self.role_of(known[0], None).concurrent
 
+    def may_use(self, key_id: str, models: Sequence[str]) -> bool:
+        """Whether a key may use the model that has these names."""
+        known = self._known.get(key_id)
+        return known is None or refuses(self.role_of(known[0], None), models=[models]) is None
+
     def arms_somebody(self) -> bool:
         """Whether any key but that of the home may have tools run that change something."""
         return any(permitted(self.role_of(key, None), WRITING) for key in self._ring if not key.revoked)

@@ -57,8 +57,8 @@ class WorkerAccount:
         self.loan: Loan | None = None
         self.limit: Limit | None = None
         self.ends_with_tools = False
-        self.dearer: Callable[[str], bool] | None = None
-        self.too_dear: str | None = None
+        self.forbids: Callable[[str], str | None] | None = None
+        self.forbidden: str | None = None
         self.calls = 0
         self.at_once = 0
         self._broker = broker
@@ -80,7 +80,7 @@ class WorkerAccount:
         self.ends_with_tools = ends_with_tools
         self.context = copy_context()
         self.barred, self.request_id, self.loan, self.limit, self.calls = None, request_id, loan, limit, 0
-        self._settled, self._under_way, self._failure, self.too_dear = Usage(), {}, None, None
+        self._settled, self._under_way, self._failure, self.forbidden = Usage(), {}, None, None
 
     def bar(self, reason: str) -> None:
         self.barred = reason
@@ -110,10 +110,10 @@ class WorkerAccount:
         return self.barred
 
     def judge(self, meter: CallMeter) -> None:
-        """Raises _TooDear."""
-        if self.dearer is not None and meter.model is not None and self.dearer(meter.model):
-            self.too_dear = meter.model
-            raise _TooDear
+        """Raises _Forbidden."""
+        if self.forbids is not None and meter.model is not None and (why := self.forbids(meter.model)) is not None:
+            self.forbidden = why
+            raise _Forbidden
 
     def call_begins(self, meter: CallMeter, request: web.BaseRequest) -> None:
         self.calls += 1
@@ -134,7 +134,7 @@ class _WorkerLeft(Exception):
     """The worker closed its connection; what the upstream has still to say interests nobody."""
 
 
-class _TooDear(Exception):
+class _Forbidden(Exception):
     """The answer is that of a model which costs more than the turn may ask for."""
 
 
@@ -267,7 +267,7 @@ class Broker:
                 return _as_upstream_said(failed)
             _abort(request)
             return response
-        except _TooDear:
+        except _Forbidden:
             failure = None  # of nobody's but who has asked for it
             _abort(request)
             return response
@@ -287,7 +287,7 @@ async def _copy(
     async for chunk in upstream.content.iter_any():
         meter.feed(chunk)
         account.judge(meter)
-        if account.dearer is not None and not meter.streaming:
+        if account.forbids is not None and not meter.streaming:
             held.append(chunk)
             continue
         if meter.stop_reason in _LAST_STOP_REASONS:

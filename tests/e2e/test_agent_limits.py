@@ -15,7 +15,7 @@ from claude_daemon.offline import OfflineModel
 from tests.e2e.agents import Agents, call, ended, run, told
 from tests.e2e.test_agent_confinement import _POLL_S, PATIENCE_S, _cli_of, ended_by
 from tests.e2e.test_engine_requests import asked_with
-from tests.support import DaemonProcess
+from tests.support import DaemonProcess, sse
 
 PRICES = '[prices."sonnet"]\ninput = 3000\noutput = 15000\ncache_write = 3000\ncache_read = 3000\n'
 """A thousand times what a model costs: one call is some dollars."""
@@ -191,9 +191,36 @@ async def test_a_command_gets_no_answer_of_a_model_that_is_dearer_than_the_tasks
     assert (f"answered {asked}" in said) is not dear, events
     if dear:
         assert (task["state"], task["error"]["code"]) == ("failed", "forbidden"), task
-        assert asked in task["error"]["message"]
+        assert f"{asked}, which is dearer" in task["error"]["message"]
     else:
         assert task["state"] == "succeeded", task
+
+
+async def test_a_command_gets_no_answer_of_a_model_that_the_role_of_its_key_may_not_use(
+    agents: Agents, repository: Path, model: OfflineModel
+) -> None:
+    """It costs no more than the task's own."""
+    role = '[roles.narrow]\ntools = ["Bash", "Read"]\nmodels = ["sonnet"]\n'
+    daemon = await agents(toml=role)
+    key = (await daemon.control("keys", "POST", {"name": "narrow", "role": "narrow"}))["key"]
+    (repository / "ask.py").write_text(DEAR)
+    for asked, state, code in (("claude-haiku-5-5", "failed", "forbidden"), ("claude-sonnet-5-5", "succeeded", None)):
+        prompt = f"narrow-{state} {call('Bash', command=f'python3 ask.py {asked}')} [[tokens=1]]"
+        body = {"prompt": prompt, "tools": {"allow": ["Bash(python3 *)"]}, "cwd": str(repository)}
+        headers = {"Authorization": f"Bearer {key}"}
+        async with daemon.http.post("/v1/tasks", json=body, headers=headers) as response:
+            assert response.status == 202, await response.text()
+            task = (await response.json())["id"]
+        async with daemon.http.get(f"/v1/tasks/{task}/events", headers=headers) as response:
+            events = [data for _, data in await sse(response)]
+        done = await daemon.control(f"tasks/{task}")
+        said = "".join(result["content"] for result in told(events, "tool.result"))
+        assert (f"answered {asked}" in said) is (code is None), events
+        assert (done["state"], (done["error"] or {}).get("code")) == (state, code), done
+        if code is not None:
+            assert f"{asked}, which the role of its key may not use" in done["error"]["message"]
+    asked_for = {r.body["model"] for r in model.requests if r.body and "narrow-succeeded" in str(r.body["messages"])}
+    assert asked_for == {"claude-sonnet-5-5"}  # Claude Code itself asks for no other
 
 
 # rules

@@ -177,17 +177,17 @@ async def test_a_worker_that_leaves_takes_its_call_with_it(site: Site, prompt: s
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_answer_of_a_dearer_model_reaches_nobody(site: Site, stream: bool) -> None:
-    site.account.dearer = lambda model: "opus" in model
+async def test_an_answer_of_a_forbidden_model_reaches_nobody(site: Site, stream: bool) -> None:
+    site.account.forbids = lambda model: f"not {model}" if "opus" in model else None
     with pytest.raises(aiohttp.ClientError):
         async with site.post("Hello [[text=dear]]", stream=stream, model="claude-opus-5-5") as response:
             assert b"dear" not in await response.content.readany()
             await response.read()
-    assert site.account.too_dear == "claude-opus-5-5" and site.account.failure is None
+    assert site.account.forbidden == "not claude-opus-5-5" and site.account.failure is None
     async with site.post("Hello [[text=cheap]]", stream=stream) as response:
         assert (response.status, b"cheap" in await response.read()) == (200, True)
     site.account.begin("req_2")
-    assert site.account.too_dear is None
+    assert site.account.forbidden is None
 
 
 async def _read(site: Site, prompt: str) -> bytes:
