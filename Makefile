@@ -25,7 +25,7 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-.PHONY: help install run demo test test-crash test-restarts test-system test-capabilities lint types cover bench clean
+.PHONY: help install run demo test test-crash test-restarts test-system test-capabilities lint types cover bench docs screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,7 +40,7 @@ demo: .venv/.test ## start offline, stream an answer through each lane, show hea
 	@$(OFFLINE_ENV) $(PY) -m tests.e2e.demo $(ARGS)
 
 test: .venv/.test ## run the tests, offline, with an empty HOME
-	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 2 --dist loadfile -m "$(EVERYDAY)" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder -m "$(EVERYDAY)" $(ARGS)
 
 test-crash: .venv/.test ## kill -9 the daemon under load, at every commit of its store and at random moments
 	@$(OFFLINE_ENV) $${CRASH_SEED:+CRASH_SEED="$$CRASH_SEED"} $(PY) -m pytest tests -m crash -rP $(ARGS)
@@ -73,6 +73,12 @@ cover: .venv/.test ## run the tests under coverage and hold the floor
 
 bench: .venv/.test ## print the numbers this project holds, as ratios in one run
 	@$(OFFLINE_ENV) $(PY) -m tests.bench $(ARGS)
+
+docs: .venv/.test ## write the pages of docs/ that are made from the code
+	@$(OFFLINE_ENV) $(PY) -m tests.docs
+
+screenshots: .venv/.test ## draw the pictures of docs/images anew, of a daemon with some load
+	@$(OFFLINE_ENV) $(PY) -m tests.screenshots $(ARGS)
 
 clean: ## remove .venv, caches and build products
 	@rm -rf .venv .coverage .coverage.* .coverage-html .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info ctl/*.egg-info

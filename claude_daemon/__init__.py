@@ -10,10 +10,10 @@ The map, in the order a request sees it:
 - ``engine``     warm Claude Code processes (the text lane)
 - ``upstream``   the Messages API client (the direct lane) and the broker that workers talk to
 - ``offline``    the offline model: a Messages API server on loopback
-- ``telemetry``  logs
+- ``telemetry``  logs, metrics, traces
 - ``supervise``  pid file and sockets
 - ``daemon``     the composition root: builds everything, owns its lifetime; ``assembly``, ``sources``, ``home``,
-  ``journal`` and ``report`` are its parts
+  ``journal``, ``meters``, ``gauges``, ``spans`` and ``report`` are its parts
 - ``config``, ``layers``, ``secret``  settings, where each value came from, and what is never shown
 
 Imports run one way: ``core <- ports <- service <- api``. ``engine`` and ``upstream`` see core and

@@ -10,10 +10,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from zoneinfo import ZoneInfo
 
-from claude_daemon import journal
+from claude_daemon import __version__, journal
 from claude_daemon.api.anthropic import CountTokens
 from claude_daemon.api.chat import BodyLimits
 from claude_daemon.api.control import ControlSettings
@@ -45,6 +45,7 @@ from claude_daemon.service.budget import BudgetSettings
 from claude_daemon.service.drain import DrainSettings
 from claude_daemon.service.limits import LimitSettings
 from claude_daemon.sources import Source
+from claude_daemon.telemetry.tracing import NotInstalled, Traces, missing
 from claude_daemon.upstream.client import MessagesClient, UpstreamFailed, passed_on
 from claude_daemon.upstream.direct import DirectSettings
 from claude_daemon.upstream.mcp import HttpServer
@@ -73,13 +74,17 @@ def text_lane(
     gateway: Gateway,
     environ: Mapping[str, str],
     *,
+    told: Callable[[PoolEvent], None],
     changed: Callable[[], None],
+    happened: Callable[[PoolEvent], None],
     owns_process: bool,
     known: Callable[[], set[int]],
 ) -> TextLane:
-    """The text lane, not yet running. Ends what workers an earlier daemon has left behind.
+    """The text lane, not yet running. Ends what workers an earlier daemon has left behind. ``happened`` hears what
+    becomes of processes, of every lane.
 
-    ``owns_process`` and ``known``: see :class:`~claude_daemon.engine.lane.TextLane`.
+    ``told`` hears what is worth a line or a number. ``owns_process`` and ``known``: see
+    :class:`~claude_daemon.engine.lane.TextLane`.
     """
     engine, directory = loaded.settings.engine, loaded.paths.engine_dir
     site = EngineSite(
@@ -97,8 +102,9 @@ def text_lane(
     if old := spawner.end_old_workers():
         journal.log.warning("engine.old_workers_ended", pids=old)
 
-    def told(event: PoolEvent) -> None:
-        journal.pool_event(event)
+    def heard(event: PoolEvent) -> None:
+        told(event)
+        happened(event)
         if not event.name.endswith(".stderr"):
             changed()
 
@@ -108,7 +114,7 @@ def text_lane(
         capabilities=nothing_known,
         default_model=engine.models.get(engine.default_model, engine.default_model),
         unsupported=_text_unsupported,
-        told=told,
+        told=heard,
     )
     return TextLane(
         cli,
@@ -355,7 +361,9 @@ def hold_to_loopback(sockets: Iterable[socket.socket]) -> None:
             raise BadSetting(f"http.allow_plaintext: {why} ({address})")
 
 
-def redis_link(settings: Settings, *, changed: Callable[[], None]) -> RedisLink | None:
+def redis_link(
+    settings: Settings, *, told: Callable[[str, Mapping[str, Any]], None], changed: Callable[[], None]
+) -> RedisLink | None:
     """The watched connection to Redis, None where none is configured: then nothing of its client is loaded.
 
     Raises BadSetting.
@@ -366,9 +374,17 @@ def redis_link(settings: Settings, *, changed: Callable[[], None]) -> RedisLink 
     from claude_daemon.store.redis import BadAddress, RedisLink
 
     try:
-        return RedisLink(url, told=journal.told, changed=changed)
+        return RedisLink(url, told=told, changed=changed)
     except BadAddress as error:
         raise BadSetting(f"redis.url: {error}") from error
+
+
+def traces(endpoint: str) -> Traces:
+    """What sends spans to a collector. Raises BadSetting where the extra for it is not installed."""
+    try:
+        return Traces.open(endpoint, version=__version__)
+    except NotInstalled as error:
+        raise BadSetting(f"telemetry.otlp_endpoint: {error}") from error
 
 
 def validate(settings: Settings) -> None:
@@ -390,6 +406,8 @@ def faults(settings: Settings) -> list[str]:
 def _unusable(settings: Settings) -> Iterator[str]:
     yield from _unusable_roles(settings)
     secret, url = settings.webhooks.secret, settings.redis.url
+    if settings.telemetry.otlp_endpoint is not None and (why := missing()) is not None:
+        yield f"telemetry.otlp_endpoint: {why}"
     if secret is not None:
         try:
             signing_key(secret.reveal())

@@ -23,12 +23,15 @@ from claude_daemon import __version__, assembly, journal, stacks
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_audit import ControlAuditRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
+from claude_daemon.api.control_events import ControlEventRoutes
 from claude_daemon.api.control_keys import ControlKeyRoutes
 from claude_daemon.api.control_tasks import ControlTaskRoutes
+from claude_daemon.api.metrics import ControlMetricsRoutes
 from claude_daemon.api.sessions import ControlSessionRoutes
 from claude_daemon.api.usage import ControlUsageRoutes
 from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
+from claude_daemon.config.listing import listing
 from claude_daemon.config.loading import check_reload
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
@@ -40,28 +43,34 @@ from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.cgroup import Cgroups
 from claude_daemon.engine.lane import TextLane, bundled_cli
 from claude_daemon.engine.launch import Access
+from claude_daemon.engine.pool import PoolEvent
 from claude_daemon.engine.process import become_subreaper
 from claude_daemon.engine.sandbox import not_dumpable
 from claude_daemon.engine.schema import SchemaChecker
 from claude_daemon.engine.session import SessionLane
 from claude_daemon.front import Front
+from claude_daemon.gauges import Gauges
 from claude_daemon.home import audit_key, local_secret
+from claude_daemon.meters import Meters
 from claude_daemon.operations import Operations
 from claude_daemon.ports import AuditRecord, Engine, HealthReport, StoreUnavailable
 from claude_daemon.report import Report
 from claude_daemon.restart import Restart, Sockets
+from claude_daemon.service.activity import Happenings
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.drain import Drain, Edge
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
 from claude_daemon.sources import Source, find_source
+from claude_daemon.spans import Spans
 from claude_daemon.store import SqliteStore
 from claude_daemon.supervise.pidfile import PidFile, taken_over
 from claude_daemon.supervise.sockets import AcceptErrors, control_socket, inode_of, tcp_sockets, unlink_own
 from claude_daemon.supervise.stages import Stage
 from claude_daemon.supervision import Supervision
 from claude_daemon.surroundings import Surroundings
+from claude_daemon.telemetry.metrics import Metrics
 from claude_daemon.upstream.broker import Broker
 from claude_daemon.upstream.client import MessagesClient, proxy_for
 from claude_daemon.upstream.direct import DirectEngine
@@ -73,6 +82,8 @@ log = journal.log
 
 EXIT_CRASH: Final = 1
 EXIT_UNSAVED: Final = 75
+
+_TOLD_OF_PROCESSES: Final = ("worker_id", "pid", "turns", "seconds", "reason")
 
 
 class Daemon:
@@ -98,11 +109,14 @@ class Daemon:
         self.started = loaded
         self.surroundings = surroundings
         self.health = Health(
-            version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=journal.state_changed
+            version=__version__, monotonic=time.monotonic, born=time.monotonic(), changed=self._state_changed
         )
+        self.happenings = Happenings(time.time)
         self.supervision = Supervision(
             surroundings.notifier, self.health, status=self._status, needs_time=self._needs_time
         )
+        self.metrics = Metrics()
+        self.meters = Meters(self.metrics, monotonic=time.monotonic)
         self.restart = Restart(
             surroundings.argv,
             surroundings.environ,
@@ -189,7 +203,9 @@ class Daemon:
 
     def _open_store(self, stack: AsyncExitStack) -> None:
         """The lock is ours, so nobody else has it open. Raises StoreBroken, StoreUnavailable."""
-        self._store = SqliteStore.open(self.started.paths.database, audit_key=self._audit_key)
+        self._store = SqliteStore.open(
+            self.started.paths.database, audit_key=self._audit_key, committed=self.meters.committed
+        )
         stack.push_async_callback(self._close_store)
 
     async def _close_store(self) -> None:
@@ -330,6 +346,7 @@ class Daemon:
         return AuditRecord(at=time.time(), act=f"daemon.{name}", key_id=self.local.id, details=details)
 
     def _control_refused(self, reason: str, uid: int | None, pid: int | None) -> None:
+        self.meters.control_refused(reason)
         journal.control_refused(reason, uid, pid)
         self.durable.control_refused.note(None if uid is None else f"uid {uid}", reason)
 
@@ -342,6 +359,23 @@ class Daemon:
         for kind in ("tasks", "threads"):
             for entry in found[kind]:
                 journal.stack(kind, entry)
+
+    def _state_changed(self, old: DaemonState, new: DaemonState) -> None:
+        journal.state_changed(old, new)
+        self.happenings.tell("daemon.state", {"old": old.value, "new": new.value})
+        if new is DaemonState.STOPPING:  # the control socket waits for nobody who watches
+            self.happenings.close()
+
+    def _process_changed(self, event: PoolEvent) -> None:
+        """What a process has said is in the log alone, where secrets are masked."""
+        if event.name.startswith("worker."):
+            told = {name: event.fields[name] for name in _TOLD_OF_PROCESSES if name in event.fields}
+            self.happenings.tell(event.name, told)
+
+    def _snapshot(self) -> dict[str, Any]:
+        """The whole, for those who watch it."""
+        report = self.report
+        return {"status": report.status(), "workers": report.workers(), **self.durable.activity.document()}
 
     # drain and restart
 
@@ -525,7 +559,7 @@ class Daemon:
         )
         await self.keys.load()
         client = await self._client(stack)
-        broker = Broker(client, told=journal.model_call)
+        broker = Broker(client, told=self.meters.model_call)
         stack.push_async_callback(broker.stop)
         await broker.start()
         self.schemas = SchemaChecker()
@@ -539,7 +573,9 @@ class Daemon:
             self.sessions,
             self.schemas,
             audit_key=self._audit_key,
+            meters=self.meters,
             budget_of=self.keys.budget_of,
+            happened=self.happenings.tell,
         )
         stack.push_async_callback(self.durable.close)
         self.dispatcher = self.durable.dispatcher
@@ -554,10 +590,11 @@ class Daemon:
             self.configuration.check,
             self._log_check,
         ]
-        self.redis = assembly.redis_link(settings, changed=self.health.note)
+        self.redis = assembly.redis_link(settings, told=self.meters.told, changed=self.health.note)
         if self.redis is not None:
             self.health.sources.append(self._redis_check)
         self._build_front(stack, client)
+        self._record_traces(stack)
         await self.front.listen(self._public_socks, self._control_sock, self._certificate)
 
     def _admission(self, engines: Sequence[Engine]) -> Admission:
@@ -601,12 +638,14 @@ class Daemon:
             self.source,
             broker,
             self.surroundings.environ,
+            told=self.meters.pool_event,
             changed=self._engine_changed,
+            happened=self._process_changed,
             owns_process=owns_process,
             known=lambda: self.schemas.pids | self.restart.pids,
         )
         self.direct = (
-            DirectEngine(client, assembly.direct_settings(self.started.settings), journal.model_call)
+            DirectEngine(client, assembly.direct_settings(self.started.settings), self.meters.model_call)
             if client is not None
             else None
         )
@@ -650,12 +689,21 @@ class Daemon:
 
     def _models_changed(self) -> None:
         self.admission.models = assembly.models(self.configuration.loaded, self.text.pool.capabilities.aliases)
+        self.meters.models = frozenset(self.admission.models.values())
         self.text.pool.default_model = self.admission.model(None)
 
     def _build_front(self, stack: AsyncExitStack, client: MessagesClient | None) -> None:
         self.front = Front(
-            self.started.settings, self.durable, self.admission, self.health, self.schemas, self.keys, client
+            self.started.settings,
+            self.durable,
+            self.admission,
+            self.health,
+            self.schemas,
+            self.keys,
+            client,
         )
+        gauges = self._gauges()
+        self.metrics.look, self.metrics.read = gauges.look, gauges.read
         public = self.front.public
         edge = Edge(
             begin=self.front.begin_drain,
@@ -673,6 +721,29 @@ class Daemon:
         self.front.controlled_by(self._control_routes())
         stack.push_async_callback(self.front.close_control)
         stack.push_async_callback(public.close)
+
+    def _record_traces(self, stack: AsyncExitStack) -> None:
+        """Where a collector is configured. Raises BadSetting."""
+        endpoint = self.started.settings.telemetry.otlp_endpoint
+        if endpoint is not None:
+            traces = assembly.traces(endpoint)
+            stack.push_async_callback(traces.close)
+            self.meters.spans = Spans(traces, now=time.time, monotonic=time.monotonic)
+            self.front.records()
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            health=self.health,
+            text=self.text,
+            agents=self.agents,
+            sessions=self.sessions,
+            durable=self.durable,
+            keys=self.keys,
+            front=self.front,
+            home=self.started.paths.home,
+            now=time.time,
+            lost=lambda: self.surroundings.log.lost,
+        )
 
     def _control_routes(self) -> ControlRoutes:
         durable, front = self.durable, self.front
@@ -705,9 +776,15 @@ class Daemon:
             ControlDaemonRoutes(
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
+            ControlEventRoutes(
+                self.happenings,
+                snapshot=self._snapshot,
+                config=lambda: listing(self.configuration.loaded, self.configuration.started),
+            ),
             ControlAuditRoutes(self._store, durable.audit),
             ControlKeyRoutes(self.keys, front.chats),
             ControlSessionRoutes(front.sessions),
+            ControlMetricsRoutes(front.metrics),
             ControlUsageRoutes(front.usage, self.keys.names),
             ControlTaskRoutes(
                 durable.desk,

@@ -8,10 +8,10 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -21,6 +21,7 @@ from claude_daemon.core.budget import NO_BUDGET, Budget
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.task import Task
 from claude_daemon.engine.session import SessionLane
+from claude_daemon.meters import Meters
 from claude_daemon.ports import (
     AuditRecord,
     Engine,
@@ -31,6 +32,7 @@ from claude_daemon.ports import (
     StoreUnavailable,
     WebhookDelivery,
 )
+from claude_daemon.service.activity import Activity, settled
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.audit import AuditDesk
 from claude_daemon.service.book import Book
@@ -46,6 +48,7 @@ from claude_daemon.service.sessions import SessionDesk
 from claude_daemon.service.tasks import TaskDesk
 from claude_daemon.service.upkeep import Upkeep
 from claude_daemon.service.webhooks import WebhookLoop
+from claude_daemon.telemetry.metrics import Metrics
 from claude_daemon.upstream.webhook import WebhookClient
 from claude_daemon.wire import events as wire_events
 from claude_daemon.wire.tasks import task_document
@@ -74,11 +77,16 @@ class Durable:
         schemas: Schemas,
         *,
         audit_key: bytes,
+        meters: Meters | None = None,
         budget_of: Callable[[str], Budget] = lambda key_id: NO_BUDGET,
+        happened: Callable[[str, Mapping[str, Any]], None] = lambda name, data: None,
     ) -> None:
         """``homes``: the one of the engines that knows where sessions live. ``audit_key``: what the store seals its
-        audit with. ``budget_of``: a key's own, by its id. Raises BadSetting."""
+        audit with. ``meters`` count what happens. ``budget_of``: a key's own, by its id. ``happened`` hears of every
+        end. Raises BadSetting."""
+        self.meters = meters = meters or Meters(Metrics(), monotonic=time.monotonic)
         self._homes = homes
+        self._happened = happened
         self.store = store
         self.settings = settings
         self._group: asyncio.TaskGroup | None = None
@@ -86,7 +94,7 @@ class Durable:
         self.tails = Tails(lambda task_id: StoreKeeper(task_id, store, wire_events.encoded, time.time))
         self.limits = Limits(assembly.limit_settings(settings), monotonic=time.monotonic)
         self.budgets = Budgets(
-            store, assembly.budget_settings(settings), now=time.time, budget_of=budget_of, told=journal.told
+            store, assembly.budget_settings(settings), now=time.time, budget_of=budget_of, told=meters.told
         )
         self.book = Book(
             store,
@@ -98,9 +106,11 @@ class Durable:
             price=assembly.prices(settings).get,
             budgets=self.budgets,
             used=self.limits.used,
+            paid=meters.paid,
             told_by_webhook=_told_by_webhook,
             ended=self._ended,
         )
+        self.activity = Activity(lambda: self.dispatcher.under_way, monotonic=time.monotonic)
         self.dispatcher = Dispatcher(
             engines,
             _dispatch_settings(settings),
@@ -112,15 +122,16 @@ class Durable:
             parts=wire_events.parts,
             said=homes.said,
             may_begin=self.limits.may_begin,
-            begins=journal.attempt_begins,
+            begins=self._begins,
             settled=self._settled,
             broken=journal.task_broken,
+            told=self.activity.told.add,
         )
         self.limits.turns = self.dispatcher.turns_of
         self.follow = Follow(store, self.tails)
         self.control_refused = Refused("control.refused", now=time.time, monotonic=time.monotonic)
         days = settings.audit.retention_days
-        self.audit = AuditDesk(store, audit_key, retention_days=days, now=time.time, told=journal.told)
+        self.audit = AuditDesk(store, audit_key, retention_days=days, now=time.time, told=meters.told)
         self.webhooks = self._webhooks()
 
     def serve(
@@ -165,7 +176,7 @@ class Durable:
             self.book,
             monotonic=time.monotonic,
             max_attempts=queue.max_attempts,
-            told=journal.told,
+            told=self.meters.told,
         )
         self.upkeep = Upkeep(
             self.store,
@@ -175,7 +186,7 @@ class Durable:
             draining=draining,
             changed=health.note,
             sweep_sessions=self.sessions.sweep,
-            told=journal.told,
+            told=self.meters.told,
         )
 
     def apply(self, settings: Settings) -> None:
@@ -205,7 +216,7 @@ class Durable:
         try:
             known = await self.store.session_ids()
             if strange := await asyncio.to_thread(self._homes.keep_only, known):  # of sessions deleted in between
-                journal.told("sessions.swept", {"sessions": len(strange)})
+                self.meters.told("sessions.swept", {"sessions": len(strange)})
             await self.budgets.load()
             await self.recovery.start()
             self.upkeep.begin(paused=await self.store.paused())
@@ -250,7 +261,7 @@ class Durable:
         try:
             await self.store.record(audit)
         except StoreUnavailable:
-            journal.told("audit.unwritten", {"act": audit.act, "peer_uid": audit.peer_uid, **audit.details})
+            self.meters.told("audit.unwritten", {"act": audit.act, "peer_uid": audit.peer_uid, **audit.details})
 
     def check(self) -> dict[str, HealthReport]:
         """The share of health of the store, and of what is kept in it."""
@@ -264,7 +275,14 @@ class Durable:
 
     # ends
 
+    def _begins(self, run: Run) -> None:
+        journal.attempt_begins(run)
+        self.meters.begins(run)
+
     def _settled(self, run: Run) -> None:
+        self.meters.settled(run)
+        self.activity.settled(run)
+        self._happened("task.settled", settled(run))
         if not run.durable:
             self.book.chat_ended(run)
         journal.task_settled(run)
@@ -286,7 +304,7 @@ class Durable:
             allow_private=configured.allow_private,
             now=time.time,
         )
-        loop = WebhookLoop(self.store, client, self._body, now=time.time, random=random.random, told=journal.told)
+        loop = WebhookLoop(self.store, client, self._body, now=time.time, random=random.random, told=self.meters.told)
         return Webhooks(client, loop)
 
     def _check_webhook(self, url: str) -> str | None:

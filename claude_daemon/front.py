@@ -12,22 +12,25 @@ from claude_daemon.api.app import Application, application
 from claude_daemon.api.chat import Chats
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.fanout import Fanout
+from claude_daemon.api.metrics import MetricsRoutes
 from claude_daemon.api.middleware import Gate
 from claude_daemon.api.openai import OpenAIRoutes
 from claude_daemon.api.probes import ProbeRoutes
-from claude_daemon.api.server import HttpServer
+from claude_daemon.api.server import HttpServer, own_trace, route_of
 from claude_daemon.api.sessions import SessionRoutes
 from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.api.usage import UsageRoutes
 from claude_daemon.api.ws import StreamRoutes
 from claude_daemon.assembly import Certificate
 from claude_daemon.config import Settings
+from claude_daemon.core.trace import HEADER
 from claude_daemon.durable import Durable
 from claude_daemon.ports import Schemas
 from claude_daemon.service.admit import Admission
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
 from claude_daemon.service.usage import UsageDesk
+from claude_daemon.telemetry.metrics import CONTENT_TYPE
 from claude_daemon.upstream.client import MessagesClient
 
 # The last line of a progress stream is on its way when the control socket goes.
@@ -54,6 +57,7 @@ class Front:
         keys: KeyDesk,
         client: MessagesClient | None,
     ) -> None:
+        self._meters = meters = durable.meters
         self._settings = settings
         self._dispatcher = durable.dispatcher
         self._upkeep = durable.upkeep
@@ -76,10 +80,12 @@ class Front:
             max_message_bytes=max_bytes,
             watched=watched,
             opened=journal.ws_opened,
+            refused=meters.refused,
         )
         self.tasks = TaskRoutes(durable.desk, self.chats, self.fanout, schemas, watched=watched)
         self.sessions = SessionRoutes(durable.sessions)
         self.usage = UsageRoutes(UsageDesk(durable.store, durable.budgets))
+        self.metrics = MetricsRoutes(meters.metrics, CONTENT_TYPE, keys.role_of)
         counter = assembly.counter(client) if client is not None else None
         public = application(
             self.gate.middleware(),
@@ -89,14 +95,30 @@ class Front:
             self.tasks,
             self.sessions,
             self.usage,
+            self.metrics,
             self.streams,
         )
-        self.public = self._server(public, journal.access)
+        self.public = self._server(public, self._accessed)
 
     def controlled_by(self, routes: ControlRoutes) -> None:
         """What the control socket answers; once, before :meth:`listen`."""
         self._control_routes = routes
-        self.control = self._server(application(routes.middleware(), routes), journal.control_access)
+        self.control = self._server(application(routes.middleware(), routes), self._controlled)
+
+    def _accessed(self, request: Any, status: int, seconds: float, sent: int) -> None:
+        route, spans = route_of(request), self._meters.spans
+        self._meters.access(request, route, status, seconds)
+        if spans is not None and route is not None:
+            spans.access(own_trace(request), request.headers.get(HEADER), request.method, route, status, seconds)
+        journal.access(request, status, seconds, sent)
+
+    def _controlled(self, request: Any, status: int, seconds: float, sent: int) -> None:
+        self._meters.control_access(status)
+        journal.control_access(request, status, seconds, sent)
+
+    def records(self) -> None:
+        """Traces that begin here are collected."""
+        self.public.records = self.control.records = True
 
     def _server(self, app: Application, on_access: Callable[..., None]) -> HttpServer:
         return HttpServer(
@@ -105,6 +127,7 @@ class Front:
             ids=assembly.ids,
             on_access=on_access,
             on_error=journal.unhandled,
+            on_refused=self._meters.refused,
         )
 
     async def listen(self, public: Sockets, control: socket.socket, certificate: Certificate | None) -> None:

@@ -38,7 +38,7 @@ MAKER = Maker(key_id="local", request_id="req_1", peer_uid=1000)
 DAY_S = 86_400.0
 ROLES = {
     **BUILT_IN,
-    "elsewhere": replace(BUILT_IN["full"], name="elsewhere", routes=frozenset({"/metrics"})),
+    "elsewhere": replace(BUILT_IN["full"], name="elsewhere", routes=frozenset({"/v1/nothing"})),
     "small": replace(BUILT_IN["full"], name="small", models=frozenset({"haiku"})),
     "slow-lane": replace(BUILT_IN["full"], name="slow-lane", lanes=frozenset({"text"})),
     "plain": replace(BUILT_IN["full"], name="plain", scopes=frozenset(), routes=frozenset({"/v1/stream"})),
@@ -51,7 +51,7 @@ REFUSED = {
     "rotated": (401, "This key has a new secret, and the time of this one is over."),
     "expired": (401, "This key has expired."),
     "suspended": (403, "This key is suspended."),
-    "wrong scope": (403, "The role `elsewhere` may not use `{route}`; its routes are `/metrics`."),
+    "wrong scope": (403, "The role `elsewhere` may not use `{route}`; its routes are `/v1/nothing`."),
 }
 
 
@@ -86,6 +86,7 @@ ROWS: Mapping[tuple[str, str], Row] = {
     ("GET", "/v1/sessions/{id}"): Row(right=200, other=404, path="/v1/sessions/{session}"),
     ("DELETE", "/v1/sessions/{id}"): Row(right=200, other=404, path="/v1/sessions/{session}"),
     ("GET", "/v1/usage"): Row(right=200),
+    ("GET", "/metrics"): Row(right=200),
     ("GET", "/v1/stream"): Row(right=400),  # by a client that speaks no WebSocket; those who do are below
 }
 OPS: Mapping[str, Mapping[str, Any]] = {

@@ -33,8 +33,8 @@ MAX_READING: Final = 8
 _LOOK_AGAIN_S: Final = 0.05
 """A transport tells us nothing when it has room again."""
 
-_Joined = dict[tuple["Frame", int], tuple[bytes, int]]
-"""What one pass has joined already: form and cursor → the frames after it, and the last event among them."""
+_Joined = dict[tuple["Frame", int], tuple[bytes, int, int]]
+"""What one pass has joined already: form and cursor → the frames after it, the last event among them, how many."""
 Frame = Callable[[Event], bytes]
 """One event as it goes over the wire. Compared by identity: use the same function for all followers of a kind."""
 
@@ -90,6 +90,7 @@ class _Channel:
 
     def __init__(self, tail: Tail) -> None:
         self._tail = tail
+        self.delivered = 0
         self._loop = asyncio.get_running_loop()
         self._live: set[_Live] = set()
         self._scheduled: asyncio.Handle | None = None
@@ -170,9 +171,10 @@ class _Channel:
             found = joined.get(key)
             if found is None:
                 events = tail.since(after)
-                found = joined[key] = b"".join(map(live.frame, events)), events[-1].seq
+                found = joined[key] = b"".join(map(live.frame, events)), events[-1].seq, len(events)
             live.sink.write(found[0])
             live.cursor.after = found[1]
+            self.delivered += found[2]
         if tail.finished and live.cursor.after >= tail.last_seq:
             live.end(Why.ENDED)
         return False
@@ -197,17 +199,30 @@ class Fanout:
         self._draining = False
         self.sent_on = 0
         """Followers that were told to go on elsewhere, since the start."""
+        self.slow = 0
+        """Followers that were let go because they did not read, since the start."""
+        self._delivered = 0
         self._reading = asyncio.Semaphore(MAX_READING)
 
     @property
     def followers(self) -> int:
         return len(self._following)
 
+    @property
+    def delivered(self) -> int:
+        """Events that were written to followers, since the start."""
+        return self._delivered + sum(channel.delivered for channel in self._channels.values())
+
     async def serve(self, task_id: str, cursor: Cursor, sink: Sink, frame: Frame) -> Why:
         """Delivers a task's events after the cursor, each once and in order; why that is over.
 
         Raises Refusal for a task that is gone.
         """
+        why = await self._serve(task_id, cursor, sink, frame)
+        self.slow += why is Why.SLOW
+        return why
+
+    async def _serve(self, task_id: str, cursor: Cursor, sink: Sink, frame: Frame) -> Why:
         with self._follow.tails.held(task_id) as tail:
             while True:
                 while not tail.covers(cursor.after):
@@ -235,6 +250,7 @@ class Fanout:
             except TimeoutError:
                 return False
             cursor.after = piece[-1].seq
+            self._delivered += len(piece)
             await asyncio.sleep(0)  # a reader that is as fast as we are is not to keep the loop to itself
         return True
 
@@ -247,8 +263,8 @@ class Fanout:
         finally:
             del self._following[live]
             channel.detach(live)
-            if not channel:
-                self._channels.pop(tail, None)
+            if not channel and self._channels.pop(tail, None) is not None:
+                self._delivered += channel.delivered
 
     def begin_drain(self) -> None:
         """Followers of tasks that do not run here are sent elsewhere at once; the others stay for the end."""

@@ -103,6 +103,8 @@ class Request(web.Request):
 
 OnAccess = Callable[[web.BaseRequest, int, float, int], None]
 """The request, its status, its duration in seconds, and the bytes sent for it, head included."""
+OnRefused = Callable[[Code], None]
+"""Why a request was turned away."""
 OnError = Callable[[str, BaseException], None]
 """The id of the request, and what its handler raised that nobody expected."""
 
@@ -118,6 +120,7 @@ class HttpServer(web.Server):
         ids: Ids,
         on_access: OnAccess,
         on_error: OnError,
+        on_refused: OnRefused = lambda code: None,
         randbytes: RandBytes = secrets.token_bytes,
     ) -> None:
         app.freeze()
@@ -127,6 +130,8 @@ class HttpServer(web.Server):
         """Requests whose answer is not complete, streams and WebSockets included."""
         self.turned_away = 0
         """Connections that were refused, since the start."""
+        self.records = False
+        """Whether traces that begin here are collected."""
         self.changed: Callable[[], None] = lambda: None
         """Told what a drain waits for: an answer has begun, a connection has spoken or is gone."""
         self._unanswered: set[int] = set()  # by identity: requests have no hash
@@ -135,6 +140,7 @@ class HttpServer(web.Server):
         self._randbytes = randbytes
         self._on_access = on_access
         self._on_error = on_error
+        self._on_refused = on_refused
         self._made = 0
         self._listeners: list[asyncio.Server] = []
         self._per_peer: Counter[str] = Counter()
@@ -371,7 +377,7 @@ class HttpServer(web.Server):
 
     async def _answer(self, request: Request) -> web.StreamResponse:
         """What the application answers, or why it does not: the only place where a request's errors end."""
-        span = Trace.begin(request.headers.get(trace.HEADER), self._randbytes)
+        span = Trace.begin(request.headers.get(trace.HEADER), self._randbytes, recorded=self.records)
         request[TRACEPARENT] = span.header
         clear_contextvars()  # of the connection's request before
         bind_contextvars(request_id=request[REQUEST_ID], **span.fields)
@@ -380,6 +386,7 @@ class HttpServer(web.Server):
             return await self._app._handle(request)
         except Refusal as refusal:
             failure = refusal.failure
+            self._on_refused(failure.code)
             headers |= request.get(ANSWER_HEADERS, {})
         except web.HTTPException as error:
             if error.status < 400:
@@ -430,6 +437,18 @@ def peer_address(peername: tuple[Any, ...]) -> str:
     if address.ipv4_mapped is not None:
         return str(address.ipv4_mapped)
     return f"{ipaddress.IPv6Address(address.packed[:8] + bytes(8))}/64"
+
+
+def route_of(request: web.BaseRequest) -> str | None:
+    """The route's own path, as ``/v1/tasks/{id}``; None for a request that has none, malformed ones included."""
+    info = request._match_info if isinstance(request, web.Request) else None
+    resource = None if info is None else info.route.resource
+    return None if resource is None else resource.canonical
+
+
+def own_trace(request: web.BaseRequest) -> str | None:
+    """The request's own span, as ``traceparent`` has it; None for one that was malformed."""
+    return request.get(TRACEPARENT)
 
 
 def _without_expect(request: Request) -> Request:

@@ -103,9 +103,9 @@ def _head(size: int) -> bytes:
 
 
 class StreamRoutes:
-    """``max_message_bytes``: as for a body over HTTP. ``watched``: see
-    :meth:`Watches.watched <claude_daemon.service.watch.Watches.watched>`. ``opened`` hears of every connection, which
-    then is in :attr:`open`."""
+    """``max_message_bytes``: as for a body over HTTP. ``refused`` hears why something that was asked was not done.
+    ``watched``: see :meth:`Watches.watched <claude_daemon.service.watch.Watches.watched>`. ``opened`` hears of every
+    connection, which then is in :attr:`open`."""
 
     def __init__(
         self,
@@ -116,8 +116,10 @@ class StreamRoutes:
         max_message_bytes: int,
         watched: Watched,
         opened: Callable[[web.Request], None] = lambda request: None,
+        refused: Callable[[Code], None] = lambda code: None,
     ) -> None:
         self._opened = opened
+        self._refused = refused
         self._desk = desk
         self._watched = watched
         self._fanout = fanout
@@ -152,6 +154,7 @@ class StreamRoutes:
             self._schemas,
             goodbye=lambda: self._goodbye,
             watched=self._watched,
+            refused=self._refused,
         )
         self._opened(request)
         self.open.add(connection)
@@ -219,8 +222,10 @@ class _Connection:
         *,
         goodbye: Callable[[], int],
         watched: Watched,
+        refused: Callable[[Code], None],
     ) -> None:
         self._request = request
+        self._refused = refused
         self._watched = watched
         self._socket = socket
         self._desk = desk
@@ -313,6 +318,7 @@ class _Connection:
                 raise Refusal.because(Code.INVALID_REQUEST, why, param="op")
             await action(message)
         except Refusal as refusal:
+            self._refused(refusal.failure.code)
             await self._send_error(ref, refusal.failure)
         except StoreUnavailable as error:
             await self._send_error(ref, unavailable(error))

@@ -29,6 +29,7 @@ FIXED: Final = frozenset(
         "store.path",
         "log.format",
         "log.file",
+        "telemetry.otlp_endpoint",
     }
 )
 # These may change; whether they are there at all may not.

@@ -38,7 +38,11 @@ PROFILES: Final[Mapping[str, Mapping[str, Mapping[str, str | int]]]] = MappingPr
 Glob without a sandbox."""
 
 FOREIGN: Final = MappingProxyType(
-    {"ANTHROPIC_BASE_URL": ("engine", "base_url"), "CLAUDE_DAEMON_SOCKET": ("control", "socket")}
+    {
+        "ANTHROPIC_BASE_URL": ("engine", "base_url"),
+        "CLAUDE_DAEMON_SOCKET": ("control", "socket"),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": ("telemetry", "otlp_endpoint"),
+    }
 )
 
 

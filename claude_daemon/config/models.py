@@ -309,6 +309,12 @@ class Log(Section):
     file: Maybe[FilePath] = Path("log/daemon.log")
 
 
+class Telemetry(Section):
+    """``otlp_endpoint``: the base URL of an OpenTelemetry collector that takes OTLP over HTTP; None for no traces."""
+
+    otlp_endpoint: Maybe[Url] = None
+
+
 class Redis(Section):
     """A URL may hold a password, so all of it is secret."""
 
@@ -341,5 +347,6 @@ class Settings(Section):
     budget: Budget = Field(default_factory=Budget)
     drain: Drain = Field(default_factory=Drain)
     log: Log = Field(default_factory=Log)
+    telemetry: Telemetry = Field(default_factory=Telemetry)
     redis: Redis = Field(default_factory=Redis)
     webhooks: Webhooks = Field(default_factory=Webhooks)

@@ -16,6 +16,7 @@ _HEADER: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?P<trace>(?!0{32})[0-9a-f]{32})-(?P<span>(?!0{16})[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})"
 )
 _NOT_RECORDED: Final = "00"
+_RECORDED: Final = "01"
 
 RandBytes = Callable[[int], bytes]
 
@@ -36,14 +37,22 @@ class Trace:
         return None if found is None else cls(found["trace"], found["span"], flags=found["flags"])
 
     @classmethod
-    def begin(cls, header: str | None, randbytes: RandBytes) -> Trace:
-        """A span of our own: below the caller's, or the first of a trace."""
+    def begin(cls, header: str | None, randbytes: RandBytes, *, recorded: bool = False) -> Trace:
+        """A span of our own: below the caller's, or the first of a trace; whether that is ``recorded``, it says to all
+        who come after."""
         above = cls.parse(header)
-        return cls(_hex(16, randbytes), _hex(8, randbytes)) if above is None else above.below(randbytes)
+        if above is not None:
+            return above.below(randbytes)
+        return cls(_hex(16, randbytes), _hex(8, randbytes), flags=_RECORDED if recorded else _NOT_RECORDED)
 
     def below(self, randbytes: RandBytes) -> Trace:
         """A span below this one."""
         return Trace(self.trace_id, _hex(8, randbytes), self.span_id, self.flags)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether somebody collects its spans, as far as whoever began it knew."""
+        return bool(int(self.flags, 16) & 1)
 
     @property
     def header(self) -> str:

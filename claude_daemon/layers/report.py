@@ -22,15 +22,21 @@ def explain(loaded: Loaded) -> list[tuple[str, str, str]]:
 
     The last row is the credential: its kind and where it was found.
     """
-    rows = []
-    for path, value in leaves(loaded.settings):
-        key, notes = dotted(path), bare(type_at(type(loaded.settings), path))[1]
-        text = f"0o{value:o}" if any(note is Octal for note in notes) else _shown(value)
-        rows.append((key, text, str(loaded.origins[key])))
+    rows = [(key, text, str(loaded.origins[key])) for key, text in texts(loaded.settings).items()]
     credential = loaded.credential
     if credential is None:
         return [*rows, ("credential", NONE, str(DEFAULT))]
     return [*rows, ("credential", f"{credential.kind} ***", str(credential.origin))]
+
+
+def texts(settings: BaseModel) -> dict[str, str]:
+    """Every value by dotted key, as TOML writes it; secrets as ``***``."""
+    found = {}
+    for path, value in leaves(settings):
+        notes = bare(type_at(type(settings), path))[1]
+        octal = value is not None and any(note is Octal for note in notes)
+        found[dotted(path)] = f"0o{value:o}" if octal else _shown(value)
+    return found
 
 
 def _shown(value: object) -> str:

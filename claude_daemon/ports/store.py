@@ -470,6 +470,9 @@ class Webhooks(Protocol):
     async def next_due(self) -> float | None:
         """When the next one is due; None when none is left."""
 
+    async def webhooks_waiting(self) -> tuple[int, float | None]:
+        """How many are not over, and when the first of them is, or was, due."""
+
     async def delivered(self, webhook_id: str, at: float) -> None: ...
 
     async def postpone(self, webhook_id: str, due_at: float, error: str) -> None:
@@ -538,6 +541,10 @@ class Administration(Protocol):
 
     async def backup(self, to: Path) -> int:
         """A copy of the store as it is now, complete, 0600; its size in bytes. Raises FileExistsError, OSError."""
+
+    async def backed_up(self, at: float) -> None:
+        """A copy was made, and kept, at that time in seconds since the epoch: :meth:`status` tells of the last one.
+        Raises StoreUnavailable."""
 
     async def check(self) -> bool:
         """Tries to write and to read; whether both worked. Never raises."""

@@ -11,5 +11,6 @@
 - ``tail``      a task's events, numbered, bounded, followed
 - ``health``    the checks, their worst, and the probes
 - ``drain``     ending well
+- ``activity``  what runs and how it went lately, for those who watch; and the word to them when something happens
 - ``hint``      a word to whoever waits now
 """

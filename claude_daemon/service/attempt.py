@@ -34,7 +34,8 @@ Parts = Callable[[Emission], Sequence[Emission]]
 
 
 class Attempts:
-    """Makes attempts. ``stall_s``: how long one waits for its events to become durable before it fails."""
+    """Makes attempts. ``stall_s``: how long one waits for its events to become durable before it fails. ``told`` hears
+    how many events were told."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class Attempts:
         monotonic: Clock,
         parts: Parts,
         stall_s: float,
+        told: Callable[[int], None] = lambda events: None,
     ) -> None:
         self._schemas = schemas
         self._book = book
@@ -52,6 +54,7 @@ class Attempts:
         self._monotonic = monotonic
         self._parts = parts
         self.stall_s = stall_s
+        self._told = told
 
     async def make(self, run: Run, lease: Lease) -> Ended | None:
         """How it ended; None where the task is not ours to run. Raises StoreUnavailable where nobody can tell."""
@@ -133,6 +136,7 @@ class Attempts:
         """Tells what was said, and waits while nobody can take more; the end, where that ends the attempt."""
         if not emissions:
             return None
+        self._told(len(emissions))
         if run.first_delta_at is None and any(e.type in (MESSAGE_EVENT, MESSAGE) for e in emissions):
             run.first_delta_at = self._monotonic()
         if not run.durable:

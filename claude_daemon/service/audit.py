@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -27,14 +28,23 @@ class AuditDesk:
     """``key`` is what the store seals with. ``told`` what is worth a log line."""
 
     def __init__(
-        self, store: Audit, key: bytes, *, retention_days: int, now: Clock, told: Callable[[str, dict[str, Any]], None]
+        self,
+        store: Audit,
+        key: bytes,
+        *,
+        retention_days: int,
+        now: Clock,
+        told: Callable[[str, dict[str, Any]], None],
+        monotonic: Clock = time.monotonic,
     ) -> None:
         self.retention_days = retention_days
         self._store = store
         self._key = key
         self._now = now
         self._told = told
+        self._monotonic = monotonic
         self._head: Anchor | None = None
+        self._anchored_at = monotonic()
         self._strange: int | None = None
         self._pruned_on: float | None = None
 
@@ -64,6 +74,7 @@ class AuditDesk:
         if head is not None and head != self._head:
             self._head = head
             self._told("audit.head", {"head": str(head)})
+        self._anchored_at = self._monotonic()
 
     async def _prune_daily(self) -> None:
         """By whole days: else each look would find some more, and leave a record of it."""
@@ -90,6 +101,21 @@ class AuditDesk:
             if verifier.broken or len(page) < PAGE_RECORDS:
                 break
         return verifier.verdict()
+
+    @property
+    def anchored(self) -> int:
+        """The number of the newest record that was told as the head; 0 before the first."""
+        return 0 if self._head is None else self._head.n
+
+    @property
+    def anchor_age_seconds(self) -> float:
+        """Since the head was last looked at, and told if it was new."""
+        return self._monotonic() - self._anchored_at
+
+    @property
+    def strange(self) -> bool:
+        """Whether the chain does not go on with our key."""
+        return self._strange is not None
 
     def check(self) -> dict[str, HealthReport]:
         """The audit's share of health."""

@@ -50,7 +50,8 @@ class Book:
     """``node`` is this daemon's name in leases. ``price``: model → its price, None where it is not known.
 
     ``ended`` hears of every end of a durable task, once it is durable; ``told_by_webhook`` makes of one what its
-    receiver is told. ``budgets`` None: nothing bounds what is spent. ``used`` hears what each key has used.
+    receiver is told. ``budgets`` None: nothing bounds what is spent. ``used`` hears what each key has used, ``paid``
+    what each attempt has used and what that costs.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Book:
         price: Callable[[str], Price | None] = lambda model: None,
         budgets: Budgets | None = None,
         used: Callable[[str, Usage], None] = lambda key_id, usage: None,
+        paid: Callable[[Task, Outcome, Charge], None] = lambda task, outcome, bill: None,
         told_by_webhook: Callable[[Task], bytes | None] = lambda task: None,
         ended: Callable[[Task], None] = lambda task: None,
     ) -> None:
@@ -77,6 +79,7 @@ class Book:
         self.price = price
         self.budgets = budgets
         self._used = used
+        self._told_paid = paid
         self._told_by_webhook = told_by_webhook
         self._ended = ended
 
@@ -280,6 +283,7 @@ class Book:
     def _paid(self, task: Task, outcome: Outcome, bill: Charge, *, over: bool = True) -> None:
         """The ledger has it, or will have it."""
         self._used(task.spec.key_id, outcome.usage)
+        self._told_paid(task, outcome, bill)
         if self.budgets is not None:
             self.budgets.charged(task, bill, over=over)
 

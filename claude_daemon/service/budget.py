@@ -263,6 +263,12 @@ class Budgets:
         return self.settings.overall if owner == ALL else self.settings.domains.get(owner.name, NO_BUDGET)
 
     @property
+    def pressed(self) -> list[Owner]:
+        """All keys together, the trust domains with limits, and the keys that have used :data:`WARN_PERCENT` of one."""
+        domains = [Owner(Purse.DOMAIN, name) for name in self.settings.domains]
+        return [ALL, *domains, *{owner for owner, _ in self._high if owner.purse is Purse.KEY}]
+
+    @property
     def limited(self) -> list[Owner]:
         """The trust domains and keys that have limits of their own and have spent something, or could."""
         found = [Owner(Purse.DOMAIN, name) for name in self.settings.domains]

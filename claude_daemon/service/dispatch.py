@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -80,6 +80,7 @@ class Dispatcher:
     ``begins`` is told every attempt, within its context; ``settled`` every end; ``broken`` what an engine raised, which
     none may: the task fails, the rest goes on. ``said``: see :data:`Said`. ``may_begin``: whether a durable task of
     this key may begin besides so many turns of the key, and so many in all; a chat is asked about when it is submitted.
+    ``told`` hears how many events an engine told.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Dispatcher:
         begins: Callable[[Run], None] = lambda run: None,
         settled: Callable[[Run], None] = lambda run: None,
         broken: Callable[[Task | None, Exception], None] = lambda task, error: None,
+        told: Callable[[int], None] = lambda events: None,
     ) -> None:
         self._engines = {engine.lane: engine for engine in engines}
         self._settings = settings
@@ -112,7 +114,7 @@ class Dispatcher:
         self._broken = broken
         self.approvals = Approvals(timeout_s=settings.approval_timeout_s, now=now, ids=ids)
         self._attempts = Attempts(
-            schemas, book, self.approvals, monotonic=monotonic, parts=parts, stall_s=settings.stall_s
+            schemas, book, self.approvals, monotonic=monotonic, parts=parts, stall_s=settings.stall_s, told=told
         )
         self._running: set[Run] = set()
         self._saving: dict[Run, asyncio.Task[None]] = {}
@@ -252,8 +254,24 @@ class Dispatcher:
         return len(self._backlog)
 
     @property
+    def held(self) -> bool:
+        """No durable task is begun: see :meth:`hold`."""
+        return self._backlog.held
+
+    @property
+    def oldest_seconds(self) -> float | None:
+        """How long the one has waited that has waited longest of those who could begin; None for none."""
+        oldest = min((waiting.queued_at for waiting in self._queue), default=None)
+        return None if oldest is None else self._monotonic() - oldest
+
+    @property
     def running(self) -> int:
         return len(self._running)
+
+    @property
+    def under_way(self) -> Collection[Run]:
+        """All that run now."""
+        return self._running
 
     @property
     def by_worker(self) -> dict[str, Run]:
@@ -507,7 +525,8 @@ class Dispatcher:
                 attempt=run.task.attempt + 1,
                 started_at=run.task.started_at or self._now(),
             )
-        run.start, run.worker_id = lease.start, lease.worker_id
+        run.start, run.worker_id, run.started_at = lease.start, lease.worker_id, self._monotonic()
+        run.lease = lease
         if isinstance(lease, CopyingLease):
             lease.copied = partial(self._step, run.task.id)
         run.context.run(self._begins, run)
@@ -537,7 +556,7 @@ class Dispatcher:
         """The attempt is over, and with it the task unless another one tries. Once for each attempt."""
         if run.attempt is not attempt:
             return
-        run.attempt = None
+        run.attempt = run.lease = None
         self._running.discard(run)
         self._running_per_key[run.key_id] -= 1
         if not self._running_per_key[run.key_id]:

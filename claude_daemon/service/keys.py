@@ -161,6 +161,23 @@ class KeyDesk:
         record = self._records.get(key_id)
         return NO_BUDGET if record is None else record.budget
 
+    def census(self) -> tuple[Mapping[str, int], float | None]:
+        """How many stored keys are active, suspended, expired and revoked; when the first active one expires."""
+        at, first = self._now(), None
+        counts = dict.fromkeys(("active", "suspended", "expired", "revoked"), 0)
+        for record in self._records.values():  # without a Key for each: there may be ten thousand
+            if record.revoked_at is not None:
+                counts["revoked"] += 1
+            elif record.expires_at is not None and at >= record.expires_at:
+                counts["expired"] += 1
+            elif record.suspended_at is not None:
+                counts["suspended"] += 1
+            else:
+                counts["active"] += 1
+                if record.expires_at is not None and (first is None or record.expires_at < first):
+                    first = record.expires_at
+        return counts, first
+
     # who asks
 
     def identify(self, secret: str, peer: str | None = None) -> Key:

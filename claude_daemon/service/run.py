@@ -18,6 +18,7 @@ from claude_daemon.core.event import (
     Event,
 )
 from claude_daemon.core.task import Kind, Lane, Outcome, State, Task, Usage
+from claude_daemon.ports import Lease
 from claude_daemon.service.tail import Tail
 
 INTERNAL: Final = Failure(code=Code.INTERNAL, message="Something went wrong here. The log has it by task id.")
@@ -83,8 +84,12 @@ class Run:
         self.context = contextvars.Context() if self.durable else contextvars.copy_context()
         """An attempt's: a chat's is its submitter's, a durable task's is nobody's, whoever frees the place for it."""
         self.queued_at = monotonic
+        self.started_at: float | None = None
+        """Monotonic seconds at which its last attempt has begun."""
         self.start: str | None = None
         self.worker_id: str | None = None
+        self.lease: Lease | None = None
+        """What its attempt runs on, while there is one."""
         self.first_delta_at: float | None = None
         self.ending: Failure | None = None
         """Why it is being cut short, once somebody asked for that."""
@@ -114,6 +119,11 @@ class Run:
     @property
     def lane(self) -> Lane:
         return self.task.spec.lane
+
+    @property
+    def usage(self) -> Usage:
+        """What the attempt under way has used so far, as far as it is known."""
+        return Usage() if self.lease is None else self.lease.usage
 
     def follow(self, after: int = 0) -> AsyncIterator[list[Event]]:
         """A chat's events, see :meth:`Tail.follow`."""

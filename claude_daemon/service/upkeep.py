@@ -116,4 +116,7 @@ class Upkeep:
 
     async def backup(self, to: Path) -> int:
         """Raises FileExistsError, OSError."""
-        return await self._store.backup(to)
+        size = await self._store.backup(to)
+        with contextlib.suppress(StoreUnavailable):  # it is made, though the next daemon will not know of it
+            await self._store.backed_up(self._now())
+        return size

@@ -29,6 +29,17 @@ def paused(db: Connection) -> bool:
 
 
 @verb
+def backed_up(db: Connection, at: float) -> None:
+    db.execute("INSERT OR REPLACE INTO meta VALUES ('backed_up_at', ?)", (int(at),))
+
+
+def backed_up_at(db: Connection) -> float | None:
+    """Seconds since the epoch; None for never."""
+    row = db.execute("SELECT value FROM meta WHERE key = 'backed_up_at'").fetchone()
+    return None if row is None else float(row["value"])
+
+
+@verb
 def check(db: Connection) -> None:
     """Writes something: a number that counts how often this was asked."""
     db.execute("INSERT OR IGNORE INTO meta VALUES ('checks', 0)")

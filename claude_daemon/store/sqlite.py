@@ -47,7 +47,7 @@ from claude_daemon.store.connection import connect_reader, opening
 from claude_daemon.store.readers import Readers
 from claude_daemon.store.schema import known_migrations, open_current
 from claude_daemon.store.verbs import Verb
-from claude_daemon.store.writer import Observer, Writer
+from claude_daemon.store.writer import Committed, Observer, Writer
 
 _NOUNS: Final[Sequence[ModuleType]] = (tasks, ledgers, budget, audits, webhooks, keys, sessions, meta, retention)
 VERBS: Final = tuple(
@@ -60,7 +60,13 @@ class SqliteStore:
     """Implements :class:`~claude_daemon.ports.Store`, whose docstrings say what each verb promises."""
 
     def __init__(
-        self, path: Path, writing: Connection, readers: Readers, schema_version: int, observer: Observer | None
+        self,
+        path: Path,
+        writing: Connection,
+        readers: Readers,
+        schema_version: int,
+        observer: Observer | None,
+        committed: Committed,
     ) -> None:
         """For :meth:`open`, which makes sure of the file."""
         self.path = path
@@ -68,13 +74,22 @@ class SqliteStore:
         self._readers = readers
         self._copying = ThreadPoolExecutor(1, thread_name_prefix="store-copy")
         self._closing = False
-        self._writer = Writer(writing, path, observer)
+        self._backed_up_at = meta.backed_up_at(writing)
+        self._writer = Writer(writing, path, observer, committed)
 
     @classmethod
-    def open(cls, path: Path, *, audit_key: bytes = b"", observer: Observer | None = None) -> SqliteStore:
+    def open(
+        cls,
+        path: Path,
+        *,
+        audit_key: bytes = b"",
+        observer: Observer | None = None,
+        committed: Committed = lambda seconds, items: None,
+    ) -> SqliteStore:
         """Checks the file, migrates or makes it. Blocks; the directory exists, and nobody else has the file open.
 
-        ``audit_key`` seals the audit. Without one its chain tells accidents and no forgery.
+        ``audit_key`` seals the audit. Without one its chain tells accidents and no forgery. ``committed`` is told each
+        commit, on the writer's thread.
 
         Raises StoreBroken for a file that is corrupt, newer than this code or not ours; StoreUnavailable for what may
         pass, such as a full disk.
@@ -84,7 +99,7 @@ class SqliteStore:
             writing = stack.enter_context(closing(open_current(path, migrations)))
             audits.keep_sealed(writing, audit_key)
             readers = stack.enter_context(closing(Readers(path)))
-            store = cls(path, writing, readers, len(migrations), observer)
+            store = cls(path, writing, readers, len(migrations), observer, committed)
             stack.pop_all()
             return store
 
@@ -227,6 +242,9 @@ class SqliteStore:
     async def next_due(self) -> float | None:
         return await self._readers.read(webhooks.next_due)
 
+    async def webhooks_waiting(self) -> tuple[int, float | None]:
+        return await self._readers.read(webhooks.waiting)
+
     async def delivered(self, webhook_id: str, at: float) -> None:
         await self._writer.do(webhooks.delivered.bind(webhook_id, at))
 
@@ -288,6 +306,10 @@ class SqliteStore:
         """InterruptedError when the store is closed before it is complete."""
         return await asyncio.get_running_loop().run_in_executor(self._copying, self._copy, to)
 
+    async def backed_up(self, at: float) -> None:
+        await self._writer.do(meta.backed_up.bind(at))
+        self._backed_up_at = at
+
     def _copy(self, to: Path) -> int:
         with closing(connect_reader(self.path)) as db:
             return copies.copy(db, to, overwrite=False, going_on=lambda: not self._closing)
@@ -305,5 +327,9 @@ class SqliteStore:
         return StoreStatus(
             error=self._writer.error or self._readers.error,
             backlog=self._writer.backlog,
-            details={**self._writer.figures.read(), "schema_version": self._schema_version},
+            details={
+                **self._writer.figures.read(),
+                "schema_version": self._schema_version,
+                "backed_up_at": self._backed_up_at,
+            },
         )

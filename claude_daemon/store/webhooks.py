@@ -75,6 +75,11 @@ def due(db: Connection, now: float, limit: int) -> Sequence[WebhookDelivery]:
     ]
 
 
+def waiting(db: Connection) -> tuple[int, float | None]:
+    number, at = db.execute("SELECT count(*), min(due_at) FROM webhooks WHERE due_at IS NOT NULL").fetchone()
+    return number, at
+
+
 def next_due(db: Connection) -> float | None:
     at: float | None = db.execute("SELECT min(due_at) FROM webhooks WHERE due_at IS NOT NULL").fetchone()[0]
     return at

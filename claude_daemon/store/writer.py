@@ -44,6 +44,8 @@ BACKOFF: Final = Backoff(first_seconds=0.05, limit_seconds=0.5)
 
 Observer = Callable[[str, str], None]
 """Called on the writer's thread around each commit, for each verb in it: its name, "before" or "after"."""
+Committed = Callable[[float, int], None]
+"""Called on the writer's thread after each commit: the seconds that it took, and how many verbs were in it."""
 
 R = TypeVar("R")
 
@@ -63,8 +65,15 @@ class _Item:
 class Writer:
     """Owns its connection and its thread, which runs from construction until :meth:`close`."""
 
-    def __init__(self, db: Connection, path: Path, observer: Observer | None = None) -> None:
+    def __init__(
+        self,
+        db: Connection,
+        path: Path,
+        observer: Observer | None = None,
+        committed: Committed = lambda seconds, items: None,
+    ) -> None:
         self.figures = Figures()
+        self._committed = committed
         self._db = db
         self._path = path
         self._inode = _inode(path)
@@ -225,11 +234,13 @@ class Writer:
         if _inode(self._path) != self._inode:
             raise FileNotFoundError(f"{self._path.name} was moved away or deleted while it was in use")
         self._flush("NORMAL" if all(item.call.relaxed for item in batch) else "FULL")
+        started = time.perf_counter()
         self._db.execute("BEGIN IMMEDIATE")
         for item in batch:
             self._apply(item)
         self._observe(batch, "before")
         self._db.execute("COMMIT")
+        self._committed(time.perf_counter() - started, len(batch))
         self._observe(batch, "after")
 
     def _apply(self, item: _Item) -> None:

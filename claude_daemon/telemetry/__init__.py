@@ -1,4 +1,4 @@
-"""What the daemon tells about itself: logs. ``logging`` is where to start reading."""
+"""What the daemon tells about itself: logs and metrics. ``logging`` is where to start reading."""
 
 import sys
 

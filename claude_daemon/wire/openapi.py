@@ -11,7 +11,8 @@ from claude_daemon.wire import openapi_chats, openapi_sessions, openapi_tasks, o
 from claude_daemon.wire.anthropic import CountTokensRequest, MessagesRequest
 from claude_daemon.wire.openai_request import ChatCompletionRequest
 from claude_daemon.wire.openapi_answers import SCHEMAS
-from claude_daemon.wire.openapi_parts import REF, SECURITY, Json, answer, ref, ref_to
+from claude_daemon.wire.openapi_parts import ANY_ROUTE, REF, SECURITY, Json, answer, errors, ref, ref_to
+from claude_daemon.wire.problem import CONTENT_TYPE
 from claude_daemon.wire.tasks import ApprovalAnswer, BatchRequest, TaskRequest
 
 _REQUESTS: Final = (
@@ -84,6 +85,7 @@ def _operations() -> Json:
     return {
         **{path: {"get": _probe(path)} for path in ("/live", "/ready", "/startup")},
         "/health": {"get": _health()},
+        "/metrics": {"get": _metrics()},
         "/openapi.json": {"get": _this_document()},
     }
 
@@ -107,6 +109,17 @@ def _health() -> Json:
         "summary": "How each part is; details with a key only",
         "security": [{}, *SECURITY],
         "responses": {status: {"description": text, "content": content} for status, text in texts.items()},
+    }
+
+
+def _metrics() -> Json:
+    content = {"text/plain": {"schema": {"type": "string", "description": "Prometheus' text format, version 0.0.4."}}}
+    return {
+        "operationId": "metrics",
+        "tags": ["operations"],
+        "summary": "Numbers for Prometheus; takes a key whose role has the scope `metrics`",
+        "responses": {"200": {"description": "Every metric.", "content": content}}
+        | errors("Problem", *ANY_ROUTE, media_type=CONTENT_TYPE),
     }
 
 

@@ -8,7 +8,13 @@ The map:
 - ``client``    HTTP over that socket; one request a connection, documents or streamed lines
 - ``errors``    what can go wrong, each with its exit code
 - ``clean``     text from elsewhere made safe for a terminal
-- ``render``    answers of the daemon as plain, aligned text; ``tasktext`` those about tasks
+- ``render``    answers of the daemon as plain, aligned text; ``tasktext`` those about tasks, ``statustext`` those
+  about the daemon as a whole
+- ``figures``   numbers as people read them at a glance
+- ``screen``    the daemon on one screen; ``board`` what it is doing now: both draw with rich
+- ``watching``  the daemon's stream of what happens, to its proper end
+- ``keyboard``  single keys; ``beside`` the threads that they and a stream are read in
+- ``smoke``     the questions of ``claudectl test``; ``web`` asks them over the public port
 - ``moment``    ages and dates as people write them
 - ``progress``  one rewritten line on a terminal
 - ``transcript`` a task's events, told to a person
@@ -16,6 +22,6 @@ The map:
 - ``departure`` the end of a daemon, seen from outside
 - ``commands``  one module for each command noun
 
-Starting fast is part of the interface: nothing here imports asyncio, aiohttp, pydantic or rich, and a command
-pays for no other command's imports.
+Starting fast is part of the interface: nothing here imports asyncio, aiohttp or pydantic, rich and websockets are for
+the commands that need them, and a command pays for no other command's imports.
 """

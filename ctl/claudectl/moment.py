@@ -59,6 +59,11 @@ def _date(text: str, other: str) -> float:
         raise ValueError(f"{text!r} is neither {other} like 30d or 12h nor a date like 2026-01-31") from None
 
 
+def clock(at: object) -> str:
+    """The time of day of a moment here; "" for what is none."""
+    return told(at)[11:19]
+
+
 def told(at: object) -> str:
     """A moment in this machine's time, as people read it; '-' for what is none."""
     if not isinstance(at, int | float) or isinstance(at, bool):

@@ -17,8 +17,9 @@ Paint = Callable[[str], str]
 # What a reader should see at a glance: a status, or a state of the daemon, a worker or a task.
 _GOOD, _DOUBTFUL, _BAD = "\x1b[32m", "\x1b[33m", "\x1b[31m"
 _COLOURS = {
-    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded"), _GOOD),
-    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained", "cancelled"), _DOUBTFUL),
+    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded", "ok"), _GOOD),
+    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained"), _DOUBTFUL),
+    **dict.fromkeys(("cancelled", "skipped"), _DOUBTFUL),
     **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), _BAD),
 }
 _RESET = "\x1b[0m"
@@ -111,13 +112,13 @@ def _checks(checks: object, paint: Paint) -> Iterator[str]:
     width = max(map(len, found), default=0)
     for name, check in found.items():
         status = plain(check.get("status"))
-        yield f"  {name.ljust(width)}  {paint(status.ljust(4))}  {_reason(check)}".rstrip()
+        yield f"  {name.ljust(width)}  {paint(status.ljust(4))}  {reason(check)}".rstrip()
 
 
-def _reason(check: Document) -> str:
+def reason(check: Document) -> str:
     """Why it does not pass; the configuration's check tells which one that is, and with it why."""
     if "hash" in check:
-        return _config(check)
+        return config(check)
     return known(check.get("reason") or None)
 
 
@@ -130,11 +131,6 @@ def ready(document: Document, paint: Paint) -> str:
     return f"not ready · {paint(state)}" + (f" · {plain(reason)}" if reason else "")
 
 
-def status(document: Document, paint: Paint) -> str:
-    """The whole daemon on one screen."""
-    return screen(_title(document, paint), _facts(document, paint))
-
-
 def screen(title: str, facts: Iterable[tuple[str, str]]) -> str:
     """A title and below it a line for each fact that has a text."""
     told = [(name, text) for name, text in facts if text]
@@ -142,93 +138,15 @@ def screen(title: str, facts: Iterable[tuple[str, str]]) -> str:
     return "\n".join([title, *(f"  {name.ljust(width)}  {text}" for name, text in told)])
 
 
-def _title(document: Document, paint: Paint) -> str:
-    parts = [f"claude-daemon {plain(document.get('version'))}", paint(plain(document.get("state")))]
-    if "uptime_seconds" in document:
-        parts.append(f"up {duration(document['uptime_seconds'])}")
-    parts += [f"{name} {plain(document[name])}" for name in ("pid", "profile") if name in document]
-    return " · ".join(parts)
-
-
-def _facts(document: Document, paint: Paint) -> Iterator[tuple[str, str]]:
-    for key, name in (("supervisor", "supervisor"), ("url", "url"), ("home", "home"), ("key_file", "key")):
-        yield name, known(document.get(key))
-    yield "config", _config(mapping(document.get("config")))
-    yield "upstream", joined(" at ", document.get("upstream"), document.get("base_url"))
-    if "credential" in document:
-        credential = mapping(document["credential"])
-        yield "credential", joined(" from ", credential.get("kind"), credential.get("origin")) or "none"
-    cli = mapping(document.get("cli"))
-    yield "cli", joined(" at ", cli.get("version"), cli.get("path"))
-    yield "lanes", ", ".join(texts(document.get("lanes")))
-    yield "turns", _turns(mapping(document.get("turns")))
-    yield "workers", _workers(mapping(document.get("workers")))
-    yield "agents", _agents(mapping(document.get("agents")))
-    yield "sessions", _counts(_numbers(mapping(document.get("sessions"))))
-    yield "queue", _queue(mapping(document.get("queue")))
-    yield "starts", _counts(mapping(document.get("starts")))
-    yield "checks", _summary(mapping(document.get("checks")), paint)
-
-
-def _config(config: Document) -> str:
+def config(told: Document) -> str:
     """Which configuration is in force, and what is not in force yet."""
-    parts = [plain(config[key]) if config[key] is not None else "(none)" for key in ("file", "hash") if key in config]
-    if "age_seconds" in config:
-        parts.append(f"{duration(config['age_seconds'])} old")
-    if config.get("changed_on_disk"):
+    parts = [plain(told[key]) if told[key] is not None else "(none)" for key in ("file", "hash") if key in told]
+    if "age_seconds" in told:
+        parts.append(f"{duration(told['age_seconds'])} old")
+    if told.get("changed_on_disk"):
         parts.append("changed on disk: claudectl reload")
-    if waiting := texts(config.get("needs_restart")):
+    if waiting := texts(told.get("needs_restart")):
         parts.append(f"in force after a restart: {', '.join(waiting)}")
-    return " · ".join(parts)
-
-
-def _turns(turns: Document) -> str:
-    """Of all lanes that run the CLI."""
-    return f"{plain(turns.get('running'))} of {plain(turns['limit'])} running" if "limit" in turns else ""
-
-
-def _numbers(counts: Document) -> Document:
-    return {name: count for name, count in counts.items() if isinstance(count, int) and not isinstance(count, bool)}
-
-
-def _workers(workers: Document) -> str:
-    """Of the text lane."""
-    live = [f"{plain(workers['live'])} live"] if "live" in workers else []
-    if live and "limit" in workers:
-        live = [f"{live[0]} of {plain(workers['limit'])}"]
-    rest = {name: workers[name] for name in ("busy", "idle", "starting", "spares") if name in workers}
-    return " · ".join([*live, *([_counts(rest)] if rest else [])])
-
-
-def _agents(agents: Document) -> str:
-    """How many there are, and what holds them."""
-    parts = [counted] if (counted := _counts(_numbers(agents))) else []
-    if "sandboxed" in agents:
-        parts.append("sandboxed" if agents["sandboxed"] else "no sandbox")
-    held = {"cgroup": "limits for all processes of one", "rlimit": "limits for each process", "none": "no limits"}
-    if "limits" in agents:
-        parts.append(held.get(plain(agents["limits"]), plain(agents["limits"])))
-    return " · ".join(parts)
-
-
-def _queue(queue: Document) -> str:
-    """``waiting`` are chats, ``queued`` durable tasks, ``running`` both."""
-    counts = {name: count for name, count in queue.items() if name != "paused"}
-    return " · ".join(part for part in (_counts(counts), "paused" if queue.get("paused") else "") if part)
-
-
-def _counts(counts: Document) -> str:
-    return " · ".join(f"{plain(count)} {plain(name)}" for name, count in counts.items())
-
-
-def _summary(checks: Document, paint: Paint) -> str:
-    """All checks in a line, those that do not pass with their reasons."""
-    parts = []
-    for name, check in checks.items():
-        found = mapping(check)
-        word = plain(found.get("status"))
-        reason = found.get("reason") if word != "pass" else None
-        parts.append(f"{plain(name)} {paint(word)}" + (f" ({plain(reason)})" if reason else ""))
     return " · ".join(parts)
 
 

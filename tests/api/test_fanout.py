@@ -90,6 +90,7 @@ async def test_all_get_everything_once_in_order_and_few_writes(followers: int) -
         assert cursor.after == expected[-1]
         assert len(sink.writes) < 10  # of 203 events, said in one go
     assert c.fanout.followers == 0
+    assert (c.fanout.delivered, c.fanout.slow) == (followers * len(expected), 0)
 
 
 async def test_what_comes_while_a_pass_is_under_way_is_the_next_ones() -> None:
@@ -258,6 +259,7 @@ async def test_a_follower_that_stays_full_is_let_go_with_its_cursor(monkeypatch:
         async with asyncio.timeout(PATIENCE_S):
             assert await serving is Why.SLOW
         assert cursor.after == sink.seqs[-1]
+        assert (c.fanout.slow, c.fanout.delivered) == (1, len(sink.seqs))
         again, serving, _ = c.follow(cursor.after)
         c.scene.end()
         async with asyncio.timeout(PATIENCE_S):

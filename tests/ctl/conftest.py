@@ -53,7 +53,7 @@ class Reply(BaseHTTPRequestHandler):
             body=json.loads(body) if body else None,
         )
         self.server.requests.append(self.request_seen)
-        route = self.server.routes.get((self.command, self.request_seen.path))
+        route = self.server.routes.get((self.command, self.request_seen.path), self.server.otherwise)
         if route is None:
             self.problem(404, "not_found", f"no route {self.path}")
         else:
@@ -126,7 +126,8 @@ class Reply(BaseHTTPRequestHandler):
 
 
 class Daemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
-    """Answers by ``routes``: (method, path below the base) to what makes the reply. Keeps every request."""
+    """Answers by ``routes``: (method, path below the base) to what makes the reply; the rest by ``otherwise``, where
+    there is such an answer. Keeps every request."""
 
     daemon_threads = True
     block_on_close = False
@@ -135,6 +136,7 @@ class Daemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.routes: dict[tuple[str, str], Callable[[Reply], None]] = {}
+        self.otherwise: Callable[[Reply], None] | None = None
         self.requests: list[Request] = []
         super().__init__(str(path), Reply)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)

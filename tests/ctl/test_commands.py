@@ -10,7 +10,6 @@ import pytest
 from claude_daemon import __version__
 from claudectl.client import REQUEST_SECONDS
 from claudectl.commands.backup import BACKUP_SECONDS
-from claudectl.main import COMMANDS
 from tests.ctl.conftest import Daemon, Invoke, Reply
 
 PASSES = {"status": "pass", "state": "ready", "uptime_seconds": 5, "checks": {"engine": {"status": "pass"}}}
@@ -74,26 +73,6 @@ def test_the_later_of_two_sockets_wins(daemon: Daemon, invoke: Invoke) -> None:
 def test_version_needs_no_daemon(invoke: Invoke, args: list[str]) -> None:
     result = invoke(*args)
     assert (result.exit_code, result.stdout) == (0, f"claudectl {__version__}\n")
-
-
-SUBCOMMANDS = [
-    ["workers", "list"],
-    *(["tasks", name] for name in ("list", "show", "follow", "cancel", "retry", "purge")),
-    ["queue", "pause"],
-    ["queue", "resume"],
-    *(["workers", name] for name in ("scale", "recycle", "kill")),
-    *(["connections", name] for name in ("list", "close")),
-    *(["keys", name] for name in ("create", "list", "rotate", "suspend", "resume", "revoke")),
-]
-
-
-@pytest.mark.parametrize("command", [*([name] for name in COMMANDS), *SUBCOMMANDS, []])
-def test_every_help_shows_an_example_and_the_global_options(invoke: Invoke, command: list[str]) -> None:
-    result = invoke(*command, "--help")
-    assert result.exit_code == 0
-    assert "Example" in result.stdout
-    assert f"  claudectl {' '.join(command)}".rstrip() in result.stdout
-    assert "Global options:" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -45,9 +45,23 @@ def test_health_imports_nothing_heavy_and_no_other_command(daemon: Daemon, envir
         ("GET", "connections", "connections", ["connections"]),
         ("GET", "stacks", "stacks", ["stacks"]),
         ("GET", "keys", "keys", ["keys", "list"]),
+        ("GET", "config", "config", ["config"]),
+        ("GET", "status", "status", ["status", "--json"]),
         ("POST", "workers/recycle", "workers", ["workers", "recycle"]),
     ],
-    ids=["reload", "stop", "drain", "panic", "log-level", "connections", "stacks", "keys", "workers"],
+    ids=[
+        "reload",
+        "stop",
+        "drain",
+        "panic",
+        "log-level",
+        "connections",
+        "stacks",
+        "keys",
+        "config",
+        "status",
+        "workers",
+    ],
 )
 def test_operators_commands_import_nothing_heavy_and_no_other_command(
     daemon: Daemon, environ: dict[str, str], method: str, path: str, module: str, arguments: list[str]

@@ -19,31 +19,6 @@ HEALTH = {
     "checks": {"engine": {"status": "pass"}, "worker_pool": {"status": "warn", "reason": "3 of 4 live"}},
 }
 
-STATUS = {
-    "version": "0.1.0",
-    "pid": 4242,
-    "state": "ready",
-    "uptime_seconds": 61,
-    "profile": "dev",
-    "supervisor": "systemd",
-    "config": {"file": "/h/config.toml", "hash": "2508ba3fbb16", "age_seconds": 61, "changed_on_disk": False},
-    "url": "http://127.0.0.1:8006",
-    "home": "/h",
-    "key_file": "/h/local.key",
-    "upstream": "anthropic",
-    "base_url": "https://api.anthropic.com",
-    "credential": {"kind": "api_key", "origin": "ANTHROPIC_API_KEY"},
-    "cli": {"path": "/x/claude", "version": "2.1.330"},
-    "lanes": ["direct", "text"],
-    "turns": {"running": 2, "limit": 4},
-    "agents": {"running": 1, "spares": 2, "starts": {"spare": 1}, "sandboxed": True},
-    "sessions": {"running": 0, "kept": 3},
-    "workers": {"limit": 4, "live": 4, "busy": 1, "idle": 3, "starting": 0, "spares": 1},
-    "queue": {"waiting": 2, "running": 1, "queued": 3},
-    "starts": {"warm": 9, "spare": 1, "cold": 2},
-    "checks": HEALTH["checks"],
-}
-
 WORKERS = [
     {
         "id": "w_1",
@@ -83,55 +58,6 @@ def test_health_has_a_line_for_each_check_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
-    ("agents", "said"),
-    [
-        (
-            {"running": 1, "spares": 2, "sandboxed": True, "limits": "cgroup"},
-            "1 running · 2 spares · sandboxed · limits for all processes of one",
-        ),
-        (
-            {"running": 0, "spares": 0, "sandboxed": True, "limits": "rlimit"},
-            "0 running · 0 spares · sandboxed · limits for each process",
-        ),
-        (
-            {"running": 0, "spares": 0, "sandboxed": False, "limits": "none"},
-            "0 running · 0 spares · no sandbox · no limits",
-        ),
-        ({"running": 0, "spares": 0, "limits": "walls"}, "0 running · 0 spares · walls"),
-    ],
-)
-def test_status_tells_what_holds_agents(agents: dict[str, object], said: str) -> None:
-    assert f"\n  agents      {said}\n" in render.status(STATUS | {"agents": agents}, colourless)
-
-
-def test_status_names_no_file_that_is_not_there() -> None:
-    shown = render.status(STATUS | {"config": {"file": None, "hash": "2508ba3fbb16"}}, colourless)
-    assert "\n  config      (none) · 2508ba3fbb16\n" in shown
-
-
-def test_status_is_one_aligned_screen() -> None:
-    assert render.status(STATUS, colourless) == (
-        "claude-daemon 0.1.0 · ready · up 1 min 1 s · pid 4242 · profile dev\n"
-        "  supervisor  systemd\n"
-        "  url         http://127.0.0.1:8006\n"
-        "  home        /h\n"
-        "  key         /h/local.key\n"
-        "  config      /h/config.toml · 2508ba3fbb16 · 1 min 1 s old\n"
-        "  upstream    anthropic at https://api.anthropic.com\n"
-        "  credential  api_key from ANTHROPIC_API_KEY\n"
-        "  cli         2.1.330 at /x/claude\n"
-        "  lanes       direct, text\n"
-        "  turns       2 of 4 running\n"
-        "  workers     4 live of 4 · 1 busy · 3 idle · 0 starting · 1 spares\n"
-        "  agents      1 running · 2 spares · sandboxed\n"
-        "  sessions    0 running · 3 kept\n"
-        "  queue       2 waiting · 1 running · 3 queued\n"
-        "  starts      9 warm · 1 spare · 2 cold\n"
-        "  checks      engine pass · worker_pool warn (3 of 4 live)"
-    )
-
-
-@pytest.mark.parametrize(
     ("more", "added"),
     [
         ({"changed_on_disk": True}, "changed on disk: claudectl reload"),
@@ -139,10 +65,9 @@ def test_status_is_one_aligned_screen() -> None:
     ],
     ids=["changed on disk", "needs a restart"],
 )
-def test_status_and_health_tell_what_of_the_configuration_is_not_in_force(more: dict[str, object], added: str) -> None:
+def test_health_tells_what_of_the_configuration_is_not_in_force(more: dict[str, object], added: str) -> None:
     said = f"/h/config.toml · 2508ba3fbb16 · 1 min 1 s old · {added}"
-    config = {**STATUS["config"], **more}  # type: ignore[dict-item]
-    assert f"  config      {said}\n" in render.status(STATUS | {"config": config}, colourless)
+    config = {"file": "/h/config.toml", "hash": "2508ba3fbb16", "age_seconds": 61, "changed_on_disk": False, **more}
     check = {"status": "warn", "reason": "/h/config.toml has changed", **config}
     shown = render.health(HEALTH | {"supervisor": "systemd", "checks": {"config": check}}, colourless)
     assert shown == f"warn · degraded · up 1 h 2 min · version 0.1.0 · supervisor systemd\n  config  warn  {said}"
@@ -156,17 +81,9 @@ def test_workers_are_an_aligned_table() -> None:
     )
 
 
-@pytest.mark.parametrize("missing", STATUS)
-def test_status_skips_what_is_absent_or_null(missing: str) -> None:
-    without = {name: value for name, value in STATUS.items() if name != missing}
-    assert "None" not in render.status(without, colourless)
-    assert "None" not in render.status(STATUS | {missing: None}, colourless)
-
-
 @pytest.mark.parametrize("junk", [None, 7, "text", [], {}, [1], {"x": 1}, {"x": {"y": None}}])
 def test_nothing_unexpected_breaks_a_rendering(junk: object) -> None:
-    for key in STATUS:
-        render.status(STATUS | {key: junk}, coloured)
+    for key in HEALTH:
         render.health(HEALTH | {key: junk}, coloured)
     render.workers({"workers": junk}, coloured)
     render.workers({"workers": [junk, WORKERS[0] | {"id": junk, "age_seconds": junk}]}, coloured)
@@ -175,7 +92,6 @@ def test_nothing_unexpected_breaks_a_rendering(junk: object) -> None:
 
 
 def test_an_empty_answer_still_renders() -> None:
-    assert render.status({}, colourless) == "claude-daemon - · -"
     assert render.health({}, colourless) == "-"
     assert render.workers({}, colourless) == "no workers"
 

@@ -584,3 +584,49 @@ def test_an_agent_that_is_loaded_is_as_it_was_until_it_is_loaded_anew(
     assert first.endswith("until: claudectl service stop, then claudectl service start")
     assert second == "it runs already"
     assert machine.verbs == []
+
+
+# as JSON
+
+AS_JSON: dict[str, tuple[list[str], Any]] = {
+    "install": ([], {"done"}),
+    "print": ([], {"files"}),
+    "uninstall": ([], {"done"}),
+    "start": ([], {"state"}),
+    "stop": ([], {"state"}),
+    "restart": ([], {"state"}),
+    "status": ([], {"supervisor", "installed", "state", "pid", "waits", "daemon"}),
+    "logs": (["-n", "3"], None),
+}
+"""What each is told, and the keys of what it says; logs become the journal's own program."""
+
+
+@pytest.mark.parametrize("verb", list(service.command.commands))
+def test_with_json_it_prints_one_document(
+    of_the_machine: SystemdOfTheMachine,
+    machine: Machine,
+    daemon: Daemon,
+    invoke: Invoke,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: str,
+) -> None:
+    shown: list[list[str]] = []
+    monkeypatch.setattr(os, "execvp", lambda file, args: shown.append(args))
+    monkeypatch.setattr(service, "_wish", lambda **wishes: wish(tmp_path))
+    daemon.leave()
+    machine.unit(load="loaded", active="inactive", sub="dead")
+    args, keys = AS_JSON[verb]
+    result = invoke("service", verb, *args, "--json")
+    assert result.exit_code == (4 if verb == "status" else 0), result.stderr
+    if keys is None:
+        assert shown == [["journalctl", "--unit=claude-daemon.service", "--lines=3", "--output=json"]]
+    else:
+        assert set(json.loads(result.stdout)) == keys
+
+
+def test_a_restart_without_a_supervisor_is_told_line_by_line(by_hand: Machine, daemon: Daemon, invoke: Invoke) -> None:
+    daemon.tells("POST", "restart", {"state": "draining", "successor": 8}, {"state": "drained", "saved": True})
+    daemon.says("GET", "ready", {"status": "pass", "state": "ready", "reason": ""})
+    lines = invoke("service", "restart", "--json").stdout.splitlines()
+    assert [json.loads(line)["state"] for line in lines] == ["draining", "drained", "restarted"]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -13,6 +15,15 @@ from tests.support import DaemonProcess, sse
 PATIENCE_S = 60.0
 Agents = Callable[..., Awaitable[DaemonProcess]]
 """The fixture ``agents``."""
+AGENT_SETTINGS = {"engine.stall_timeout_s": 10}
+SERVER = Path(__file__).with_name("mcp_server.py")
+SERVER_SECRET = "of-the-server-alone-4711"
+
+
+def configured(name: str, *args: str) -> str:
+    """The configuration of an MCP server that runs :data:`SERVER`."""
+    argv = orjson.dumps([str(SERVER), *args]).decode()
+    return f'[mcp.{name}]\ncommand = "{sys.executable}"\nargs = {argv}\nenv = {{ SERVER_KEY = "{SERVER_SECRET}" }}\n'
 
 
 def call(tool: str, **given: Any) -> str:

@@ -1,4 +1,4 @@
-"""Daemons whose tasks may have tools and directories."""
+"""Daemons whose tasks may have tools and directories: one that is shared, and those that a test has for itself."""
 
 from __future__ import annotations
 
@@ -9,20 +9,77 @@ from typing import Any
 
 import pytest
 
+from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
 from tests.debian import program
-from tests.e2e.agents import Agents
-from tests.ordinary import ordinary
-from tests.support import DaemonProcess
+from tests.e2e.agents import AGENT_SETTINGS, Agents, configured
+from tests.ordinary import give, ordinary
+from tests.support import DaemonProcess, share_probe
+
+
+@pytest.fixture(scope="session")
+def workshop_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the shared daemon's tasks may work: ``root``, and ``trusted``, whose projects' settings may count."""
+    directory = tmp_path_factory.mktemp("workshop")
+    for name in ("root", "trusted"):
+        (directory / name).mkdir()
+    return directory
+
+
+@pytest.fixture(scope="session")
+async def shared_workshop(
+    daemon: DaemonProcess, model: OfflineModel, workshop_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[DaemonProcess]:
+    program("bwrap", "bubblewrap")
+    home = tmp_path_factory.mktemp("workshop-home") / "home"
+    roots = [
+        f'[[roots]]\npath = "{workshop_root}/root"',
+        f'[[roots]]\npath = "{workshop_root}/trusted"\ntrusted = true',
+    ]
+    configure(home, "\n".join([*roots, configured("small")]))
+    share_probe(daemon, home)
+    process = DaemonProcess(home, model, {**AGENT_SETTINGS, "engine.workers": 3}, **ordinary(home, workshop_root))
+    yield await process.start()
+    assert await process.stop() == 0
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    directory = tmp_path / "root" / "repository"
-    directory.mkdir(parents=True)
+async def workshop(shared_workshop: DaemonProcess) -> AsyncIterator[DaemonProcess]:
+    """The one warm daemon whose tasks have tools: not to be killed, drained or filled up by a test."""
+    before = len(shared_workshop.log())
+    yield shared_workshop
+    said = shared_workshop.log()[before:]
+    assert [line for line in said if line["level"] in ("error", "critical")] == []
+
+
+@pytest.fixture
+def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A directory to work in, of this test alone, beneath a root of its daemon."""
+    if "workshop" in request.fixturenames:
+        return project_in(request.getfixturevalue("workshop_root") / "root", tmp_path)
     (tmp_path / "home").mkdir()
+    return project_in(tmp_path / "root", Path())
+
+
+@pytest.fixture
+def trusted(workshop_root: Path, tmp_path: Path) -> Path:
+    """The same, where a project's settings may count."""
+    return project_in(workshop_root / "trusted", tmp_path)
+
+
+def project_in(root: Path, test: Path) -> Path:
+    directory = root / test.name / "repository"
+    directory.mkdir(parents=True)
     (directory / "hello.txt").write_text("hello\n")
+    give(directory.parent)
     return directory
+
+
+def configure(home: Path, toml: str) -> None:
+    (home / ".claude-daemon").mkdir(mode=0o700, parents=True, exist_ok=True)
+    configuration = home / ".claude-daemon" / "config.toml"
+    configuration.write_text(toml)
+    configuration.chmod(0o600)
 
 
 @pytest.fixture
@@ -34,11 +91,8 @@ async def agents(start_daemon: StartDaemon, tmp_path: Path, repository: Path) ->
         settings: dict[str, Any] | None = None, toml: str = "", through: Sequence[str] = (), **fields: Any
     ) -> DaemonProcess:
         home = tmp_path / "home"
-        (home / ".claude-daemon").mkdir(mode=0o700, exist_ok=True)
-        configuration = home / ".claude-daemon" / "config.toml"
-        configuration.write_text(f'[[roots]]\npath = "{repository.parent}"\n{toml}')
-        configuration.chmod(0o600)
-        values = {"engine.workers": 2, "engine.stall_timeout_s": 10, **(settings or {})}
+        configure(home, f'[[roots]]\npath = "{repository.parent}"\n{toml}')
+        values = {**AGENT_SETTINGS, **(settings or {})}
         placed = ordinary(home, repository.parent)
         if through:
             placed["program"] = (*through, *placed["program"])

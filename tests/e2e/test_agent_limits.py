@@ -59,9 +59,9 @@ async def test_a_tool_with_effects_never_runs_twice_though_the_daemon_is_killed(
 ) -> None:
     """Right after the effect, and the model has not heard of it yet."""
     daemon = await agents()
-    prompt = f"append-once {call('Bash', command=f'{ONCE}; sleep 600')}"
+    prompt = f"append-once {call('Bash', command=f'{ONCE}; touch begun; sleep 600')}"
     task_id = await submitted(daemon, prompt, tools=BASH, cwd=str(repository))
-    await appears(repository / "effects")
+    await appears(repository / "begun")
     asked = calls(model, "append-once")
     await killed(daemon)
     task, events = await ended(daemon, task_id)
@@ -102,9 +102,9 @@ async def test_claude_code_killed_in_mid_tool_fails_the_task_and_the_next_one_ru
     repository: Path,
 ) -> None:
     daemon = await agents()
-    prompt = call("Bash", command=f"{ONCE}; sleep 600")
+    prompt = call("Bash", command=f"{ONCE}; touch begun; sleep 600")
     task_id = await submitted(daemon, prompt, tools=BASH, cwd=str(repository))
-    await appears(repository / "effects")
+    await appears(repository / "begun")
     os.kill(_cli_of(daemon.home), signal.SIGKILL)
     task, _ = await ended(daemon, task_id)
     assert (task["state"], task["error"]["code"], task["attempt"]) == ("failed", "engine_crashed", 1), task
@@ -115,16 +115,15 @@ async def test_claude_code_killed_in_mid_tool_fails_the_task_and_the_next_one_ru
             await asyncio.sleep(_POLL_S)
 
 
-async def test_a_cancelled_task_ends_in_the_middle_of_a_tool(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_a_cancelled_task_ends_in_the_middle_of_a_tool(workshop: DaemonProcess, repository: Path) -> None:
     prompt = call("Bash", command="touch begun; sleep 600")
-    task_id = await submitted(daemon, prompt, tools=BASH, cwd=str(repository))
+    task_id = await submitted(workshop, prompt, tools=BASH, cwd=str(repository))
     await appears(repository / "begun")
-    await daemon.control(f"tasks/{task_id}/cancel", "POST", {})
-    task, _ = await ended(daemon, task_id)
+    await workshop.control(f"tasks/{task_id}/cancel", "POST", {})
+    task, _ = await ended(workshop, task_id)
     assert (task["state"], task["usage"]["model_calls"]) == ("cancelled", 1), task
     async with asyncio.timeout(PATIENCE_S):
-        while (await daemon.control("status"))["agents"]["running"]:
+        while (await workshop.control("status"))["agents"]["running"]:
             await asyncio.sleep(_POLL_S)
 
 
@@ -149,22 +148,20 @@ async def test_no_model_is_called_once_the_cost_is_spent(
 
 
 async def test_an_agent_has_as_many_turns_as_it_was_given(
-    agents: Agents,
+    workshop: DaemonProcess,
     repository: Path,
     model: OfflineModel,
 ) -> None:
-    daemon = await agents()
     prompt = f"turn-around {call('Bash', command=ONCE)} [[repeat=9]] [[tokens=1]]"
-    task, _ = await run(daemon, prompt, tools=BASH, cwd=str(repository), max_turns=3)
+    task, _ = await run(workshop, prompt, tools=BASH, cwd=str(repository), max_turns=3)
     assert (task["state"], task["error"]["code"]) == ("failed", "max_turns"), task
     assert calls(model, "turn-around") <= 4  # the one that begins meanwhile is cut
     assert (repository / "effects").read_text() == "ran\n" * 3
 
 
-async def test_a_task_ends_at_its_timeout_though_a_tool_is_at_work(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_a_task_ends_at_its_timeout_though_a_tool_is_at_work(workshop: DaemonProcess, repository: Path) -> None:
     prompt = call("Bash", command=f"{ONCE}; sleep 600")
-    task, _ = await run(daemon, prompt, tools=BASH, cwd=str(repository), timeout_s=8)
+    task, _ = await run(workshop, prompt, tools=BASH, cwd=str(repository), timeout_s=8)
     assert (task["state"], task["error"]["code"], task["attempt"]) == ("failed", "deadline", 1), task
     assert task["finished_at"] - task["created_at"] < 8 + 5
     assert (repository / "effects").read_text() == "ran\n"
@@ -232,14 +229,13 @@ async def test_a_deny_rule_wins_over_auto_and_what_no_rule_allows_is_denied(
     assert not (repository / "denied").exists()
 
 
-async def test_files_that_changed_are_told_and_come_with_the_result(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_files_that_changed_are_told_and_come_with_the_result(workshop: DaemonProcess, repository: Path) -> None:
     new, old = repository / "new.txt", repository / "hello.txt"
     edit = call("Edit", file_path=str(old), old_string="hello", new_string="bye")
     steps = f"{call('Read', file_path=str(old))} {edit} {call('Write', file_path=str(new), content='x')}"
     tools = {"allow": ["Read", "Edit", "Write", "Bash"]}
     prompt = f"[[one-by-one]] {steps} {call('Bash', command='touch unknown')} [[tokens=1]]"
-    task, events = await run(daemon, prompt, tools=tools, cwd=str(repository))
+    task, events = await run(workshop, prompt, tools=tools, cwd=str(repository))
     assert task["state"] == "succeeded", (task, events)
     assert [event["path"] for event in told(events, "file.changed")] == [str(old), str(new)]
     assert task["result"]["files"] == [str(old), str(new)]
@@ -248,8 +244,7 @@ async def test_files_that_changed_are_told_and_come_with_the_result(agents: Agen
 # answers
 
 
-async def test_an_agent_answers_in_the_asked_form(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_an_agent_answers_in_the_asked_form(workshop: DaemonProcess, repository: Path) -> None:
     schema = {
         "type": "object",
         "properties": {"n": {"type": "integer"}},
@@ -258,19 +253,18 @@ async def test_an_agent_answers_in_the_asked_form(agents: Agents, repository: Pa
     }
     read = call("Read", file_path=str(repository / "hello.txt"))
     wish = {"tools": {"allow": ["Read"]}, "cwd": str(repository), "schema": schema}
-    task, events = await run(daemon, read, **wish)
+    task, events = await run(workshop, read, **wish)
     assert task["state"] == "succeeded", (task, events)
     result = task["result"]
     assert (type(result["structured"]["n"]), result["stop_reason"]) == (int, "end_turn")
-    task, _ = await run(daemon, f"{read} [[no-structured]]", **wish)
+    task, _ = await run(workshop, f"{read} [[no-structured]]", **wish)
     assert (task["state"], task["error"]["code"]) == ("failed", "schema_mismatch"), task
 
 
-async def test_a_stream_that_is_cut_takes_back_what_it_said(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_a_stream_that_is_cut_takes_back_what_it_said(workshop: DaemonProcess, repository: Path) -> None:
     bash = call("Bash", command=ONCE)
     task, events = await run(
-        daemon, f"{bash} [[tokens=9]] [[cut=3]] [[times=1]] [[round=2]]", tools=BASH, cwd=str(repository)
+        workshop, f"{bash} [[tokens=9]] [[cut=3]] [[times=1]] [[round=2]]", tools=BASH, cwd=str(repository)
     )
     assert task["state"] == "succeeded", (task, events)
     kinds = [event["type"] for event in events]
@@ -281,13 +275,12 @@ async def test_a_stream_that_is_cut_takes_back_what_it_said(agents: Agents, repo
 
 
 async def test_an_overloaded_upstream_is_asked_again_and_the_tool_is_not(
-    agents: Agents,
+    workshop: DaemonProcess,
     repository: Path,
 ) -> None:
-    daemon = await agents()
     bash = call("Bash", command=ONCE)
     prompt = f"{bash} [[tokens=2]] [[error=529]] [[times=1]] [[round=2]]"
-    task, events = await run(daemon, prompt, tools=BASH, cwd=str(repository))
+    task, events = await run(workshop, prompt, tools=BASH, cwd=str(repository))
     assert task["state"] == "succeeded", (task, events)
     assert len(told(events, "retry")) == 1
     assert (repository / "effects").read_text() == "ran\n"

@@ -27,11 +27,12 @@ def start(name: str, inner: str, **more: Any) -> str:
     return f"{call('Agent', description='d', prompt=inner, subagent_type=name, **more)} [[tokens=2]]"
 
 
-def written(daemon: DaemonProcess) -> tuple[str, list[dict[str, Any]]]:
-    """Whether the only task may have changed something, and the tool calls that were written down."""
+def written(daemon: DaemonProcess, task_id: str) -> tuple[str, list[dict[str, Any]]]:
+    """Whether the task may have changed something, and the tool calls that were written down."""
     with closing(sqlite3.connect(daemon.home / ".claude-daemon" / "daemon.db")) as db:
-        ((effects,),) = db.execute("SELECT effects FROM tasks")
-        rows = db.execute("SELECT details FROM audit WHERE act = 'tool.called' ORDER BY rowid")
+        ((effects,),) = db.execute("SELECT effects FROM tasks WHERE id = ?", (task_id,))
+        called = "SELECT details FROM audit WHERE act = 'tool.called' AND task_id = ? ORDER BY rowid"
+        rows = db.execute(called, (task_id,))
         return effects, [orjson.loads(details) for (details,) in rows]
 
 
@@ -40,12 +41,13 @@ def written(daemon: DaemonProcess) -> tuple[str, list[dict[str, Any]]]:
 
 @pytest.mark.parametrize("tools", [{"tools": ["Bash"]}, {}])
 async def test_a_subagents_calls_are_seen_like_all_others(
-    agents: Agents, repository: Path, tools: dict[str, Any]
+    workshop: DaemonProcess, repository: Path, tools: dict[str, Any]
 ) -> None:
-    daemon = await agents()
     inner = f"{call('Bash', command='echo by the helper > made.txt')} [[tokens=2]]"
     prompt, helper = start("helper", inner), {**HELPER, **tools, "max_turns": 5}
-    task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, agents={"helper": helper}, cwd=str(repository))
+    task, events = await run(
+        workshop, prompt, tools={"allow": ["Bash"]}, agents={"helper": helper}, cwd=str(repository)
+    )
     assert task["state"] == "succeeded", (task, events)
     assert (repository / "made.txt").read_text() == "by the helper\n"
     agent, bash = told(events, "tool.use")
@@ -57,20 +59,19 @@ async def test_a_subagents_calls_are_seen_like_all_others(
     assert (handed_back["id"], "parent" in handed_back, handed_back["is_error"]) == (agent["id"], False, False)
     assert "".join(delta["text"] for delta in told(events, "text.delta")) == task["result"]["text"]
     assert task["usage"]["model_calls"] == 4
-    effects, calls = written(daemon)
+    effects, calls = written(workshop, task["id"])
     assert effects == "possible"
     assert [one["tool"] for one in calls] == ["Agent", "Bash"]
     assert calls[0]["call"]["subagent_type"] == "helper"
 
 
-async def test_what_subagents_change_is_in_the_result(agents: Agents, repository: Path) -> None:
+async def test_what_subagents_change_is_in_the_result(workshop: DaemonProcess, repository: Path) -> None:
     """Two of them, at once."""
-    daemon = await agents()
     paths = [str(repository / name) for name in ("one.txt", "two.txt")]
     inner = [f"{call('Write', file_path=path, content='x')} [[tokens=2]]" for path in paths]
     starts = " ".join(call("Agent", description="d", prompt=one, subagent_type="helper") for one in inner)
     task, events = await run(
-        daemon,
+        workshop,
         f"{starts} [[tokens=2]]",
         tools={"allow": ["Write"]},
         agents={"helper": HELPER},
@@ -90,27 +91,26 @@ async def test_what_subagents_change_is_in_the_result(agents: Agents, repository
     ("max_turns", "state", "made"), [(4, "succeeded", True), (3, "failed", True), (1, "failed", False)]
 )
 async def test_subagents_turns_are_turns_of_the_task(
-    agents: Agents, repository: Path, model: OfflineModel, max_turns: int, state: str, made: bool
+    workshop: DaemonProcess, repository: Path, model: OfflineModel, max_turns: int, state: str, made: bool
 ) -> None:
     """One that starts the helper, two of the helper's, and one that says so."""
-    daemon, mark = await agents(), f"at-most-{max_turns}"
+    mark = f"at-most-{max_turns}"
     inner = f"{mark} {call('Bash', command='touch made.txt')} [[tokens=2]]"
     fields: dict[str, Any] = {"tools": {"allow": ["Bash"]}, "agents": {"helper": HELPER}, "cwd": str(repository)}
-    task, events = await run(daemon, start("helper", inner), **fields, max_turns=max_turns)
+    task, events = await run(workshop, start("helper", inner), **fields, max_turns=max_turns)
     assert task["state"] == state, (task, events)
     assert (task["error"] is None) or task["error"]["code"] == "max_turns"
     assert (repository / "made.txt").exists() is made
     assert len(asked_with(model, mark)) <= max_turns + 1  # the one that begins meanwhile is cut
 
 
-async def test_to_start_a_subagent_that_only_reads_changes_nothing(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_to_start_a_subagent_that_only_reads_changes_nothing(workshop: DaemonProcess, repository: Path) -> None:
     inner = f"{call('Read', file_path=str(repository / 'hello.txt'))} [[tokens=2]]"
     task, events = await run(
-        daemon, start("helper", inner), tools={"allow": ["Read"]}, agents={"helper": HELPER}, cwd=str(repository)
+        workshop, start("helper", inner), tools={"allow": ["Read"]}, agents={"helper": HELPER}, cwd=str(repository)
     )
     assert task["state"] == "succeeded", (task, events)
-    effects, calls = written(daemon)
+    effects, calls = written(workshop, task["id"])
     assert (effects, [one["tool"] for one in calls]) == ("none", ["Agent", "Read"])
 
 
@@ -122,15 +122,16 @@ async def test_to_start_a_subagent_that_only_reads_changes_nothing(agents: Agent
     ],
 )
 async def test_a_subagent_has_what_it_was_given_and_starts_no_other(
-    agents: Agents, repository: Path, helper: dict[str, Any], inner: str
+    workshop: DaemonProcess, repository: Path, helper: dict[str, Any], inner: str
 ) -> None:
-    daemon = await agents()
     tools = {"allow": ["Read", "Bash"]}
     prompt = start("helper", f"{inner} [[tokens=2]]")
-    task, events = await run(daemon, prompt, tools=tools, agents={"helper": {**HELPER, **helper}}, cwd=str(repository))
+    task, events = await run(
+        workshop, prompt, tools=tools, agents={"helper": {**HELPER, **helper}}, cwd=str(repository)
+    )
     assert task["state"] == "succeeded", (task, events)
     assert not (repository / "made.txt").exists()
-    assert [one["tool"] for one in written(daemon)[1]] == ["Agent"]
+    assert [one["tool"] for one in written(workshop, task["id"])[1]] == ["Agent"]
 
 
 @pytest.mark.parametrize(
@@ -142,18 +143,18 @@ async def test_a_subagent_has_what_it_was_given_and_starts_no_other(
         (start("helper", "x", isolation="worktree"), "isolation cannot be chosen here"),
     ],
 )
-async def test_there_are_no_subagents_but_those_that_the_task_defines(agents: Agents, prompt: str, why: str) -> None:
-    daemon = await agents()
-    task, events = await run(daemon, prompt, agents={"helper": HELPER})
+async def test_there_are_no_subagents_but_those_that_the_task_defines(
+    workshop: DaemonProcess, prompt: str, why: str
+) -> None:
+    task, events = await run(workshop, prompt, agents={"helper": HELPER})
     assert task["state"] == "succeeded", (task, events)
     (result,) = told(events, "tool.result")
     assert result["is_error"]
     assert why in result["content"]
 
 
-async def test_where_none_are_defined_none_is_started(agents: Agents) -> None:
-    daemon = await agents()
-    task, events = await run(daemon, start("general-purpose", "x"), tools={"approval": "auto"})
+async def test_where_none_are_defined_none_is_started(workshop: DaemonProcess) -> None:
+    task, events = await run(workshop, start("general-purpose", "x"), tools={"approval": "auto"})
     assert task["state"] == "succeeded", (task, events)
     (result,) = told(events, "tool.result")
     assert result["is_error"]
@@ -172,10 +173,9 @@ async def test_what_subagents_spend_counts_at_the_dearest_price(agents: Agents, 
     assert "needs the price of claude-haiku" in answer["detail"]
 
 
-async def test_a_subagents_model_must_be_known(agents: Agents) -> None:
-    daemon = await agents()
+async def test_a_subagents_model_must_be_known(workshop: DaemonProcess) -> None:
     body = {"prompt": "x", "agents": {"helper": {**HELPER, "model": "gpt"}}}
-    answer = await daemon.control("tasks?detach=true", "POST", body)
+    answer = await workshop.control("tasks?detach=true", "POST", body)
     assert (answer["code"], answer["errors"][0]["path"]) == ("model_not_found", "agents.helper.model")
 
 
@@ -191,11 +191,12 @@ async def test_a_subagents_model_must_be_known(agents: Agents) -> None:
         ({"project_settings": "all"}, "may not ask for `project_settings: all`"),
     ],
 )
-async def test_each_needs_its_scope(agents: Agents, repository: Path, body: dict[str, Any], why: str) -> None:
-    daemon = await agents(toml='trusted = true\n[mcp.small]\ncommand = "x"\n')
-    key = (await daemon.control("keys", "POST", {"name": "k", "role": "standard"}))["key"]
-    asked = {"prompt": "x", "cwd": str(repository), **body}
-    async with daemon.http.post("/v1/tasks", json=asked, headers={"Authorization": f"Bearer {key}"}) as response:
+async def test_each_needs_its_scope(
+    workshop: DaemonProcess, trusted: Path, tmp_path: Path, body: dict[str, Any], why: str
+) -> None:
+    key = (await workshop.control("keys", "POST", {"name": tmp_path.name, "role": "standard"}))["key"]
+    asked = {"prompt": "x", "cwd": str(trusted), **body}
+    async with workshop.http.post("/v1/tasks", json=asked, headers={"Authorization": f"Bearer {key}"}) as response:
         problem = await response.json()
     assert (response.status, problem["code"]) == (403, "forbidden"), problem
     assert why in problem["detail"]
@@ -214,20 +215,19 @@ async def test_a_subagents_tools_are_judged_like_the_tasks_own(agents: Agents) -
         task_id = (await response.json())["id"]
     async with daemon.http.get(f"/v1/tasks/{task_id}/events", headers=headers) as response:
         await sse(response)
-    assert [one["tool"] for one in written(daemon)[1]] == ["Agent"]  # the subagent has no Bash either
+    assert [one["tool"] for one in written(daemon, task_id)[1]] == ["Agent"]  # the subagent has no Bash either
 
 
 # system prompts
 
 
-async def test_what_is_appended_follows_claude_codes_own_system_prompt(agents: Agents) -> None:
-    daemon = await agents()
+async def test_what_is_appended_follows_claude_codes_own_system_prompt(workshop: DaemonProcess) -> None:
     fields: dict[str, Any] = {"tools": {"allow": ["Read"]}, "append_system": "Answer in verse."}
-    task, _ = await run(daemon, "[[system]]", **fields)
+    task, _ = await run(workshop, "[[system]]", **fields)
     text = task["result"]["text"]
     assert "Answer in verse." in text
     assert "Claude" in text.partition("Answer in verse.")[0]
-    task, _ = await run(daemon, "[[system]]", **fields, system="You are a poet.")
+    task, _ = await run(workshop, "[[system]]", **fields, system="You are a poet.")
     assert task["result"]["text"].count("You are a poet.\n\nAnswer in verse.") == 1
 
 
@@ -281,20 +281,19 @@ ELSEWHERE: list[dict[str, str]] = [
 
 @pytest.mark.parametrize("env", ELSEWHERE)
 async def test_a_trusted_projects_settings_count_and_the_model_stays_where_it_is(
-    agents: Agents, repository: Path, stranger: tuple[str, list[str]], env: dict[str, str]
+    workshop: DaemonProcess, trusted: Path, stranger: tuple[str, list[str]], env: dict[str, str]
 ) -> None:
     url, came = stranger
-    daemon = await agents(toml="trusted = true\n")
-    project(repository, url, **{name: url if value == "URL" else value for name, value in env.items()})
+    project(trusted, url, **{name: url if value == "URL" else value for name, value in env.items()})
     prompt = f"{call('Bash', command='echo $FOO > made.txt; env > env.txt')} [[tokens=2]]"
-    fields: dict[str, Any] = {"tools": {"allow": ["Bash"]}, "cwd": str(repository), "project_settings": "all"}
-    task, events = await run(daemon, prompt, **fields)
+    fields: dict[str, Any] = {"tools": {"allow": ["Bash"]}, "cwd": str(trusted), "project_settings": "all"}
+    task, events = await run(workshop, prompt, **fields)
     assert task["state"] == "succeeded", (task, events)
-    assert (repository / "made.txt").read_text() == "of the project\n"
-    assert (repository / "hooked").exists()
-    assert not (repository / "served").exists()  # servers are those of the operator
+    assert (trusted / "made.txt").read_text() == "of the project\n"
+    assert (trusted / "hooked").exists()
+    assert not (trusted / "served").exists()  # servers are those of the operator
     assert came == []
-    assert [one["tool"] for one in written(daemon)[1]] == ["Bash"]
+    assert [one["tool"] for one in written(workshop, task["id"])[1]] == ["Bash"]
 
 
 PLANT = """
@@ -317,54 +316,51 @@ with open(f"{{config}}/CLAUDE.md", "w") as file:
 
 @pytest.mark.parametrize("tools", [["Bash(python3 *)"], ["Read"]])
 async def test_what_a_turn_leaves_is_not_the_settings_of_the_next(
-    agents: Agents, repository: Path, stranger: tuple[str, list[str]], tools: list[str]
+    workshop: DaemonProcess, repository: Path, stranger: tuple[str, list[str]], tools: list[str]
 ) -> None:
     """On the process that is kept, and on the next one."""
     url, came = stranger
-    daemon = await agents()
     (repository / "plant.py").write_text(PLANT.format(url=url))
     give(repository)
     plant = f"{call('Bash', command='python3 plant.py')} [[tokens=2]]"
     first = {"tools": {"allow": ["Bash(python3 *)"]}, "cwd": str(repository), "session": {}}
-    task, events = await run(daemon, plant, **first)
+    task, events = await run(workshop, plant, **first)
     assert [result["is_error"] for result in told(events, "tool.result")] == [False], events
     session = {"id": task["session_id"]}
     prompt = f"[[history]] {call('Bash', command='touch hooked')}"
-    task, events = await run(daemon, prompt, tools={"allow": tools}, session=session)
+    task, events = await run(workshop, prompt, tools={"allow": tools}, session=session)
     assert told(events, "task.started")[0]["start"] == ("cold" if tools == ["Read"] else "warm")
     assert task["state"] == "succeeded", (task, events)
     assert "python3 plant.py" not in task["result"]["text"]
     assert "user: " in task["result"]["text"]
     body = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
-    async with daemon.http.post("/v1/messages", json=body, headers={"X-Session-ID": session["id"]}) as response:
+    async with workshop.http.post("/v1/messages", json=body, headers={"X-Session-ID": session["id"]}) as response:
         assert response.status == 200, await response.text()
     assert came == []
     assert not (repository / "hooked").exists()
 
 
 async def test_a_project_allows_no_tool_that_the_task_has_not(
-    agents: Agents, repository: Path, stranger: tuple[str, list[str]]
+    workshop: DaemonProcess, trusted: Path, stranger: tuple[str, list[str]]
 ) -> None:
-    daemon = await agents(toml="trusted = true\n")
-    project(repository, stranger[0])
+    project(trusted, stranger[0])
     prompt = f"{call('Bash', command='touch made.txt')} [[tokens=2]]"
     for allow in ("Read", "Bash(git status)"):
-        fields: dict[str, Any] = {"tools": {"allow": [allow]}, "cwd": str(repository), "project_settings": "all"}
-        task, events = await run(daemon, prompt, **fields)
+        fields: dict[str, Any] = {"tools": {"allow": [allow]}, "cwd": str(trusted), "project_settings": "all"}
+        task, events = await run(workshop, prompt, **fields)
         assert task["state"] == "succeeded", (task, events)
-        assert not (repository / "made.txt").exists()
+        assert not (trusted / "made.txt").exists()
 
 
 async def test_settings_of_a_project_are_not_read_unless_asked_for(
-    agents: Agents, repository: Path, stranger: tuple[str, list[str]]
+    workshop: DaemonProcess, trusted: Path, stranger: tuple[str, list[str]]
 ) -> None:
-    daemon = await agents(toml="trusted = true\n")
-    project(repository, stranger[0])
+    project(trusted, stranger[0])
     prompt = f"{call('Bash', command='echo $FOO > made.txt')} [[tokens=2]]"
-    task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, cwd=str(repository))
+    task, events = await run(workshop, prompt, tools={"allow": ["Bash"]}, cwd=str(trusted))
     assert task["state"] == "succeeded", (task, events)
-    assert (repository / "made.txt").read_text() == "\n"
-    assert not (repository / "hooked").exists()
+    assert (trusted / "made.txt").read_text() == "\n"
+    assert not (trusted / "hooked").exists()
     assert stranger[1] == []
 
 

@@ -15,16 +15,8 @@ import orjson
 import pytest
 from aiohttp import web
 
-from tests.e2e.agents import PATIENCE_S, Agents, call, ended, run, told
+from tests.e2e.agents import PATIENCE_S, SERVER, SERVER_SECRET, Agents, call, configured, ended, run, told
 from tests.support import DaemonProcess, alive
-
-SCRIPT = Path(__file__).with_name("mcp_server.py")
-SECRET = "of-the-server-alone-4711"
-
-
-def configured(name: str, *args: str) -> str:
-    argv = orjson.dumps([str(SCRIPT), *args]).decode()
-    return f'[mcp.{name}]\ncommand = "{sys.executable}"\nargs = {argv}\nenv = {{ SERVER_KEY = "{SECRET}" }}\n'
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
@@ -41,42 +33,40 @@ async def result_of(daemon: DaemonProcess, prompt: str, **fields: Any) -> dict[s
     return result
 
 
-async def test_a_tool_of_a_server_is_called(agents: Agents) -> None:
-    daemon = await agents(toml=configured("small"))
-    result = await result_of(daemon, f"{call('mcp__small__echo', text='hello')} [[tokens=1]]")
+async def test_a_tool_of_a_server_is_called(workshop: DaemonProcess) -> None:
+    result = await result_of(workshop, f"{call('mcp__small__echo', text='hello')} [[tokens=1]]")
     assert (result["name"], result["is_error"], result["content"]) == ("mcp__small__echo", False, "hello")
-    result = await result_of(daemon, f"{call('mcp__small__ask_back')} [[tokens=1]]")
+    result = await result_of(workshop, f"{call('mcp__small__ask_back')} [[tokens=1]]")
     assert "offers nothing" in result["content"]  # what a server asks of its client
 
 
 async def test_a_server_has_its_own_environment_and_the_agent_has_nothing_of_it(
-    agents: Agents, repository: Path
+    workshop: DaemonProcess, repository: Path
 ) -> None:
-    daemon = await agents(toml=configured("small"))
-    environment = orjson.loads((await result_of(daemon, f"{call('mcp__small__environment')} [[tokens=1]]"))["content"])
-    assert environment["SERVER_KEY"] == SECRET
+    environment = orjson.loads(
+        (await result_of(workshop, f"{call('mcp__small__environment')} [[tokens=1]]"))["content"]
+    )
+    assert environment["SERVER_KEY"] == SERVER_SECRET
     assert not [name for name in environment if name.startswith(("ANTHROPIC_", "CLAUDE_DAEMON_HOME", "CLAUDE_CODE"))]
     look = "env; cat /proc/*/environ /proc/*/cmdline | tr '\\0' '\\n'; grep -r 4711 $CLAUDE_CONFIG_DIR $HOME /tmp; true"
     tools = {"allow": ["Bash", "mcp__small"]}
-    result = await result_of(daemon, f"{call('Bash', command=look)} [[tokens=1]]", tools=tools, cwd=str(repository))
+    result = await result_of(workshop, f"{call('Bash', command=look)} [[tokens=1]]", tools=tools, cwd=str(repository))
     assert "CLAUDE_CONFIG_DIR" in result["content"]
-    assert SECRET not in result["content"]
-    assert SCRIPT.name not in result["content"]
-    assert not [line for line in daemon.log() if SECRET in str(line)]
+    assert SERVER_SECRET not in result["content"]
+    assert SERVER.name not in result["content"]
+    assert not [line for line in workshop.log() if SERVER_SECRET in str(line)]
 
 
-async def test_what_no_rule_allows_is_not_there(agents: Agents) -> None:
-    daemon = await agents(toml=configured("small"))
+async def test_what_no_rule_allows_is_not_there(workshop: DaemonProcess) -> None:
     for tools in ({"allow": ["mcp__small"], "deny": ["mcp__small__echo"]}, {"allow": ["mcp__small__environment"]}):
-        result = await result_of(daemon, f"{call('mcp__small__echo', text='x')} [[tokens=1]]", tools=tools)
+        result = await result_of(workshop, f"{call('mcp__small__echo', text='x')} [[tokens=1]]", tools=tools)
         assert result["is_error"], result
-    result = await result_of(daemon, f"{call('mcp__small__echo', text='x')} [[tokens=1]]", tools={"approval": "auto"})
+    result = await result_of(workshop, f"{call('mcp__small__echo', text='x')} [[tokens=1]]", tools={"approval": "auto"})
     assert result["content"] == "x"
 
 
-async def test_a_server_ends_with_its_task_and_all_that_it_left(agents: Agents) -> None:
-    daemon = await agents(toml=configured("small"))
-    result = await result_of(daemon, f"{call('mcp__small__stray')} [[tokens=1]]")
+async def test_a_server_ends_with_its_task_and_all_that_it_left(workshop: DaemonProcess) -> None:
+    result = await result_of(workshop, f"{call('mcp__small__stray')} [[tokens=1]]")
     pids = orjson.loads(result["content"])
     await eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
@@ -91,12 +81,11 @@ async def hanging(daemon: DaemonProcess, repository: Path) -> tuple[str, int]:
     return task["id"], int(path.read_text())
 
 
-async def test_a_cancel_ends_a_server_in_the_middle_of_a_call(agents: Agents, repository: Path) -> None:
-    daemon = await agents(toml=configured("small"))
-    task_id, pid = await hanging(daemon, repository)
-    await daemon.control(f"tasks/{task_id}/cancel", "POST")
+async def test_a_cancel_ends_a_server_in_the_middle_of_a_call(workshop: DaemonProcess, repository: Path) -> None:
+    task_id, pid = await hanging(workshop, repository)
+    await workshop.control(f"tasks/{task_id}/cancel", "POST")
     await eventually(lambda: not alive(pid))
-    assert (await ended(daemon, task_id))[0]["state"] == "cancelled"
+    assert (await ended(workshop, task_id))[0]["state"] == "cancelled"
 
 
 async def test_a_daemon_that_was_killed_leaves_no_server_to_the_next(agents: Agents, repository: Path) -> None:
@@ -111,14 +100,11 @@ async def test_a_daemon_that_was_killed_leaves_no_server_to_the_next(agents: Age
     assert (await ended(daemon, task_id))[0]["error"]["code"] == "interrupted"  # it may have changed something
 
 
-async def test_a_server_that_dies_fails_the_call_and_not_the_task(agents: Agents) -> None:
-    daemon = await agents(toml=configured("small"))
-    result = await result_of(daemon, f"{call('mcp__small__die')} [[tokens=1]]")
+async def test_a_server_that_dies_fails_the_call_and_not_the_task(workshop: DaemonProcess) -> None:
+    result = await result_of(workshop, f"{call('mcp__small__die')} [[tokens=1]]")
     assert result["is_error"]
     assert "it ended with status 3" in result["content"]
-    await eventually(lambda: [x for x in daemon.log() if x["event"] == "mcp.stderr"] != [])
-    (line,) = [line for line in daemon.log() if line["event"] == "mcp.stderr"]
-    assert (line["server"], line["said"]) == ("small", "the end is near")
+    await workshop.logged("mcp.stderr", server="small", said="the end is near")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +154,7 @@ class Small:
         self.events = True
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
-        if request.headers.get("Authorization") != SECRET:
+        if request.headers.get("Authorization") != SERVER_SECRET:
             return web.Response(status=401)
         if self.redirects:
             return web.Response(status=307, headers={"Location": "/elsewhere"})
@@ -206,7 +192,7 @@ async def small() -> AsyncIterator[tuple[Small, str]]:
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     url = f"http://127.0.0.1:{runner.addresses[0][1]}/mcp"
-    yield server, f'[mcp.small]\nurl = "{url}"\nheaders = {{ Authorization = "{SECRET}" }}\n'
+    yield server, f'[mcp.small]\nurl = "{url}"\nheaders = {{ Authorization = "{SERVER_SECRET}" }}\n'
     await runner.cleanup()
 
 

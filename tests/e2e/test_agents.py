@@ -19,10 +19,9 @@ from tests.ordinary import give
 from tests.support import DaemonProcess
 
 
-async def test_an_agent_runs_a_command_where_it_was_told_to(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_an_agent_runs_a_command_where_it_was_told_to(workshop: DaemonProcess, repository: Path) -> None:
     prompt = f"{call('Bash', command='cat hello.txt > copy.txt && cat copy.txt')} [[tokens=3]]"
-    task, events = await run(daemon, prompt, tools={"allow": ["Bash"]}, cwd=str(repository))
+    task, events = await run(workshop, prompt, tools={"allow": ["Bash"]}, cwd=str(repository))
     assert task["state"] == "succeeded", (task, events)
     assert (task["lane"], task["usage"]["model_calls"]) == ("agent", 2)
     (use,) = told(events, "tool.use")
@@ -32,24 +31,24 @@ async def test_an_agent_runs_a_command_where_it_was_told_to(agents: Agents, repo
     assert (repository / "copy.txt").read_text() == "hello\n"
 
 
-async def test_every_tool_that_can_be_allowed_is_there(agents: Agents, repository: Path, model: OfflineModel) -> None:
-    daemon = await agents()
+async def test_every_tool_that_can_be_allowed_is_there(
+    workshop: DaemonProcess, repository: Path, model: OfflineModel
+) -> None:
     prompt = f"each-tool {call('TodoWrite', todos=[{'content': 'a', 'status': 'pending', 'activeForm': 'b'}])}"
-    task, events = await run(daemon, prompt, tools={"allow": list(TOOLS)}, cwd=str(repository))
+    task, events = await run(workshop, prompt, tools={"allow": list(TOOLS)}, cwd=str(repository))
     assert task["state"] == "succeeded", (task, events)
     assert {tool["name"] for tool in asked_with(model, "each-tool")[0]["tools"]} == set(TOOLS)
     assert [result["is_error"] for result in told(events, "tool.result")] == [False]
 
 
-async def test_a_command_that_fails_is_told_as_an_error(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
-    task, events = await run(daemon, call("Bash", command="cat nothing; exit 3"), tools={"allow": ["Bash"]})
+async def test_a_command_that_fails_is_told_as_an_error(workshop: DaemonProcess, repository: Path) -> None:
+    task, events = await run(workshop, call("Bash", command="cat nothing; exit 3"), tools={"allow": ["Bash"]})
     assert task["state"] == "succeeded", (task, events)
     (result,) = told(events, "tool.result")
     assert result["is_error"]
     assert "nothing" in result["content"]
     async with asyncio.timeout(PATIENCE_S):  # its place is free once its process is gone
-        while (await daemon.control("status"))["agents"]["running"] != 0:
+        while (await workshop.control("status"))["agents"]["running"] != 0:
             await asyncio.sleep(0.02)
 
 
@@ -122,21 +121,21 @@ async def test_without_hooks_a_task_counts_as_done_before_it_begins(agents: Agen
     assert (effects, called) == ("possible", ["*", "Bash"])
 
 
-async def test_an_answer_in_the_asked_form_is_no_turn_too_many(agents: Agents, repository: Path) -> None:
+async def test_an_answer_in_the_asked_form_is_no_turn_too_many(workshop: DaemonProcess, repository: Path) -> None:
     """Claude Code's own tool for it is a call like any other, and the last."""
-    daemon = await agents()
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
-    task, events = await run(daemon, "A number.", tools={"allow": ["Read"]}, schema=schema, max_turns=1)
+    task, events = await run(workshop, "A number.", tools={"allow": ["Read"]}, schema=schema, max_turns=1)
     assert task["state"] == "succeeded", (task, events)
     assert isinstance(task["result"]["structured"]["n"], int)
     assert task["usage"]["model_calls"] == 1
 
 
-async def test_what_is_appended_stands_beside_claude_codes_own_prompt(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_what_is_appended_stands_beside_claude_codes_own_prompt(
+    workshop: DaemonProcess, repository: Path
+) -> None:
     asked = {"tools": {"allow": ["Read"]}, "append_system": "APPENDED"}
-    own, _ = await run(daemon, "[[system]] [[reply=echo]]", tools={"allow": ["Read"]})
-    task, _ = await run(daemon, "[[system]] [[reply=echo]]", **asked)
+    own, _ = await run(workshop, "[[system]] [[reply=echo]]", tools={"allow": ["Read"]})
+    task, _ = await run(workshop, "[[system]] [[reply=echo]]", **asked)
     assert "APPENDED" in task["result"]["text"]
     assert len(task["result"]["text"]) > len(own["result"]["text"]) > 100
 

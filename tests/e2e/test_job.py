@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-from tests.e2e.agents import Agents
 from tests.ordinary import give
 from tests.support import DaemonProcess
 
@@ -44,23 +43,22 @@ async def watched(daemon: DaemonProcess, key: str, task: dict[str, Any]) -> list
     return events
 
 
-async def test_an_agent_mends_a_failing_test(agents: Agents, repository: Path) -> None:
+async def test_an_agent_mends_a_failing_test(workshop: DaemonProcess, repository: Path) -> None:
     (repository / "shapes.py").write_text(SOURCE)
     (repository / "test_shapes.py").write_text(TEST)
     for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "x"]):
-        subprocess.run(["git", *command], cwd=repository, check=True)
+        subprocess.run(["git", "-c", "safe.directory=*", *command], cwd=repository, check=True)
     give(repository)
     failing = subprocess.run(RUN.split(), cwd=repository, capture_output=True, check=False)
     assert failing.returncode == 1
-    daemon = await agents()
-    made = await daemon.control("keys", "POST", {"name": "ci", "role": "standard"})
+    made = await workshop.control("keys", "POST", {"name": "ci", "role": "standard"})
     shapes = str(repository / "shapes.py")
     edit = {"file_path": shapes, "old_string": "width + height", "new_string": "width * height"}
     script = steps(
         ("Bash", {"command": RUN}), ("Read", {"file_path": shapes}), ("Edit", edit), ("Bash", {"command": RUN})
     )
     events = await watched(
-        daemon,
+        workshop,
         made["key"],
         {
             "prompt": f"Fix the failing test in this repository. {script} [[text=The test passes now.]]",
@@ -80,7 +78,9 @@ async def test_an_agent_mends_a_failing_test(agents: Agents, repository: Path) -
     assert "1 passed" in results[3]["content"]
     ended = events[-1]
     assert ended["type"] == "task.succeeded", ended
-    async with daemon.http.get(f"/v1/tasks/{ended['task']}", headers={"Authorization": f"Bearer {made['key']}"}) as got:
+    async with workshop.http.get(
+        f"/v1/tasks/{ended['task']}", headers={"Authorization": f"Bearer {made['key']}"}
+    ) as got:
         result = (await got.json())["result"]
     assert result["text"] == "The test passes now."
     assert result["diff"] == (

@@ -22,11 +22,11 @@ OWN = {"local.key", "audit.key", "config.toml"}
 """Files of the home that hold secrets because that is what they are for."""
 ASKED = (
     "health", "status", "workers", "tasks", "sessions", "connections", "keys", "audit?limit=1000", "audit/verify",
-    "stacks", "approvals", "log-level",
+    "stacks", "approvals", "log-level", "config",
 )  # fmt: skip
 SHOWN = (
     ["health"], ["status"], ["workers", "list"], ["tasks", "list"], ["keys", "list"], ["connections"], ["audit"],
-    ["stacks"], ["reload"],
+    ["stacks"], ["reload"], ["config"], ["top", "--once", "--json"],
 )  # fmt: skip
 
 

@@ -95,13 +95,12 @@ async def becomes(daemon: DaemonProcess, session_id: str, state: str) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_session_goes_on_where_it_was_on_the_same_process(sessions: Sessions) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "my word is amber", {}, system="be brief")
+async def test_a_session_goes_on_where_it_was_on_the_same_process(workshop: DaemonProcess) -> None:
+    first = await turn(workshop, "my word is amber", {}, system="be brief")
     assert first["session_id"].startswith("sess_")
     assert first["start"] == "cold"
-    await becomes(daemon, first["session_id"], "warm")
-    again = await turn(daemon, "which [[history]]", {"id": first["session_id"]}, model="haiku")
+    await becomes(workshop, first["session_id"], "warm")
+    again = await turn(workshop, "which [[history]]", {"id": first["session_id"]}, model="haiku")
     assert (again["session_id"], again["start"]) == (first["session_id"], "warm")
     assert said(again) == ["my word is amber", "which"]
     assert again["model"] != first["model"]
@@ -131,59 +130,58 @@ async def test_a_session_goes_on_after_the_daemon_was_restarted_and_after_it_was
     assert "assistant" in third["result"]["text"].splitlines()[-2]
 
 
-async def test_a_fork_knows_what_was_and_goes_its_own_way(sessions: Sessions) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "my word is amber", {})
-    fork = await turn(daemon, "[[history]] left", {"id": first["session_id"], "fork": True})
+async def test_a_fork_knows_what_was_and_goes_its_own_way(workshop: DaemonProcess) -> None:
+    first = await turn(workshop, "my word is amber", {})
+    fork = await turn(workshop, "[[history]] left", {"id": first["session_id"], "fork": True})
     assert fork["session_id"] != first["session_id"]
     assert said(fork) == ["my word is amber", "left"]
-    there = await turn(daemon, "[[history]] right", {"id": first["session_id"]})
+    there = await turn(workshop, "[[history]] right", {"id": first["session_id"]})
     assert said(there) == ["my word is amber", "right"]
-    assert said(await turn(daemon, "[[history]] on", {"id": fork["session_id"]}))[:2] == ["my word is amber", "left"]
-    listed = await daemon.control("sessions")
-    assert [row["id"] for row in listed["data"]] == [fork["session_id"], first["session_id"]]
+    assert said(await turn(workshop, "[[history]] on", {"id": fork["session_id"]}))[:2] == ["my word is amber", "left"]
+    listed = await workshop.control("sessions")
+    assert [row["id"] for row in listed["data"]][:2] == [fork["session_id"], first["session_id"]]
 
 
 async def test_what_its_first_turn_fixed_is_refused_by_name_when_it_is_another(
-    sessions: Sessions, repository: Path
+    workshop: DaemonProcess, repository: Path
 ) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "hello", {}, cwd=str(repository), system="be brief")
+    first = await turn(workshop, "hello", {}, cwd=str(repository), system="be brief")
     for name, other in (("cwd", str(repository.parent)), ("system", "be long"), ("add_dirs", [str(repository)])):
-        refused = await submit(daemon, "hello", {"id": first["session_id"]}, **{name: other})
+        refused = await submit(workshop, "hello", {"id": first["session_id"]}, **{name: other})
         assert (refused["code"], refused["errors"][0]["path"]) == ("invalid_request", name), refused
-    assert (await turn(daemon, "on", {"id": first["session_id"]}, cwd=str(repository)))["start"] == "warm"
+    assert (await turn(workshop, "on", {"id": first["session_id"]}, cwd=str(repository)))["start"] == "warm"
 
 
-async def test_tools_are_those_of_the_turn(sessions: Sessions, repository: Path) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "hello", {}, cwd=str(repository))
+async def test_tools_are_those_of_the_turn(workshop: DaemonProcess, repository: Path) -> None:
+    first = await turn(workshop, "hello", {}, cwd=str(repository))
     given = orjson.dumps({"command": "cat hello.txt > copy.txt"}).decode()
     second = await turn(
-        daemon, f"[[tool=Bash]] [[input={given}]] [[tokens=2]]", {"id": first["session_id"]}, tools={"allow": ["Bash"]}
+        workshop,
+        f"[[tool=Bash]] [[input={given}]] [[tokens=2]]",
+        {"id": first["session_id"]},
+        tools={"allow": ["Bash"]},
     )
     assert second["start"] == "cold"
     assert (repository / "copy.txt").read_text() == "hello\n"
-    third = await turn(daemon, "[[history]] and now", {"id": first["session_id"]})
+    third = await turn(workshop, "[[history]] and now", {"id": first["session_id"]})
     assert said(third)[0] == "hello"
 
 
-async def test_two_turns_at_once_go_one_by_one_and_hold_up_nobody(sessions: Sessions, repository: Path) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "begin", {}, cwd=str(repository))
+async def test_two_turns_at_once_go_one_by_one_and_hold_up_nobody(workshop: DaemonProcess, repository: Path) -> None:
+    first = await turn(workshop, "begin", {}, cwd=str(repository))
     name, go = {"id": first["session_id"]}, repository / "go"
-    waits = [await submit(daemon, held(go), name, tools={"allow": ["Bash"]}), await submit(daemon, "turn 1", name)]
-    await runs(daemon, waits[0]["id"])
-    last = await submit(daemon, "[[history]] last", name, priority=10)
-    other = await turn(daemon, "somebody else", {})
-    assert (await daemon.control(f"tasks/{waits[0]['id']}"))["state"] == "running"
-    assert (await daemon.control(f"tasks/{waits[1]['id']}"))["state"] == "queued"
-    assert await state_of(daemon, first["session_id"]) == "running"
+    waits = [await submit(workshop, held(go), name, tools={"allow": ["Bash"]}), await submit(workshop, "turn 1", name)]
+    await runs(workshop, waits[0]["id"])
+    last = await submit(workshop, "[[history]] last", name, priority=10)
+    other = await turn(workshop, "somebody else", {})
+    assert (await workshop.control(f"tasks/{waits[0]['id']}"))["state"] == "running"
+    assert (await workshop.control(f"tasks/{waits[1]['id']}"))["state"] == "queued"
+    assert await state_of(workshop, first["session_id"]) == "running"
     assert other["session_id"] != first["session_id"]
-    refused = await daemon.control(f"sessions/{first['session_id']}", "DELETE")
+    refused = await workshop.control(f"sessions/{first['session_id']}", "DELETE")
     assert refused["code"] == "conflict", refused
     go.touch()
-    words = said(await ended(daemon, last))
+    words = said(await ended(workshop, last))
     assert [word for word in words if word and not word.startswith("[")] == ["begin", "turn 1", "last"]
 
 
@@ -275,16 +273,15 @@ def command_of(pid: int) -> str:
         return ""
 
 
-async def test_a_session_that_is_deleted_is_gone(sessions: Sessions, tmp_path: Path) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "hello", {})
-    directory = tmp_path / "home" / ".claude-daemon" / "engine" / "sessions" / first["session_id"]
+async def test_a_session_that_is_deleted_is_gone(workshop: DaemonProcess) -> None:
+    first = await turn(workshop, "hello", {})
+    directory = workshop.home / ".claude-daemon" / "engine" / "sessions" / first["session_id"]
     assert directory.exists()
-    async with daemon.http.delete(f"/v1/sessions/{first['session_id']}") as response:
+    async with workshop.http.delete(f"/v1/sessions/{first['session_id']}") as response:
         assert (response.status, (await response.json())["deleted"]) == (200, True)
     assert not directory.exists()
-    assert (await submit(daemon, "on", {"id": first["session_id"]}))["code"] == "not_found"
-    async with daemon.http.delete(f"/v1/sessions/{first['session_id']}") as response:
+    assert (await submit(workshop, "on", {"id": first["session_id"]}))["code"] == "not_found"
+    async with workshop.http.delete(f"/v1/sessions/{first['session_id']}") as response:
         assert response.status == 404
 
 
@@ -321,9 +318,8 @@ async def test_a_turn_that_had_not_begun_is_made_after_a_kill(sessions: Sessions
     assert said(task)[0] == "begin"
 
 
-async def test_a_chat_continues_a_session_on_either_route(sessions: Sessions) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "my word is amber", {})
+async def test_a_chat_continues_a_session_on_either_route(workshop: DaemonProcess) -> None:
+    first = await turn(workshop, "my word is amber", {})
     headers = {"X-Session-ID": first["session_id"]}
     earlier = [{"role": "user", "content": "ignored"}, {"role": "assistant", "content": "this too"}]
     body: dict[str, Any] = {
@@ -331,38 +327,37 @@ async def test_a_chat_continues_a_session_on_either_route(sessions: Sessions) ->
         "max_tokens": 100,
         "messages": [*earlier, {"role": "user", "content": "[[history]] anthropic"}],
     }
-    async with daemon.http.post("/v1/messages", json=body, headers=headers) as response:
+    async with workshop.http.post("/v1/messages", json=body, headers=headers) as response:
         assert response.status == 200, await response.text()
         assert response.headers["X-Session-ID"] == first["session_id"]
         assert response.headers["Claude-Daemon-Lane"] == "session"
         assert "my word is amber" in text_of(await response.json())
         assert "ignored" not in text_of(await response.json())
     body = {"model": "sonnet", "stream": True, "messages": [{"role": "user", "content": "[[history]] openai"}]}
-    async with daemon.http.post("/v1/chat/completions", json=body, headers=headers) as response:
+    async with workshop.http.post("/v1/chat/completions", json=body, headers=headers) as response:
         assert response.status == 200, await response.text()
         chunks = [data for _, data in await sse(response) if data != "[DONE]"]
     text = "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks if chunk["choices"])
     assert next(line for line in text.splitlines() if line.startswith("user: ")) == "user: my word is amber"
-    third = await turn(daemon, "[[history]] task", {"id": first["session_id"]})
+    third = await turn(workshop, "[[history]] task", {"id": first["session_id"]})
     assert len(said(third)) == 4
     for other, status in (({"X-Session-ID": "sess_none"}, 404), ({**headers, "Claude-Daemon-Lane": "direct"}, 400)):
-        async with daemon.http.post("/v1/messages", json={**body, "max_tokens": 9}, headers=other) as response:
+        async with workshop.http.post("/v1/messages", json={**body, "max_tokens": 9}, headers=other) as response:
             assert response.status == status, await response.text()
 
 
 @pytest.mark.parametrize("marker", ["first=4s", "stall=1"])
-async def test_a_chat_whose_client_leaves_leaves_the_session_usable(sessions: Sessions, marker: str) -> None:
-    daemon = await sessions()
-    first = await turn(daemon, "my word is amber", {})
+async def test_a_chat_whose_client_leaves_leaves_the_session_usable(workshop: DaemonProcess, marker: str) -> None:
+    first = await turn(workshop, "my word is amber", {})
     body = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": f"[[{marker}]] gone"}]}
     with pytest.raises(TimeoutError):
-        await daemon.http.post(
+        await workshop.http.post(
             "/v1/messages",
             json=body,
             headers={"X-Session-ID": first["session_id"]},
             timeout=aiohttp.ClientTimeout(total=2),
         )
-    again = await turn(daemon, "[[history]] back", {"id": first["session_id"]})
+    again = await turn(workshop, "[[history]] back", {"id": first["session_id"]})
     assert said(again)[0] == "my word is amber"
 
 
@@ -387,13 +382,12 @@ async def test_what_a_turn_leaves_leads_the_daemon_nowhere_in_the_next(
     assert "Read-only file system" in (repository / "held").read_text()
 
 
-async def test_another_key_sees_nothing_of_a_session(sessions: Sessions, model: OfflineModel, tmp_path: Path) -> None:
-    daemon = await sessions()
-    keys = [await daemon.control("keys", "POST", {"name": name, "role": "standard"}) for name in ("alice", "bob")]
+async def test_another_key_sees_nothing_of_a_session(workshop: DaemonProcess, model: OfflineModel) -> None:
+    keys = [await workshop.control("keys", "POST", {"name": name, "role": "standard"}) for name in ("alice", "bob")]
     mark = "amber-4711"
     async with (
-        aiohttp.ClientSession(daemon.url, headers={"x-api-key": keys[0]["key"]}) as alice,
-        aiohttp.ClientSession(daemon.url, headers={"x-api-key": keys[1]["key"]}) as bob,
+        aiohttp.ClientSession(workshop.url, headers={"x-api-key": keys[0]["key"]}) as alice,
+        aiohttp.ClientSession(workshop.url, headers={"x-api-key": keys[1]["key"]}) as bob,
     ):
 
         async def done(who: aiohttp.ClientSession, body: dict[str, Any]) -> dict[str, Any]:
@@ -416,7 +410,7 @@ async def test_another_key_sees_nothing_of_a_session(sessions: Sessions, model: 
         chat = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": "hello"}]}
         async with bob.post("/v1/messages", json=chat, headers={"X-Session-ID": name}) as response:
             assert response.status == 404
-        assert (await submit(daemon, "hello", {"id": name}))["code"] == "not_found"  # as local, which it is not
+        assert (await submit(workshop, "hello", {"id": name}))["code"] == "not_found"  # as local, which it is not
         before = len(model.requests)
         find = orjson.dumps({"command": f"grep -rl {mark[:5]} / --include=*.jsonl 2>/dev/null; env; true"}).decode()
         prompt = f"[[tool=Bash]] [[input={find}]] [[tokens=2]]"

@@ -149,20 +149,19 @@ async def test_an_agent_that_asks_the_daemon_for_the_only_place_ends_all_the_sam
     assert "no place became free" in str(result["content"])
 
 
-async def test_kill_ends_a_turn_and_what_is_kept(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
-    kept, _ = await run(daemon, "my word is amber", session={})
+async def test_kill_ends_a_turn_and_what_is_kept(workshop: DaemonProcess, repository: Path) -> None:
+    kept, _ = await run(workshop, "my word is amber", session={})
     for lane, session in (("agent", None), ("session", {"id": kept["session_id"]})):
         go = repository / f"never-{lane}"
         fields = {"session": session} if session else {}
-        task = await submit(daemon, held(go), tools=BASH, **({} if session else {"cwd": str(repository)}), **fields)
-        worker = await listed(daemon, lane=lane, state="busy", task_id=task["id"])
-        told_state = await daemon.control(f"workers/{worker['id']}/kill", "POST", {})
+        task = await submit(workshop, held(go), tools=BASH, **({} if session else {"cwd": str(repository)}), **fields)
+        worker = await listed(workshop, lane=lane, state="busy", task_id=task["id"])
+        told_state = await workshop.control(f"workers/{worker['id']}/kill", "POST", {})
         assert told_state["id"] == worker["id"]
-        await daemon.control(f"tasks/{task['id']}/cancel", "POST")  # whether or not another try was made
-        assert (await ended(daemon, task["id"]))[0]["state"] in ("failed", "cancelled")
-        await gone(daemon, worker)
-    again, _ = await run(daemon, "[[history]] on", session={"id": kept["session_id"]})
+        await workshop.control(f"tasks/{task['id']}/cancel", "POST")  # whether or not another try was made
+        assert (await ended(workshop, task["id"]))[0]["state"] in ("failed", "cancelled")
+        await gone(workshop, worker)
+    again, _ = await run(workshop, "[[history]] on", session={"id": kept["session_id"]})
     assert "my word is amber" in again["result"]["text"]
 
 
@@ -202,9 +201,10 @@ async def test_a_sessions_process_is_replaced_after_so_many_turns_and_nothing_is
     assert all(f"word{number}" in said for number in range(4))
 
 
-async def test_a_directory_that_is_not_there_is_refused_when_the_task_comes(agents: Agents, repository: Path) -> None:
-    daemon = await agents()
+async def test_a_directory_that_is_not_there_is_refused_when_the_task_comes(
+    workshop: DaemonProcess, repository: Path
+) -> None:
     for name, value in (("cwd", "gone"), ("add_dirs", ["gone"]), ("cwd", "hello.txt")):
         at = [str(repository / part) for part in value] if isinstance(value, list) else str(repository / value)
-        refused = await daemon.control("tasks?detach=true", "POST", {"prompt": "hello", name: at})
+        refused = await workshop.control("tasks?detach=true", "POST", {"prompt": "hello", name: at})
         assert (refused["code"], refused["errors"][0]["path"]) == ("invalid_request", name), refused

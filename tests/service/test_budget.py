@@ -488,3 +488,16 @@ async def test_a_purse_tells_its_limits(store: SqliteStore, clock: Clock) -> Non
 
 def test_the_price_of_the_model_is_what_these_tests_count_with() -> None:
     assert spec().model == MODEL
+
+
+async def test_those_that_matter_are_all_together_domains_with_limits_and_keys_that_have_used_much(
+    store: SqliteStore, clock: Clock
+) -> None:
+    settings = BudgetSettings(domains={"team": Budget(day_micro_usd=1000)}, turn_micro_usd=TURN)
+    async with house(store, clock, settings) as at:
+        team = Owner(Purse.DOMAIN, "team")
+        at.keys = {name: Budget(day_micro_usd=1000) for name in ("little", "much")}
+        assert at.budgets.pressed == [ALL, team]
+        for key_id, tokens in (("little", 100), ("much", 800)):
+            await at.ended(at.chat(key_id=key_id), cost(tokens))
+        assert at.budgets.pressed == [ALL, team, Owner(Purse.KEY, "much")]

@@ -155,6 +155,19 @@ async def test_keys_are_listed_in_the_order_in_which_they_were_made(store: Sqlit
     assert listed == [("z", 1000.0), ("a", 1001.0), ("m", 1002.0)]
 
 
+async def test_keys_are_counted_by_what_they_are_and_the_first_to_expire_is_told(
+    store: SqliteStore, clock: Clock
+) -> None:
+    desk = await opened(store, clock)
+    assert desk.census() == ({"active": 0, "suspended": 0, "expired": 0, "revoked": 0}, None)
+    for name, expires_at in (("a", 5000.0), ("b", 3000.0), ("c", 2000.0), ("d", None), ("e", None)):
+        await desk.create(MAKER, KeyWish(name=name, expires_at=expires_at))
+    await desk.suspend(MAKER, "b")
+    await desk.revoke(MAKER, "e")
+    clock.now = 2000.0
+    assert desk.census() == ({"active": 2, "suspended": 1, "expired": 1, "revoked": 1}, 5000.0)
+
+
 async def test_of_two_at_once_with_one_name_one_is_made(store: SqliteStore, clock: Clock) -> None:
     desk = await opened(store, clock)
     both = await asyncio.gather(*(desk.create(MAKER, KeyWish(name="alice")) for _ in range(2)), return_exceptions=True)

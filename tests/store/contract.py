@@ -904,9 +904,11 @@ class Deliveries:
 
     async def test_a_webhook_is_due_from_the_end_of_its_task(self, store: Store) -> None:
         assert await store.next_due() is None
+        assert await store.webhooks_waiting() == (0, None)
         await self.settled(store, 1, 20.0)
         await self.settled(store, 2, 10.0)
         assert await store.next_due() == 10.0
+        assert await store.webhooks_waiting() == (2, 10.0)
         assert await self.due(store, 9.9) == []
         assert await self.due(store) == [("wh_2", 0, 10.0), ("wh_1", 0, 20.0)]
         (first,) = await store.due(1e9, 1)
@@ -922,6 +924,13 @@ class Deliveries:
         await store.postpone("wh_1", 50.0, "refused")
         assert await self.due(store) == [("wh_1", 1, 50.0)]
         assert await store.next_due() == 50.0
+
+    async def test_only_those_that_are_not_over_are_waited_for(self, store: Store) -> None:
+        for n in range(1, 4):
+            await self.settled(store, n, 10.0 * n)
+        await store.delivered("wh_1", 60.0)
+        await store.give_up("wh_2", 60.0, "gone")
+        assert await store.webhooks_waiting() == (1, 30.0)
 
     async def test_one_that_is_over_is_never_due_again(self, store: Store) -> None:
         await self.settled(store, 1, 10.0)

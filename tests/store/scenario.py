@@ -126,6 +126,8 @@ async def life(store: SqliteStore, unwaited: threading.Semaphore) -> AsyncIterat
     yield "purge"
     assert await store.check()
     yield "check"
+    await store.backed_up(1e6)
+    yield "backed_up"
 
 
 async def claimed(store: SqliteStore, task_id: str) -> Task:

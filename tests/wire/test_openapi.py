@@ -71,6 +71,7 @@ def test_every_route_of_this_version_is_there() -> None:
         "/ready",
         "/startup",
         "/health",
+        "/metrics",
         "/openapi.json",
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def command() -> None:
 @_scoped
 @_wishes
 @click.option("--start", is_flag=True, help="Start it, too.")
-def install(scope: str | None, start: bool, **wishes: Any) -> None:
+@click.pass_obj
+def install(options: Options, /, scope: str | None, start: bool, **wishes: Any) -> None:
     """Write the units and enable them. Said again, it brings them up to date.
 
     \b
@@ -73,13 +75,14 @@ def install(scope: str | None, start: bool, **wishes: Any) -> None:
       sudo claudectl service install --start
       claudectl service install --user --listen 127.0.0.1:9000
     """
-    _tell(choose(scope).install(_wish(**wishes), start=start))
+    _tell(options, choose(scope).install(_wish(**wishes), start=start))
 
 
 @command.command("print")
 @_scoped
 @_wishes
-def print_(scope: str | None, **wishes: Any) -> None:
+@click.pass_obj
+def print_(options: Options, /, scope: str | None, **wishes: Any) -> None:
     """Show what install would write, and write nothing.
 
     \b
@@ -88,20 +91,25 @@ def print_(scope: str | None, **wishes: Any) -> None:
     """
     with _as_usage():
         files = choose(scope).files(_wish(**wishes))
-    for path, content in files.items():
-        click.echo(f"# {path}\n{content.decode()}")
+    told = {str(path): content.decode() for path, content in files.items()}
+    if options.json:
+        options.show_json({"files": told})
+        return
+    for name, content in told.items():
+        click.echo(f"# {name}\n{content}")
 
 
 @command.command("uninstall")
 @_scoped
-def uninstall(scope: str | None) -> None:
+@click.pass_obj
+def uninstall(options: Options, scope: str | None) -> None:
     """Stop the service and remove what install has written. State and logs stay.
 
     \b
     Example:
       sudo claudectl service uninstall
     """
-    _tell(choose(scope).uninstall())
+    _tell(options, choose(scope).uninstall())
 
 
 @command.command("start")
@@ -125,7 +133,7 @@ def start(options: Options, scope: str | None) -> None:
             "it is not installed: claudectl service install --start, or without one: claude-daemon start"
         )
     supervisor.start()
-    click.echo("started")
+    _done(options, "started")
 
 
 @command.command("stop")
@@ -142,9 +150,9 @@ def stop(options: Options, scope: str | None) -> None:
     unit, daemon = look(options, supervisor)
     if is_supervised(unit, daemon):
         supervisor.stop()
-        click.echo("stopped")
+        _done(options, "stopped")
     elif daemon is None:
-        click.echo("it is not running")
+        _done(options, "not running", "it is not running")
     else:
         with draining.detachable():
             draining.to_its_end(options, "stop", {"mode": "smart", "wait": True}, stops=True)
@@ -166,7 +174,7 @@ def restart(options: Options, scope: str | None) -> None:
         if daemon is not None:
             _refuse_what_would_not_start(options, daemon)
         supervisor.restart()
-        click.echo("restarted")
+        _done(options, "restarted")
     elif daemon is None:
         raise NotRunning("it is not running, and not installed: claude-daemon start, or claudectl service install")
     else:
@@ -206,6 +214,8 @@ def status(options: Options, scope: str | None) -> None:
 def logs(options: Options, scope: str | None, follow: bool, lines: int) -> None:
     """Show the service's log; that of the daemon itself, where nobody supervises it.
 
+    With --json the journal's records; of a log file the lines as they are, JSON unless log.format says otherwise.
+
     \b
     Example:
       claudectl service logs -f
@@ -214,6 +224,8 @@ def logs(options: Options, scope: str | None, follow: bool, lines: int) -> None:
     unit, daemon = look(options, supervisor)
     if daemon is None or is_supervised(unit, daemon):
         shown = supervisor.logs(follow=follow, lines=lines)
+        if options.json and shown[0] == "journalctl":
+            shown = [*shown, "--output=json"]
     else:
         shown = tail(log_of(daemon), follow=follow, lines=lines)
     try:
@@ -243,10 +255,24 @@ def _wish(roots: tuple[str, ...], listen: str, credentials: tuple[str, ...], age
     )
 
 
-def _tell(lines: Iterator[str]) -> None:
+def _tell(options: Options, lines: Iterator[str]) -> None:
+    """What is done, as it is done; as JSON, when all of it is."""
+    told = []
     with _as_usage():
         for line in lines:
-            click.echo(line)
+            told.append(line)
+            if not options.json:
+                click.echo(line)
+    if options.json:
+        options.show_json({"done": told})
+
+
+def _done(options: Options, state: str, text: str | None = None) -> None:
+    """As JSON one line, for it may be the last of a drain's."""
+    if options.json:
+        click.echo(json.dumps({"state": state}))
+    else:
+        click.echo(text or state)
 
 
 @contextmanager
@@ -270,7 +296,7 @@ def _replace(options: Options) -> None:
         draining.to_its_end(options, "restart", {"wait": True}, stops=False)
     client = options.client()
     status, ready = wait_until_ready(client, RESTART_SECONDS)
-    click.echo(f"restarted: {_who(client.get('status')[1])}")
+    _done(options, "restarted", f"restarted: {_who(client.get('status')[1])}")
     if status != HTTPStatus.OK:
         note(f"it is not ready: {render.plain(ready.get('reason'))}")
 

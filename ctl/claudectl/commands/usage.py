@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 
 import click
 
+from claudectl.figures import count
 from claudectl.options import Command, Options
 from claudectl.render import Document, Paint, documents, mapping, plain, table
 
@@ -97,19 +98,6 @@ def _budgets(budgets: list[Document]) -> Iterator[str]:
 
 def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else 0.0
-
-
-def count(value: object) -> str:
-    """
-    >>> [count(n) for n in (0, 999, 1_000, 12_345, 3_400_000, None)]
-    ['0', '999', '1.0k', '12.3k', '3.4M', '-']
-    """
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return "-"
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if value >= size:
-            return f"{value / size:.1f}{unit}"
-    return f"{value:.0f}"
 
 
 def dollars(value: object) -> str:
