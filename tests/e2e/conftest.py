@@ -16,6 +16,9 @@ from tests.e2e.agents import AGENT_SETTINGS, Agents, configured
 from tests.ordinary import give, ordinary
 from tests.support import DaemonProcess, share_probe
 
+NARROW = '[roles.narrow]\nroutes = ["/v1/sessions"]\n'
+"""A role that may see next to nothing."""
+
 
 @pytest.fixture(scope="session")
 def workshop_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -36,7 +39,7 @@ async def shared_workshop(
         f'[[roots]]\npath = "{workshop_root}/root"',
         f'[[roots]]\npath = "{workshop_root}/trusted"\ntrusted = true',
     ]
-    configure(home, "\n".join([*roots, configured("small")]))
+    configure(home, "\n".join([*roots, configured("small"), NARROW]))
     share_probe(daemon, home)
     process = DaemonProcess(home, model, {**AGENT_SETTINGS, "engine.workers": 3}, **ordinary(home, workshop_root))
     yield await process.start()

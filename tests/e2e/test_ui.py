@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,8 +20,7 @@ from tests.browser import PATIENCE_MS, Seen, chromium, installed, opened
 from tests.debian import program
 from tests.e2e.agents import call
 from tests.e2e.test_keys import create
-from tests.ordinary import ordinary
-from tests.support import DaemonProcess, share_probe
+from tests.support import DaemonProcess
 
 pytestmark = pytest.mark.timeout(240)  # the first test may have to install the browser
 
@@ -37,26 +35,6 @@ expect.set_options(timeout=PATIENCE_MS)
 async def browser() -> AsyncIterator[Browser]:
     async with chromium(installed() or program("chromium", "chromium")) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-async def operated(daemon: DaemonProcess, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaemonProcess]:
-    """A daemon whose tasks may work in ``root``, and one of whose roles may see next to nothing."""
-    program("bwrap", "bubblewrap")
-    directory = tmp_path_factory.mktemp("operated")
-    home, root = directory / "home", directory / "root"
-    (home / ".claude-daemon").mkdir(parents=True, mode=0o700)
-    (root / "shapes").mkdir(parents=True)
-    (root / "shapes" / "hello.txt").write_text("hello\n")
-    configuration = home / ".claude-daemon" / "config.toml"
-    configuration.write_text(f'[[roots]]\npath = "{root}"\n[roles.narrow]\nroutes = ["/v1/sessions"]\n')
-    configuration.chmod(0o600)
-    share_probe(daemon, home)
-    settings = {"engine.workers": 2, "engine.spares": 0}
-    process = DaemonProcess(home, daemon.model, settings, **ordinary(home, root))
-    await process.start()
-    yield process
-    await process.stop(signal.SIGQUIT)
 
 
 @asynccontextmanager
@@ -271,11 +249,13 @@ async def test_the_list_has_pages_and_filters(browser: Browser, daemon: DaemonPr
 # approvals
 
 
-async def test_a_call_that_waits_is_shown_with_its_diff_and_allowed(browser: Browser, operated: DaemonProcess) -> None:
-    key = (await create(operated, "operator", role="full"))["key"]
-    hello = operated.home.parent / "root" / "shapes" / "hello.txt"
+async def test_a_call_that_waits_is_shown_with_its_diff_and_allowed(
+    browser: Browser, workshop: DaemonProcess, repository: Path
+) -> None:
+    key = (await create(workshop, "operator", role="full"))["key"]
+    hello = repository / "hello.txt"
     write = call("Write", file_path=str(hello), content=f"hello\n{HOSTILE}\n")
-    async with ui(browser, operated, key) as (page, _):
+    async with ui(browser, workshop, key) as (page, _):
         await page.get_by_text("Options").click()
         await page.get_by_label("Tools it may use").fill("Read, Bash(git *)")
         await page.get_by_label("What no rule allows").select_option("ask")
@@ -293,7 +273,7 @@ async def test_a_call_that_waits_is_shown_with_its_diff_and_allowed(browser: Bro
         assert hello.read_text() == "hello\n"
         await strip.get_by_role("button", name="Allow").click()
         await expect(strip).to_be_hidden()
-        await page.goto(f"{operated.url}/ui#/task/{task_id}")
+        await page.goto(f"{workshop.url}/ui#/task/{task_id}")
         await expect(page.locator("#outcome .diff .added")).to_have_text(f"+{HOSTILE}")
         await expect(asked).to_contain_text("Allowed, by key_")
         await expect(page.locator(".tool summary b")).to_have_text(["Read", "Write"])
@@ -302,29 +282,29 @@ async def test_a_call_that_waits_is_shown_with_its_diff_and_allowed(browser: Bro
 
 
 async def test_a_denial_carries_its_words_and_a_key_without_the_scope_is_told_so(
-    browser: Browser, operated: DaemonProcess
+    browser: Browser, workshop: DaemonProcess
 ) -> None:
-    key = (await create(operated, "standard"))["key"]
+    key = (await create(workshop, "standard"))["key"]
     tools = {"approval": "ask"}
-    async with aiohttp.ClientSession(operated.url, headers={"x-api-key": key}) as http:
+    async with aiohttp.ClientSession(workshop.url, headers={"x-api-key": key}) as http:
         body = {"prompt": f"{call('Bash', command='touch written')} [[tokens=2]]", "tools": tools}
         async with http.post("/v1/tasks", json=body) as response:
             task_id = (await response.json())["id"]
-    async with ui(browser, operated, key) as (page, _):
+    async with ui(browser, workshop, key) as (page, _):
         strip = page.locator("#approvals")
         await expect(strip.locator(".command")).to_have_text("touch written")
         await strip.get_by_label("Message").fill("not on a Friday")
         await strip.get_by_role("button", name="Deny").click()
         await expect(strip.get_by_role("alert")).to_contain_text("has no scope `approvals`")
-        (waiting,) = (await operated.control("approvals"))["data"]
+        (waiting,) = [one for one in (await workshop.control("approvals"))["data"] if one["task"] == task_id]
         path = f"tasks/{task_id}/approvals/{waiting['approval']}"
-        await operated.control(path, "POST", {"allow": False, "message": "not on a Friday"})
+        await workshop.control(path, "POST", {"allow": False, "message": "not on a Friday"})
         await expect(strip).to_be_hidden()
 
 
-async def test_what_a_key_may_not_see_is_told_and_nothing_breaks(browser: Browser, operated: DaemonProcess) -> None:
-    key = (await create(operated, "narrow", role="narrow"))["key"]
-    async with ui(browser, operated, key) as (page, _):
+async def test_what_a_key_may_not_see_is_told_and_nothing_breaks(browser: Browser, workshop: DaemonProcess) -> None:
+    key = (await create(workshop, "narrow", role="narrow"))["key"]
+    async with ui(browser, workshop, key) as (page, _):
         for note in ("#tasks-note", "#usage-note"):
             await expect(page.locator(note)).to_contain_text("This key may not see it. The role `narrow` may not use")
         await expect(page.locator("#tiles")).to_contain_text("not this key's to see")
@@ -332,7 +312,7 @@ async def test_what_a_key_may_not_see_is_told_and_nothing_breaks(browser: Browse
         await page.get_by_label("Prompt", exact=True).fill("x")
         await page.get_by_role("button", name="Run").click()
         await expect(page.locator("#compose-note")).to_contain_text("may not use `/v1/tasks`")
-        await page.goto(f"{operated.url}/ui#/task/task_unknown")
+        await page.goto(f"{workshop.url}/ui#/task/task_unknown")
         await expect(page.locator("#task-note")).to_contain_text("may not use `/v1/tasks`")
 
 
@@ -387,10 +367,10 @@ async def test_every_operation_of_the_document_can_be_read(browser: Browser, dae
         await expect(task.get_by_text("queue_full")).to_be_visible()
         await page.get_by_label("Find an operation").fill("batch")
         await expect(page.locator("#index li:visible")).to_have_count(2)
-        for name in document["components"]["schemas"]:
-            await page.locator(f"[id='schema-{name}'] > details > summary").click()
-        assert await page.locator("#schemas > div > details[open] > :nth-child(2)").count() == len(
-            document["components"]["schemas"]
+        shapes = page.locator("#schemas > div > details")
+        await shapes.evaluate_all("all => all.forEach((one) => { one.open = true; })")
+        await expect(page.locator("#schemas > div > details > :nth-child(2)")).to_have_count(
+            len(document["components"]["schemas"])
         )
         assert seen.complaints == []
         assert seen.hosts() == {urlsplit(daemon.url).netloc}
