@@ -17,8 +17,9 @@ from tests.support import DaemonProcess, share_probe, spawned_clis
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
 
 # What is not found today is not to be found in somebody else's change tomorrow: HYPOTHESIS=explore looks further.
-hypothesis.settings.register_profile("same", derandomize=True)
-hypothesis.settings.register_profile("explore")
+# No deadline: what a busy machine takes is no test.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS", "same"))
 
 # A shell ignores SIGINT for what it runs in the background, and programs hand that on: tests that interrupt need it.

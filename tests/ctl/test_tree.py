@@ -120,8 +120,11 @@ def parse(args: list[str]) -> None:
 
 
 @named({path: command for path, command in LEAVES.items() if path[0] != SUPERVISED and path not in LOCAL})
-def test_without_a_daemon_it_says_so_with_4(invoke: Invoke, daemon: Daemon, path: Words, tmp_path: Path) -> None:
+def test_without_a_daemon_it_says_so_with_4(
+    invoke: Invoke, daemon: Daemon, path: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon.leave()
+    monkeypatch.chdir(tmp_path)  # some write a file where they are
     result = invoke(*path, *arguments(path, tmp_path))
     assert (result.exit_code, result.stdout) == (4, "")
     assert result.stderr.splitlines() == [
@@ -177,8 +180,11 @@ def answer(reply: Reply, log: Path) -> None:
 
 
 @named({path: command for path, command in LEAVES.items() if path[0] != SUPERVISED})
-def test_with_json_it_prints_json_and_nothing_else(invoke: Invoke, daemon: Daemon, path: Words, tmp_path: Path) -> None:
+def test_with_json_it_prints_json_and_nothing_else(
+    invoke: Invoke, daemon: Daemon, path: Words, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     daemon.otherwise = partial(answer, log=log(tmp_path))
+    monkeypatch.chdir(tmp_path)
     result = invoke(*path, *arguments(path, tmp_path), "--json")
     assert result.exit_code in (0, 1, 3), result.stderr
     assert is_json(result.stdout), result.stdout
