@@ -109,13 +109,19 @@ SCHEMAS: Final[Mapping[str, Json]] = {
         last_id=_MAYBE_TEXT,
     ),
     "Probe": _object(status=_TEXT, state=_TEXT, reason=_TEXT),
-    "Health": _object(
-        status=_STATUS,
-        state=_TEXT,
-        version=_TEXT,
-        uptime_seconds={"type": "number", "minimum": 0},
-        checks={"type": "object"},
-    ),
+    "Health": {
+        **_and_perhaps(
+            _object(
+                status=_STATUS,
+                state=_TEXT,
+                version=_TEXT,
+                uptime_seconds={"type": "number", "minimum": 0},
+                checks={"type": "object"},
+            ),
+            changes={"type": "array", "items": {"type": "object"}},
+        ),
+        "description": "Reasons, details and the last changes for those with a key (docs/health.md).",
+    },
     "OpenAIError": _object(error=_object(message=_TEXT, type=_TEXT, param=_MAYBE_TEXT, code=_MAYBE_TEXT)),
     "AnthropicError": _object(
         type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT), request_id=_MAYBE_TEXT

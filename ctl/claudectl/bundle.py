@@ -30,7 +30,7 @@ from claudectl.supervisors import choose
 LOG_BYTES = 1024 * 1024
 JOURNAL_LINES = 5000
 PROGRAM_SECONDS = 60.0
-_ASKED = ("health", "workers", "stacks")
+_ASKED = ("health", "workers", "config", "stacks")
 _USUAL_LOG = Path("/var/log/claude-daemon/daemon.log")
 _HEADER = """What claudectl debug-bundle has gathered of a claude-daemon.
 

@@ -64,7 +64,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_planted_is_in_none_of_its_parts(daemon: Daemon, invoke: Invoke, home: Path, tmp_path: Path) -> None:
     status = {**STATUS, "home": str(home), "config": {"file": str(home / "config.toml")}}
-    for path, document in (("status", status), ("health", STATUS), ("workers", {}), ("stacks", {"tasks": []})):
+    for path, document in (
+        ("status", status),
+        ("health", STATUS),
+        ("workers", {}),
+        ("config", {}),
+        ("stacks", {"tasks": []}),
+    ):
         daemon.says("GET", path, {**document, "leaks": list(PLANTED.values()), "password": "short"})
     result = invoke("debug-bundle", str(tmp_path / "out.tar.gz"))
     assert result.exit_code == 0, result.output
@@ -74,6 +80,7 @@ def test_what_is_planted_is_in_none_of_its_parts(daemon: Daemon, invoke: Invoke,
         "status.json",
         "health.json",
         "workers.json",
+        "config.json",
         "stacks.json",
         "doctor.json",
         "versions.json",
@@ -116,7 +123,14 @@ def test_with_no_daemon_it_has_what_there_is_and_says_what_is_missing(ctl: Ctl, 
     found = parts(path)
     assert {"README.txt", "doctor.json", "versions.json", "config.txt"} <= set(found)
     missing = {one["part"]: one["reason"] for one in json.loads(ended.out)["missing"]}
-    assert set(missing) == {"status.json", "health.json", "workers.json", "stacks.json", "daemon.log"}
+    assert set(missing) == {
+        "status.json",
+        "health.json",
+        "workers.json",
+        "config.json",
+        "stacks.json",
+        "daemon.log",
+    }
     assert "not running" in missing["status.json"] and "status.json: not running" in found["README.txt"]
 
 

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from urllib.parse import quote
 
+import pytest
+
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
 from tests.support import BIN, DaemonProcess
@@ -31,6 +33,7 @@ SHOWN = (
 )  # fmt: skip
 
 
+@pytest.mark.timeout(120)  # it does all that a daemon does, and asks for all that can be asked
 async def test_what_is_planted_is_found_nowhere(start_daemon: StartDaemon, model: OfflineModel, tmp_path: Path) -> None:
     home = tmp_path / "home"
     (home / ".claude-daemon").mkdir(parents=True, mode=0o700)
@@ -100,8 +103,8 @@ async def _bundled(daemon: DaemonProcess, path: Path) -> list[str]:
         found = {name: archive.extractfile(name).read().decode() for name in archive.getnames()}  # type: ignore[union-attr]
     names = {name.rpartition("/")[2] for name in found}
     assert names >= {
-        "README.txt", "status.json", "health.json", "workers.json", "stacks.json", "doctor.json", "versions.json",
-        "config.txt", "daemon.log",
+        "README.txt", "status.json", "health.json", "workers.json", "config.json", "stacks.json", "doctor.json",
+        "versions.json", "config.txt", "daemon.log",
     }, said  # fmt: skip
     return [said, *found.values()]
 
