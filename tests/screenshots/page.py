@@ -25,6 +25,7 @@ from tests.support import DaemonProcess
 PICTURE: Final = Path(__file__).resolve().parents[2] / "docs" / "images" / "ui.png"
 SIZE: Final = {"width": 1280, "height": 900}
 ROOT: Final = "/srv/projects"
+READY_MS: Final = 60_000.0  # checks remember for a while what a busy machine did to them
 DAYS: Final = 29
 PRICES: Final = "input = 3.0\noutput = 15.0\ncache_write = 3.75\ncache_read = 0.3\n"
 BEFORE: Final = "def area(width: float, height: float) -> float:\n    return width + height\n"
@@ -79,7 +80,7 @@ async def _draw(browser: Path, daemon: DaemonProcess, root: Path) -> None:
         await page.goto(f"{daemon.url}/ui")
         await page.get_by_label("Key", exact=True).fill(made["key"])
         await page.keyboard.press("Enter")
-        await page.get_by_text("Ready").wait_for()
+        await page.get_by_text("Ready").wait_for(timeout=READY_MS)
         await page.locator("#approvals .diff").wait_for()
         await page.locator("#usage .chart").wait_for()
         await page.evaluate(_ELSEWHERE, [str(root), ROOT])
