@@ -20,6 +20,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -94,6 +95,7 @@ class Limits:
     ``max_memory_mb``: data of *each* process (RLIMIT_DATA), and the size of HOME and of /tmp. Claude Code 2.1.332 (Bun)
     reserves what fits: 5.6 GB without a limit, 0.85 GB under 1024 MB, and 160 MB of it are resident; under 512 MB it
     does not start. RLIMIT_AS would count 10 GB that it never touches. ``max_file_mb``: the size of a single file.
+    Each is no more than the daemon may have itself.
     """
 
     max_processes: int
@@ -297,9 +299,21 @@ def bwrap_argv(
         argv += ["--remount-ro", "/proc"]
     argv += ["--chdir", str(cwd.path), "--"]
     # inside, where processes are counted for the sandbox alone; hard limits, which nobody in there can raise
-    argv += [_PRLIMIT, f"--nproc={limits.max_processes}", f"--data={memory}", f"--fsize={limits.max_file_mb * _MIB}"]
+    held = {
+        "nproc": _within(resource.RLIMIT_NPROC, limits.max_processes),
+        "data": _within(resource.RLIMIT_DATA, limits.max_memory_mb * _MIB),
+        "fsize": _within(resource.RLIMIT_FSIZE, limits.max_file_mb * _MIB),
+    }
+    argv += [_PRLIMIT, *(f"--{name}={limit}" for name, limit in held.items())]
     argv += ["--core=0", "--", str(executable) if first == str(cli) else first, *arguments]
     return argv, tuple(place.fd for place in places)
+
+
+def _within(kind: int, limit: int) -> int:
+    """No more than this process may have itself, which it cannot hand down: it would be refused, and not lowered. The
+    kernel's own for processes goes by the memory, some 4,000 for a gigabyte."""
+    hard = resource.getrlimit(kind)[1]
+    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
 def _shown(path: Path) -> list[str]:
