@@ -1,10 +1,16 @@
-"""A plugin for pytest in a guest: what is skipped there has not been seen, and fails the run."""
+"""A plugin for pytest in a guest: what is skipped there has not been seen, and fails the run; what fails is told at
+once, because whoever waits for the end waits long."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.failed:
+        print(f"\n{report.nodeid}, {report.when}:\n{report.longreprtext}", flush=True)
 
 
 @pytest.hookimpl(trylast=True)
