@@ -25,7 +25,7 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-.PHONY: help install run demo test test-crash test-restarts test-system test-capabilities lint types cover bench docs screenshots clean
+.PHONY: help install run demo test test-crash test-restarts test-system test-guest test-capabilities lint types cover bench docs screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -50,6 +50,9 @@ test-restarts: .venv/.test ## restart the daemon under load, a hundred times (RE
 
 test-system: .venv/.test ## run the tests that need root: mounts and networks of their own, a real systemd
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m system $(ARGS)
+
+test-guest: .venv/.test ## run the tests of agents' limits in a guest kernel (ARGS: more flags; see CONTRIBUTING)
+	@$(OFFLINE_ENV) $(PY) -m tests.guest $(ARGS)
 
 test-capabilities: .venv/.test ## run the engine's tests with each capability of the CLI forced off in turn
 	@$(OFFLINE_ENV) $(PY) -m pytest tests -m capabilities $(ARGS)

@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 from claude_daemon.offline import OfflineModel
-from tests.support import DaemonProcess, share_probe, spawned_clis
+from tests.support import PATIENCE, DaemonProcess, spawned_clis, take_probe
 
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
 
@@ -27,7 +27,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Short enough for a test to wait for, long enough for a busy machine's slowest turn.
-STALL_TIMEOUT_S = 2.0
+STALL_TIMEOUT_S = 2.0 * PATIENCE
 
 
 @pytest.fixture(scope="session")
@@ -46,15 +46,24 @@ async def daemon(model: OfflineModel, tmp_path_factory: pytest.TempPathFactory) 
     assert await process.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def probed(request: pytest.FixtureRequest) -> Path:
+    """What a probe of the CLI has found: PROBED, where somebody has done it before; else by the warm daemon."""
+    if "PROBED" in os.environ:
+        return Path(os.environ["PROBED"])
+    daemon: DaemonProcess = request.getfixturevalue("daemon")
+    return daemon.home / ".claude-daemon" / "engine" / "capabilities.json"
+
+
 @pytest.fixture
-async def start_daemon(daemon: DaemonProcess, model: OfflineModel, tmp_path: Path) -> AsyncIterator[StartDaemon]:
+async def start_daemon(probed: Path, model: OfflineModel, tmp_path: Path) -> AsyncIterator[StartDaemon]:
     """Starts further daemons, for tests that end or starve them: ``await start_daemon({"engine.workers": 1})``."""
     started: list[DaemonProcess] = []
 
     async def start(settings: dict[str, Any] | None = None, **fields: Any) -> DaemonProcess:
         defaults = {"engine.workers": 1, "engine.spares": 0, "engine.stall_timeout_s": STALL_TIMEOUT_S}
         home = fields.pop("home", tmp_path)
-        share_probe(daemon, home)
+        take_probe(probed, home)
         process = DaemonProcess(home, fields.pop("model", model), {**defaults, **(settings or {})}, **fields)
         started.append(process)
         return await process.start()
@@ -62,6 +71,13 @@ async def start_daemon(daemon: DaemonProcess, model: OfflineModel, tmp_path: Pat
     yield start
     for process in started:
         await process.stop()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items if PATIENCE != 1 else ():
+        own = item.get_closest_marker("timeout")
+        seconds = float(own.args[0] if own else item.config.getini("timeout"))
+        item.add_marker(pytest.mark.timeout(seconds * PATIENCE), append=False)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -18,8 +18,10 @@ import orjson
 from claude_daemon.offline import OfflineModel
 
 BIN = Path(sys.executable).parent
-START_TIMEOUT_S = 60.0
-STOP_TIMEOUT_S = 30.0
+# What a slow machine's times are multiplied with: those that say when something has failed, never one that is measured.
+PATIENCE = float(os.environ.get("PATIENCE", "1"))
+START_TIMEOUT_S = 60.0 * PATIENCE
+STOP_TIMEOUT_S = 30.0 * PATIENCE
 
 # What a test run needs, and nothing else of the surroundings; coverage measures the subprocess too.
 _KEPT = ("COVERAGE_PROCESS_START", "COVERAGE_PROCESS_CONFIG", "COVERAGE_FILE", "TMPDIR")
@@ -174,7 +176,11 @@ class DaemonProcess:
 
 def share_probe(warm: DaemonProcess, home: Path) -> None:
     """Spares a fresh home the probe of the CLI, by the warm daemon's result; for another CLI it does not count."""
-    probed = warm.home / ".claude-daemon" / "engine" / "capabilities.json"
+    take_probe(warm.home / ".claude-daemon" / "engine" / "capabilities.json", home)
+
+
+def take_probe(probed: Path, home: Path) -> None:
+    """The same, of a result in any file; without effect where there is none."""
     engine = home / ".claude-daemon" / "engine"
     if probed.exists() and not engine.exists():
         engine.mkdir(parents=True, mode=0o700)

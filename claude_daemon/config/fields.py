@@ -124,6 +124,7 @@ Capability = Literal[
     "composed",
     "system_block",
     "hooks",
+    "todo_list",
     "client_tools",
     "sessions",
     "fork",

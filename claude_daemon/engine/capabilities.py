@@ -33,6 +33,10 @@ ROWS: Mapping[str, tuple[str, str]] = {
         "a PreToolUse hook asks before each tool call of an agent",
         "an agent's task counts as one that may have changed something from its first model call on",
     ),
+    "todo_list": (
+        "CLAUDE_CODE_ENABLE_TASKS=0: who is allowed TodoWrite is offered it",
+        "left out: an agent that is allowed TodoWrite works without",
+    ),
     "client_tools": (
         "tools of an MCP server in the SDK, whose calls wait for the interrupt",
         "tools are refused by name on the text lane",
@@ -67,6 +71,7 @@ class Capabilities:
     composed: bool = True
     system_block: bool = True
     hooks: bool = True
+    todo_list: bool = True
     client_tools: bool = True
     sessions: bool = True
     fork: bool = True

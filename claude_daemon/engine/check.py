@@ -142,7 +142,7 @@ class EngineCheck:
             return [_untouched(laid), foreign.pop()]
 
         async def agent() -> list[Row]:
-            asked, refused = await agent_calls(spawner, shape, _AGENT)
+            asked, refused, _ = await agent_calls(spawner, shape, _AGENT)
             return [_untouched(laid), _gated(asked, refused, spawner.capabilities)]
 
         async def trusting() -> list[Row]:

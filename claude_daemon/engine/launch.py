@@ -92,6 +92,7 @@ class Launch:
     restricted: bool = True
     permission_prompts: bool = True
     hooks: bool = True
+    todo_list: bool = True
     session_persistence: bool = False
     base_url: str | None = None
     token: str | None = field(default=None, repr=False)
@@ -181,7 +182,7 @@ def environment(launch: Launch, daemon_environment: Mapping[str, str]) -> dict[s
         "ENABLE_TOOL_SEARCH": "false",
         NONCE_VARIABLE: launch.nonce,
     }
-    if launch.agent is not None:
+    if launch.agent is not None and launch.todo_list:
         env["CLAUDE_CODE_ENABLE_TASKS"] = "0"  # else there is no TodoWrite, whoever is allowed it
     if launch.base_url is not None:
         env["ANTHROPIC_BASE_URL"] = launch.base_url

@@ -35,7 +35,7 @@ from claude_daemon.engine.worker import Worker
 from claude_daemon.ports import Ended
 
 # Raised when a probe asks for more: then older results are no longer complete.
-_FORMAT: Final = 5
+_FORMAT: Final = 6
 _BRIEF_TIMEOUT_S: Final = 30.0
 _LIMITS: Final = TurnLimits(stall_seconds=10.0, turn_seconds=20.0)
 _HANG_S: Final = 0.3  # long enough for the turn to be under way, which the canned answer never ends
@@ -126,7 +126,7 @@ class _Prober:
         found["composed"] = await self._attempt(self._composed)
         found["set_model"] = await self._attempt(self._set_model)
         found["interrupt"] = await self._attempt(self._interrupt)
-        found["hooks"] = await self._hooks()
+        found |= await self._agent()
         found["client_tools"] = False
         if found["late_bind"] and found["history"] and found["interrupt"]:
             await self._fresh()  # tools are bound as a system prompt is, once
@@ -224,13 +224,18 @@ class _Prober:
         expected += [["tool_result", call["id"], None] for call in calls]
         return bool(sent["tools"] == [name] and sent["calls"] == expected)
 
-    async def _hooks(self) -> bool:
-        """An agent's calls are put before us, and those that are denied are not made. It calls Read, on nothing."""
+    async def _agent(self) -> dict[str, bool]:
+        """Its calls are put before us, and those that are denied are not made: it calls Read, on nothing. It is offered
+        what it is allowed."""
         try:
-            asked, refused = await agent_calls(self._spawner, self._shape, AgentSpec(allow=("Read",)))
+            agent = AgentSpec(allow=("Read", "TodoWrite"))
+            asked, refused, offered = await agent_calls(self._spawner, self._shape, agent)
         except (WorkerLost, SpawnFailed, OSError):
-            return False
-        return asked == ["Read", "Read"] and refused == [True, True]
+            return {"hooks": False, "todo_list": False}
+        return {
+            "hooks": asked == ["Read", "Read"] and refused == [True, True],
+            "todo_list": "TodoWrite" in offered,
+        }
 
     async def sessions(self, named: Set[str]) -> dict[str, bool]:
         """A conversation is kept under its name, and goes on in other processes; ``named``: the flags that there are.
@@ -293,10 +298,13 @@ class _Prober:
         raise ValueError("the turn has no end")
 
 
-async def agent_calls(spawner: Spawner, shape: Shape, agent: AgentSpec) -> tuple[list[str], list[bool]]:
+async def agent_calls(spawner: Spawner, shape: Shape, agent: AgentSpec) -> tuple[list[str], list[bool], list[str]]:
     """A turn of an agent that is made to call its first tool twice: the calls that were put before us, all of which we
-    deny, and whether each was refused. Raises WorkerLost, SpawnFailed, OSError."""
-    gate, refused = _Closed(), list[bool]()
+    deny, whether each was refused, and the tools that it was offered, none if the turn ends before it tells.
+
+    Raises WorkerLost, SpawnFailed, OSError.
+    """
+    gate, refused, offered = _Closed(), list[bool](), list[str]()
     worker = spawner.prepare_as(AgentWorker, shape, canned=True)
     outfit = Outfit(agent=agent, add_dirs=(), enclose=lambda command, launch: command)
     try:
@@ -316,12 +324,16 @@ async def agent_calls(spawner: Spawner, shape: Shape, agent: AgentSpec) -> tuple
             request_id="",
         )
         async for batch in turn:
-            told = [item for item in batch if not isinstance(item, Ended)]
-            refused += [item.data["is_error"] for item in told if item.type == TOOL_RESULT]
+            for item in batch:
+                if not isinstance(item, Ended):
+                    refused += [item.data["is_error"]] if item.type == TOOL_RESULT else []
+                elif item.outcome.text:
+                    with contextlib.suppress(ValueError):
+                        offered = orjson.loads(item.outcome.text)["tools"]
     finally:
         await worker.stop()
         spawner.forget(worker)
-    return gate.calls, refused
+    return gate.calls, refused, offered
 
 
 async def text_turn(spawner: Spawner, shape: Shape, begun: Callable[[Worker], None]) -> None:

@@ -20,6 +20,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -33,7 +34,8 @@ from typing import Final
 from claude_daemon.engine.process import WORKER_OOM_SCORE, Process, SpawnFailed
 
 _MIB: Final = 1024 * 1024
-_TRIAL_TIMEOUT_S: Final = 10.0  # it takes some 10 ms; a machine at its limit may need a while
+# It takes some 10 ms. A machine at its limit may need a while, and what it says holds until the next start.
+_TRIAL_TIMEOUT_S: Final = 30.0
 _SHM_BYTES: Final = 64 * _MIB  # what containers commonly have as /dev/shm
 
 _SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
@@ -93,6 +95,7 @@ class Limits:
     ``max_memory_mb``: data of *each* process (RLIMIT_DATA), and the size of HOME and of /tmp. Claude Code 2.1.332 (Bun)
     reserves what fits: 5.6 GB without a limit, 0.85 GB under 1024 MB, and 160 MB of it are resident; under 512 MB it
     does not start. RLIMIT_AS would count 10 GB that it never touches. ``max_file_mb``: the size of a single file.
+    Each is no more than the daemon may have itself.
     """
 
     max_processes: int
@@ -296,9 +299,21 @@ def bwrap_argv(
         argv += ["--remount-ro", "/proc"]
     argv += ["--chdir", str(cwd.path), "--"]
     # inside, where processes are counted for the sandbox alone; hard limits, which nobody in there can raise
-    argv += [_PRLIMIT, f"--nproc={limits.max_processes}", f"--data={memory}", f"--fsize={limits.max_file_mb * _MIB}"]
+    held = {
+        "nproc": _within(resource.RLIMIT_NPROC, limits.max_processes),
+        "data": _within(resource.RLIMIT_DATA, limits.max_memory_mb * _MIB),
+        "fsize": _within(resource.RLIMIT_FSIZE, limits.max_file_mb * _MIB),
+    }
+    argv += [_PRLIMIT, *(f"--{name}={limit}" for name, limit in held.items())]
     argv += ["--core=0", "--", str(executable) if first == str(cli) else first, *arguments]
     return argv, tuple(place.fd for place in places)
+
+
+def _within(kind: int, limit: int) -> int:
+    """No more than this process may have itself, which it cannot hand down: it would be refused, and not lowered. The
+    kernel's own for processes goes by the memory, some 4,000 for a gigabyte."""
+    hard = resource.getrlimit(kind)[1]
+    return limit if hard == resource.RLIM_INFINITY else min(limit, hard)
 
 
 def _shown(path: Path) -> list[str]:

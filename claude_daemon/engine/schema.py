@@ -26,8 +26,9 @@ MAX_TEXT_BYTES: Final = 8 * 1024 * 1024
 MAX_WAITING: Final = 16
 """Checks that wait for their turn: with every one of them at its deadline, the last waits half a minute."""
 DEADLINE_SECONDS: Final = 2.0
-START_SECONDS: Final = 15.0
-"""A fresh child is there after 0.1 s; a machine that swaps needs longer."""
+START_SECONDS: Final = 60.0
+"""A fresh child is there after 0.1 s; a machine that swaps, or boots with all its services at once, needs longer, and a
+daemon that gives up at its start is worse than one that starts late."""
 
 _REFERENCES: Final = ("$ref", "$dynamicRef", "$recursiveRef")
 _MAPS: Final = frozenset(
@@ -195,7 +196,9 @@ class SchemaChecker:
                 await _answer(child, b"")
         except BaseException as error:
             self._kill()
-            if isinstance(error, TimeoutError | EOFError):
+            if isinstance(error, TimeoutError):
+                raise OSError(f"its process was not ready within {START_SECONDS:g} s") from error
+            if isinstance(error, EOFError):
                 raise OSError("its process ended before it was ready") from error
             raise
         return child

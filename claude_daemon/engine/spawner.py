@@ -243,6 +243,7 @@ class Spawner:
             restricted=can.restricted,
             permission_prompts=can.permission_prompts,
             hooks=can.hooks,
+            todo_list=can.todo_list,
             base_url=worker.account.base_url if worker.account is not None else site.base_url,
             token=worker.account.token if worker.account is not None else site.oauth_token,
             system_prompt_file=prompt_file,

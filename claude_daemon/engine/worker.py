@@ -40,7 +40,7 @@ from claude_daemon.ports import Account, Ended, Limit, Loan, Spending
 # What waits for a slow reader before the CLI's stdout is read no further: a few thousand deltas, or some large ones.
 INBOX_MESSAGES = 4096
 INBOX_BYTES = 2 * 1024 * 1024
-START_TIMEOUT_S = 30.0  # a cold disk cache makes 365 MB of executable slow
+START_TIMEOUT_S = 60.0  # a cold disk cache makes 365 MB of executable slow, and a machine at its limit everything
 CONTROL_TIMEOUT_S = 10.0
 INTERRUPT_GRACE_S = 3.0  # measured: 6-19 ms
 _NAMES_TOLD = 5  # of tools in an error message

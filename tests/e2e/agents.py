@@ -10,12 +10,12 @@ from typing import Any
 
 import orjson
 
-from tests.support import DaemonProcess, sse
+from tests.support import PATIENCE, DaemonProcess, sse
 
-PATIENCE_S = 60.0
+PATIENCE_S = 60.0 * PATIENCE
 Agents = Callable[..., Awaitable[DaemonProcess]]
 """The fixture ``agents``."""
-AGENT_SETTINGS = {"engine.stall_timeout_s": 10}
+AGENT_SETTINGS = {"engine.stall_timeout_s": 10 * PATIENCE}
 SERVER = Path(__file__).with_name("mcp_server.py")
 SERVER_SECRET = "of-the-server-alone-4711"
 

@@ -92,10 +92,11 @@ AS_IT_IS = 'case "$1" in --version|--help) exec "$CLI" "$@" ;; esac\n'
             AS_IT_IS + """sed -u 's/"uuid":"[^"]*"/"other":""/' | "$CLI" "$@"; exit\n""",
             ["message_ids"],
         ),
+        ("unset CLAUDE_CODE_ENABLE_TASKS\n", ["todo_list"]),
     ],
-    ids=["no resume", "no fork", "a fork that is none", "no ids"],
+    ids=["no resume", "no fork", "a fork that is none", "no ids", "no list of what is to do"],
 )
-async def test_what_sessions_rely_on_is_probed_and_they_are_refused_by_name_without(
+async def test_what_is_relied_on_is_probed_and_sessions_are_refused_by_name_without(
     start_daemon: StartDaemon, tmp_path: Path, changes: str, missing: list[str]
 ) -> None:
     cli = script(tmp_path / "cli", f'{changes}exec "$CLI" "$@"')

@@ -36,6 +36,7 @@ async def test_the_engine_does_without(crippled: DaemonProcess, model: OfflineMo
     await fills_in_a_form(crippled)
     await calls_tools_or_says_why_not(crippled, missing)
     await runs_an_agent(crippled)
+    await keeps_a_list_of_what_is_to_do_or_works_without(crippled, model, missing)
     await keeps_a_session_or_says_why_not(crippled, missing)
     await ends_what_a_caller_left(crippled, model)
     assert (await crippled.control("health"))["checks"]["engine"]["status"] == "warn"
@@ -112,6 +113,18 @@ async def runs_an_agent(daemon: DaemonProcess) -> None:
         results = [data["data"] for kind, data in told if kind == "tool.result"]
         assert [(result["is_error"], result["content"]) for result in results] == [(False, "from the shell")], told
         assert told[-1][0] == "task.succeeded"
+
+
+async def keeps_a_list_of_what_is_to_do_or_works_without(
+    daemon: DaemonProcess, model: OfflineModel, missing: set[str]
+) -> None:
+    asked = {"prompt": "what is to do? [[tokens=2]]", "tools": {"allow": ["Read", "TodoWrite"]}}
+    task = await daemon.control("tasks?detach=true", "POST", asked)
+    async with asyncio.timeout(60), daemon.http.get(f"/v1/tasks/{task['id']}/events") as response:
+        told = await sse(response)
+    assert told[-1][0] == "task.succeeded", told
+    offered = {tool["name"] for tool in asked_with(model, "what is to do?")[-1]["tools"]}
+    assert offered == ({"Read"} if "todo_list" in missing else {"Read", "TodoWrite"})
 
 
 async def keeps_a_session_or_says_why_not(daemon: DaemonProcess, missing: set[str]) -> None:

@@ -496,6 +496,22 @@ async def test_why_there_is_no_sandbox_is_said(tmp_path: Path, bwrap: Path) -> N
     assert await sandbox_missing(old) == f"{old} does not work here: bwrap: Unknown option --bind-fd"
 
 
+LOWERED = """
+import asyncio, resource, sys
+from claude_daemon.engine.sandbox import find_bwrap, sandbox_missing
+for kind, limit in {"NPROC": 16_000, "DATA": 200 << 20, "FSIZE": 8 << 20}.items():
+    resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (limit, limit))
+print(asyncio.run(sandbox_missing(find_bwrap())))
+"""
+
+
+def test_a_daemon_that_has_less_itself_can_shut_agents_in_all_the_same(bwrap: Path) -> None:
+    """As on each machine with up to 8 GB of memory: the kernel allows fewer processes than the trial asks for."""
+    argv = [sys.executable, "-c", LOWERED]
+    done = subprocess.run(argv, env=ENV, capture_output=True, text=True, check=False, timeout=WAIT_S)
+    assert (done.returncode, done.stdout.strip()) == (0, "None"), done.stderr
+
+
 def test_bwrap_is_found_on_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_bwrap() is None

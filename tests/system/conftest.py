@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.debian import program
-from tests.system.machine import Machine
+from tests.support import PATIENCE
+from tests.system.machine import PROGRAMS, Machine
 
+STATE = "/var/lib/claude-daemon"
 DROP_INS = "/etc/systemd/system/claude-daemon.service.d"
 OFFLINE = "[Service]\nEnvironment=CLAUDE_DAEMON_ENGINE__UPSTREAM=offline CLAUDE_DAEMON_ENGINE__WORKERS=2\n"
 # Tests start it more often than anybody else does.
 OFTEN = "[Unit]\nStartLimitIntervalSec=0\n"
+SLOWLY = (
+    f"[Service]\nTimeoutStartSec={90 * PATIENCE:g}\nTimeoutStopSec={90 * PATIENCE:g}\nWatchdogSec={30 * PATIENCE:g}\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +30,19 @@ def machine() -> Iterator[Machine]:
         yield booted
 
 
+def probed_inside(probed: Path) -> str:
+    """What a probe of this environment's CLI has found, as if it had been at the place that it has in there."""
+    kept = json.loads(probed.read_text())
+    kept["cli"][0] = kept["cli"][0].replace(sys.prefix, str(PROGRAMS.parent))
+    return json.dumps(kept)
+
+
 @pytest.fixture(scope="module")
 def installed(machine: Machine) -> Machine:
     """The system service, on the offline model, started."""
-    machine.write(f"{DROP_INS}/90-offline.conf", OFFLINE + OFTEN)
+    machine.write(f"{DROP_INS}/90-offline.conf", OFFLINE + OFTEN + (SLOWLY if PATIENCE != 1 else ""))
+    if "PROBED" in os.environ:
+        machine.write(f"{STATE}/engine/capabilities.json", probed_inside(Path(os.environ["PROBED"])))
     machine.run("claudectl", "service", "install", "--start")
     return machine
 
@@ -37,7 +55,7 @@ def service(installed: Machine) -> Iterator[Machine]:
     installed.run("systemctl", "reset-failed", "claude-daemon*", check=False)
     installed.run("claudectl", "service", "stop")
     installed.run("claudectl", "service", "start")
-    installed.run("claudectl", "ready", "--wait", "60")
+    installed.ready()
     yield installed
 
 
@@ -45,10 +63,14 @@ def service(installed: Machine) -> Iterator[Machine]:
 def bubblewrapped(service: Machine) -> Iterator[Machine]:
     """With bubblewrap, and with no part of /proc covered: where one is, the kernel grants nobody a fresh one."""
     program("bwrap", "bubblewrap")
-    service.run("umount", "--lazy", "/proc/sys")
+    uncover_proc(service)
     yield service
     service.run("mount", "--bind", "/proc/sys", "/proc/sys")
     service.run("mount", "-o", "remount,bind,ro", "/proc/sys")
+
+
+def uncover_proc(machine: Machine) -> None:
+    machine.run("umount", "--lazy", "/proc/sys")
 
 
 def configure(machine: Machine, text: str) -> None:

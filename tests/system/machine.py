@@ -17,12 +17,14 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support import PATIENCE
+
 ROOT: Final = Path(__file__).parents[2]
 BOOT: Final = Path(__file__).with_name("boot.sh")
 SYSTEMD: Final = Path("/lib/systemd/systemd")
 PROGRAMS: Final = Path("/opt/claude-daemon/bin")
-BOOT_S: Final = 20.0
-PATIENCE_S: Final = 60.0
+BOOT_S: Final = 20.0 * PATIENCE
+PATIENCE_S: Final = 60.0 * PATIENCE
 NAMESPACES: Final = ("--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net")
 # systemd tells nobody outside of a bus when a unit changes; half a dozen looks a second cost nothing.
 PAUSE_S: Final = 0.15
@@ -159,6 +161,10 @@ class Machine:
     def write(self, path: str, text: str) -> None:
         self.run("mkdir", "-p", str(Path(path).parent))
         self.run("tee", path, input=text)
+
+    def ready(self) -> None:
+        """Returns when the daemon is."""
+        self.run("claudectl", "ready", "--wait", f"{PATIENCE_S:g}")
 
     def show(self, name: str, unit: str = "claude-daemon.service") -> str:
         """A property of a unit."""
