@@ -80,7 +80,7 @@ async def _draw(browser: Path, daemon: DaemonProcess, root: Path) -> None:
         await page.goto(f"{daemon.url}/ui")
         await page.get_by_label("Key", exact=True).fill(made["key"])
         await page.keyboard.press("Enter")
-        await page.get_by_text("Ready").wait_for(timeout=READY_MS)
+        await page.locator("#state-pill", has_text="Ready").wait_for(timeout=READY_MS)
         await page.locator("#approvals .diff").wait_for()
         await page.locator("#usage .chart").wait_for()
         await page.evaluate(_ELSEWHERE, [str(root), ROOT])
