@@ -38,8 +38,7 @@ from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, digest
 from claude_daemon.core.lifecycle import Check, DaemonState
-from claude_daemon.core.price import undated
-from claude_daemon.core.role import DEFAULT_ROLE, names_of
+from claude_daemon.core.role import DEFAULT_ROLE, names_told
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.cgroup import Cgroups
@@ -715,7 +714,7 @@ class Daemon:
 
     def _may_use(self, key_id: str, model: str) -> bool:
         """``model``: as the upstream names it."""
-        return self.keys.may_use(key_id, names_of(undated(model), self.admission.models))
+        return self.keys.may_use(key_id, names_told(model, self.admission.models))
 
     def _models_changed(self) -> None:
         self.admission.models = assembly.models(self.configuration.loaded, self.text.pool.capabilities.aliases)

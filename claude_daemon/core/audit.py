@@ -70,6 +70,8 @@ class Verdict:
     """What came of a verification. ``broken`` None: the chain holds; else why it does not, and ``at`` which record.
 
     ``records``: how many were looked at; ``pruned``: up to which number they are gone, by the chain's own word.
+    ``unsealed``: how many have no seal of their own. They are from before there was a chain; or somebody has taken the
+    seals away, and the next record has covered what he left: an anchor finds that.
     """
 
     records: int
@@ -77,6 +79,7 @@ class Verdict:
     pruned: int
     broken: str | None = None
     at: int | None = None
+    unsealed: int = 0
 
 
 def holds(key: bytes, record: Sealed) -> bool:
@@ -89,9 +92,10 @@ def holds(key: bytes, record: Sealed) -> bool:
 class Verifier:
     """Takes every record, in order, and says whether they are what was written, all of it and nothing else."""
 
-    def __init__(self, key: bytes, anchor: Anchor | None = None) -> None:
+    def __init__(self, key: bytes, *anchors: Anchor | None) -> None:
+        """None of the ``anchors`` is none."""
         self._key = key
-        self._anchor = anchor
+        self._anchors = [anchor for anchor in anchors if anchor is not None]
         self._records = 0
         self._last = 0
         self._head: Anchor | None = None
@@ -99,7 +103,6 @@ class Verifier:
         self._unsealed_records = 0
         self._owed: tuple[int, bytes] | None = None  # that it was pruned up to there is still to be shown
         self._pruned = 0
-        self._anchored = anchor is None
         self._broken: tuple[int | None, str] | None = None
 
     @property
@@ -117,7 +120,14 @@ class Verifier:
     def verdict(self) -> Verdict:
         """Once all records were added."""
         at, why = self._broken or (None, self._missing())
-        return Verdict(records=self._records, head=self._head, pruned=self._pruned, broken=why, at=at)
+        return Verdict(
+            records=self._records,
+            head=self._head,
+            pruned=self._pruned,
+            broken=why,
+            at=at,
+            unsealed=self._unsealed_records,
+        )
 
     def _fault(self, record: Sealed) -> str | None:
         first, expected = self._last == 0, self._last + 1
@@ -173,19 +183,23 @@ class Verifier:
         return None
 
     def _anchor_fault(self, n: int, found: bytes) -> str | None:
-        if self._anchor is None or self._anchor.n != n:
+        here = [anchor for anchor in self._anchors if anchor.n == n]
+        self._anchors = [anchor for anchor in self._anchors if anchor.n != n]
+        if all(hmac.compare_digest(anchor.seal, found) for anchor in here):
             return None
-        self._anchored = True
-        return None if hmac.compare_digest(self._anchor.seal, found) else "it is another one than the anchor says"
+        return "it is another one than the anchor says"
 
     def _missing(self) -> str | None:
         """What only the end can tell."""
         if self._owed is not None:
             return f"records 1 to {self._owed[0]} are missing, and nothing here says that they were pruned"
         if self._unsealed_records and self._head is None:
-            return None if self._anchored else "no record here is sealed yet"
-        if self._anchored or self._anchor is None:
+            return "no record here is sealed yet" if self._anchors else None
+        if not self._anchors:
             return None
-        if self._anchor.n <= self._pruned:
-            return f"record {self._anchor.n} was pruned: take a later anchor"
+        first = min(anchor.n for anchor in self._anchors)
+        if first <= self._pruned:
+            return f"record {first} was pruned: take a later anchor"
+        if first <= self._last:
+            return f"record {first} has no seal, and the anchor is one: the seals were taken away"
         return f"the audit ends at record {self._last}, before the anchor: its end was cut off, or a backup restored"

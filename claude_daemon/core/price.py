@@ -10,6 +10,8 @@ from typing import Final
 from claude_daemon.core.task import Usage
 
 _DATE: Final = re.compile(r"-20[0-9]{6}$", re.ASCII)
+_VARIANT: Final = re.compile(r"\[[a-z0-9]+\]$", re.ASCII)
+"""Claude Code asks for more context so; what the upstream is asked for, and names, is the model without it."""
 _TOKENS: Final = 1_000_000
 """Prices are told for so many."""
 
@@ -67,8 +69,10 @@ def is_model(told: str, model: str) -> bool:
 
     >>> is_model("claude-x-20260401", "claude-x"), is_model("claude-x-1", "claude-x")
     (True, False)
+    >>> is_model("claude-x-20260401", "claude-x[1m]")
+    True
     """
-    return model in (told, undated(told))
+    return _VARIANT.sub("", model) in (told, undated(told))
 
 
 def undated(model: str) -> str:

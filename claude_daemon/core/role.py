@@ -14,6 +14,7 @@ from pathlib import PurePath
 from types import MappingProxyType
 from typing import Final, Protocol
 
+from claude_daemon.core.price import undated
 from claude_daemon.core.task import Lane
 
 APPROVALS: Final = ("never", "ask", "auto")
@@ -241,6 +242,16 @@ def route_of(path: str) -> str | None:
 def names_of(model: str, aliases: Mapping[str, str]) -> tuple[str, ...]:
     """All names of a model's id; ``aliases``: alias → id."""
     return model, *sorted(alias for alias, meant in aliases.items() if meant == model)
+
+
+def names_told(told: str, aliases: Mapping[str, str]) -> tuple[str, ...]:
+    """All names of a model as an upstream names it, often with the date of its release: that name, and those of the
+    model without its date.
+
+    >>> names_told("claude-x-20260401", {"x": "claude-x"})
+    ('claude-x-20260401', 'claude-x', 'x')
+    """
+    return tuple(dict.fromkeys((*names_of(told, aliases), *names_of(undated(told), aliases))))
 
 
 def refuses(

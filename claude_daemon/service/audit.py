@@ -68,11 +68,16 @@ class AuditDesk:
         with contextlib.suppress(StoreUnavailable):
             head = await self._store.audit_head()
             if head is None:
+                for n, _ in await self._store.audit_latest(1):
+                    self._is_strange(n)  # whoever took all seals away would have the next record cover what he left
                 return
             for record in await self._store.audit_sealed(head.n - 1, 1):
                 if not holds(self._key, record):
-                    self._strange = record.n
-                    self._told("audit.strange", {"record": record.n})
+                    self._is_strange(record.n)
+
+    def _is_strange(self, n: int) -> None:
+        self._strange = n
+        self._told("audit.strange", {"record": n})
 
     async def tell_head(self) -> None:
         """Into the journal, if it is not there yet. Raises StoreUnavailable."""
@@ -105,11 +110,13 @@ class AuditDesk:
             total += pruned
         if total:
             self._told("audit.pruned", {"records": total})
+            await self.tell_head()  # the last one told may be among them
         return total
 
     async def verify(self, anchor: Anchor | None = None) -> Verdict:
-        """Reads it all, up to what is written meanwhile. Raises StoreUnavailable."""
-        verifier, after = Verifier(self._key, anchor), 0
+        """Reads it all, up to what is written meanwhile; the head that was told last is an anchor too. Raises
+        StoreUnavailable."""
+        verifier, after = Verifier(self._key, anchor, self._head), 0
         while page := await self._store.audit_sealed(after, PAGE_RECORDS):
             await asyncio.to_thread(_add, verifier, page)
             after = page[-1].n

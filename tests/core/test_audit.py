@@ -120,6 +120,18 @@ class TestAnchor:
         found = verdict(forged, anchor)
         assert found.at == 3 and "another one than the anchor says" in str(found.broken)
 
+    @pytest.mark.parametrize("cut", [1, 3, 5])
+    def test_of_several_each_must_hold(self, cut: int) -> None:
+        records = chain(6)
+        anchors = [Anchor(n, seal_of(records[n - 1])) for n in (2, 4, 6)]
+        whole, short = Verifier(KEY, *anchors, None), Verifier(KEY, *anchors)
+        for one in records:
+            whole.add(one)
+        for one in records[:cut]:
+            short.add(one)
+        assert whole.verdict().broken is None
+        assert "before the anchor" in str(short.verdict().broken)
+
     def test_one_that_was_pruned_says_so(self) -> None:
         records = chain(5)
         kept = [*records, pruning(records, 3)][3:]
@@ -168,6 +180,12 @@ class TestBefore:
         old = self.old(3)
         first = self.begun(old)
         assert verdict([*old, first, *chain(2, start=5, before=seal_of(first))]).broken is None
+
+    def test_they_are_counted_and_an_anchor_on_one_of_them_tells_that_it_had_a_seal(self) -> None:
+        old = self.old(3)
+        records = [*old, self.begun(old)]
+        assert (verdict(records).broken, verdict(records).unsealed) == (None, 3)
+        assert "record 2 has no seal" in str(verdict(records, Anchor(2, bytes(32))).broken)
 
     def test_changed_they_are_found(self) -> None:
         old = self.old(3)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from claude_daemon.config.models import MODELS
 from claude_daemon.core.list_prices import LIST_PRICES
-from claude_daemon.core.price import LONG_PROMPT_TOKENS, Price, cost_micro_usd, dearest, is_dearer
+from claude_daemon.core.price import LONG_PROMPT_TOKENS, Price, cost_micro_usd, dearest, is_dearer, is_model
 from claude_daemon.core.task import Usage
 
 PRICE = Price(input=3_000_000, output=15_000_000, cache_write=3_750_000, cache_read=300_000)
@@ -113,3 +113,24 @@ def test_the_dearest_of_several_is_so_for_long_prompts_too() -> None:
     higher = Price(input=150_000, output=400_000, cache_write=250_000, cache_read=20_000, long=HAIKU.long)
     assert is_dearer(higher, cheap)  # in long prompts alone
     assert not is_dearer(cheap, both)
+
+
+@pytest.mark.parametrize(
+    ("told", "model", "same"),
+    [
+        ("claude-x-20260401", "claude-x", True),
+        ("claude-x-20260401", "claude-x-20260401", True),
+        ("claude-x", "claude-x[1m]", True),  # the CLI keeps the bracket to itself
+        ("claude-x-20260401", "claude-x[1m]", True),
+        ("claude-x-20260401", "claude-x-20260401[1m]", True),
+        ("claude-x-1", "claude-x", False),
+        ("claude-x", "claude-x-20260401", False),
+        ("claude-x-20260401", "claude-x-20260501", False),
+        ("claude-y", "claude-x[1m]", False),
+        ("claude", "claude[x]y", False),
+    ],
+)
+def test_a_model_is_the_one_that_was_asked_for_whatever_the_upstream_adds_to_its_name(
+    told: str, model: str, same: bool
+) -> None:
+    assert is_model(told, model) is same

@@ -14,6 +14,7 @@ from claude_daemon.core.role import (
     SCOPES,
     Role,
     names_of,
+    names_told,
     no_tools,
     permitted,
     powerless,
@@ -224,6 +225,14 @@ def test_the_route_that_a_path_belongs_to(path: str, route: str | None) -> None:
 
 def test_a_model_is_known_by_its_id_and_every_alias() -> None:
     assert names_of("m", {"b": "m", "a": "m", "c": "n"}) == ("m", "a", "b")
+
+
+@pytest.mark.parametrize("listed", ["claude-x-20260401", "claude-x", "x", "old"])
+def test_a_model_as_an_upstream_names_it_is_one_that_the_role_lists_by_any_of_its_names(listed: str) -> None:
+    told = names_told("claude-x-20260401", {"x": "claude-x", "old": "claude-x-20260401", "y": "claude-y"})
+    role = roles({"mine": Table(models=[listed])})["mine"]
+    assert refuses(role, models=[told]) is None
+    assert refuses(role, models=[names_told("claude-y-20260401", {"y": "claude-y"})]) is not None
 
 
 def test_own_roles_stand_beside_the_built_in_ones() -> None:

@@ -20,6 +20,7 @@ from claude_daemon.store.schema import MIGRATIONS
 from tests.store.samples import PATIENCE_S, audit
 
 KEY = b"a key beside the database"
+STRIPPED = "UPDATE audit SET hash = NULL, prev_hash = NULL, details = '{}'"
 
 
 @pytest.fixture
@@ -91,6 +92,52 @@ async def test_a_cut_end_needs_an_anchor_and_then_is_found(store: SqliteStore, p
         await store.record(audit(f"act_{n}"))
     found = await desk(store).verify(anchor)
     assert found.at == 6 and "another one than the anchor says" in str(found.broken)
+
+
+@pytest.mark.parametrize("forgery", ["DELETE FROM audit WHERE n > 4", "DELETE FROM audit", STRIPPED])
+@pytest.mark.parametrize("later", [0, 9])
+async def test_the_head_that_the_desk_has_told_is_an_anchor_of_its_own(
+    store: SqliteStore, path: Path, forgery: str, later: int
+) -> None:
+    kept, early = desk(store), await store.audit_head()
+    await store.record(audit("act"))
+    await kept.tell_head()
+    assert (await kept.verify()).broken is None and (await kept.verify(early)).broken is None
+    sql(path, forgery)
+    for _ in range(later):
+        await store.record(audit("act"))
+    assert (await kept.verify()).broken is not None
+
+
+async def test_that_all_seals_were_taken_away_is_told_at_the_start_and_by_who_verifies(
+    store: SqliteStore, path: Path
+) -> None:
+    sql(path, STRIPPED)
+    told: list[tuple[str, dict[str, object]]] = []
+    kept = desk(store, told=told)
+    await kept._look_at_the_last()
+    assert told == [("audit.strange", {"record": 6})] and kept.check()["audit"].status is Check.FAIL
+    await store.record(audit("later"))  # which covers what was left
+    found = await verdict(store)
+    assert (found.broken, found.unsealed, found.records) == (None, 6, 8)
+    fresh = desk(store, told=told)
+    await fresh._look_at_the_last()
+    assert len(told) == 1
+
+
+async def test_an_empty_audit_is_nothing_strange(path: Path) -> None:
+    empty = SqliteStore.open(path, audit_key=KEY)
+    kept = desk(empty)
+    await kept._look_at_the_last()
+    assert not kept.strange and (await kept.verify()).unsealed == 0
+    await empty.close()
+
+
+async def test_all_that_was_pruned_is_no_cut_end(store: SqliteStore) -> None:
+    kept = desk(store)
+    await kept.tell_head()
+    assert await kept.prune(1e9) == 6
+    assert (await kept.verify()).broken is None
 
 
 async def test_nobody_inserts_without_the_key(store: SqliteStore, path: Path) -> None:
