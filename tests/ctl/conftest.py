@@ -201,7 +201,9 @@ def invoke(daemon: Daemon) -> Invoke:
 @pytest.fixture
 def environ(short_dir: Path) -> dict[str, str]:
     """The environment of a user on whose machine nothing is set, with the means to run this checkout."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith(("CLAUDE_", "XDG_"))}
+    # pytest's own processes have a size of a terminal that is nobody's
+    others = ("CLAUDE_", "XDG_", "COLUMNS", "LINES")
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     home = short_dir / "home"
     home.mkdir()
     return ours | {"HOME": str(home), "PYTHONPATH": f"{ROOT}:{ROOT / 'ctl'}", "NO_COLOR": "", "TERM": "xterm"}

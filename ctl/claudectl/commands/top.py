@@ -117,14 +117,11 @@ def _watch(client: Client, path: str) -> None:
         keyboard.keys(lambda key: inbox.put(_Key(key))),
         Live(console=screen.console(), screen=True, auto_refresh=False, vertical_overflow="crop") as live,
     ):
-        size = live.console.size
         while True:
             try:
                 told = inbox.get(timeout=HEED_S)
             except queue.Empty:
-                if not last or live.console.size == size:
-                    continue
-                told = _Redraw()
+                continue
             if isinstance(told, ControlError):
                 raise told
             if told is None or (isinstance(told, _Key) and told in "qQ"):
@@ -136,7 +133,6 @@ def _watch(client: Client, path: str) -> None:
                     happenings.append(told)
                     continue
                 last = told
-            size = live.console.size
             live.update(board.Board(last, happenings, live=True), refresh=True)
     if told is None:
         note("the daemon is stopping")
