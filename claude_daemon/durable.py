@@ -197,7 +197,7 @@ class Durable:
         self.settings = settings
         self.dispatcher.apply(_dispatch_settings(settings))
         self.book.price = assembly.price_of(settings)
-        self.budgets.settings = assembly.budget_settings(settings)
+        self.budgets.apply(assembly.budget_settings(settings))
         self.limits.apply(assembly.limit_settings(settings))
         self.desk.limits = _queue_limits(settings)
         self.recovery.max_attempts = settings.queue.max_attempts

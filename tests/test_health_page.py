@@ -9,6 +9,7 @@ from claude_daemon.engine import report
 from claude_daemon.service import audit, budget, credential, outside, rules, space
 from claude_daemon.service.health import BLOCKING, CHANGES_KEPT
 from claude_daemon.store.redis.link import Pace
+from claude_daemon.telemetry import sink
 from tests.e2e.test_health import CHECKS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "health.md").read_text()
@@ -43,6 +44,7 @@ def test_the_numbers_are_those_of_the_code() -> None:
             f"not answered for {outside.TIMEOUT_S:.0f} s",
         ],
         "event_loop": [f"stood still for {rules.LAG_WARN_S:.0f} s", f"for {rules.LAG_FAIL_S:.0f} s"],
+        "log": [f"less than {sink.SCARCE_BYTES // MIB} MiB", f"until {sink.ENOUGH_BYTES // MIB} MiB"],
     }
     for name, phrases in told.items():
         for phrase in phrases:

@@ -398,7 +398,9 @@ class Pool:
             lived_seconds=now - worker.born,
             turns=worker.turns,
         )
-        told = {"error": obituary, "stderr": worker.last_words(), "request_id": worker.request_id}
+        # what was idle has died in nobody's request, least of all in the one that it served hours ago
+        request_id = worker.request_id if worker.state is WorkerState.BUSY else None
+        told = {"error": obituary, "stderr": worker.last_words(), "request_id": request_id}
         self.say("worker.crashed", "error", worker, **told)
         self.own(self._fill_later(delay))
 

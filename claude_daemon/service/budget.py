@@ -102,7 +102,15 @@ class Budgets:
         for reservation in await self._store.reservations():
             accounts.hold(reservation)
         self._accounts, self._loaded = accounts, True
-        for owner in accounts.payers:
+        self._warn_of_all()
+
+    def apply(self, settings: BudgetSettings) -> None:
+        """Other limits are in force. Of one that is used up already nothing is charged any more, so it is told now."""
+        self.settings = settings
+        self._warn_of_all()
+
+    def _warn_of_all(self) -> None:
+        for owner in self._accounts.payers:
             self._warn(tuple(cap for span in Span if (cap := self._cap(owner, span)) is not None))
 
     # before

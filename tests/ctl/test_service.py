@@ -147,11 +147,31 @@ def test_a_file_of_somebody_else_is_not_written_over_and_nothing_else_is(
 
 
 @pytest.mark.parametrize("prefix", ["/root/venv", "/home/alice/venv"])
+@pytest.mark.parametrize(
+    ("url", "source"),
+    [
+        (None, "claude-daemon"),
+        ("https://example.com/claude_daemon-0.1.0-py3-none-any.whl", "claude-daemon"),
+        ("file:///home/alice/my%20clone", "'/home/alice/my clone'"),
+    ],
+)
 def test_an_interpreter_below_a_home_is_refused_with_the_way_to_do_it(
-    of_the_machine: SystemdOfTheMachine, tmp_path: Path, prefix: str
+    of_the_machine: SystemdOfTheMachine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+    url: str | None,
+    source: str,
 ) -> None:
-    with pytest.raises(ControlError, match="/opt/claude-daemon/bin/pip install claude-daemon"):
+    installed = tmp_path / "claude_daemon-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: claude-daemon\nVersion: 0.1.0\n")
+    if url is not None:
+        (installed / "direct_url.json").write_text(json.dumps({"url": url, "dir_info": {}}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ControlError) as refused:
         list(of_the_machine.install(wish(tmp_path, Path(prefix)), start=True))
+    assert f"\n  /opt/claude-daemon/bin/pip install {source}\n" in str(refused.value)
     assert not (tmp_path / "system").exists()
 
 

@@ -122,14 +122,17 @@ async def test_a_worker_killed_before_its_first_word_is_replaced_and_nobody_noti
     response = await asking
     assert (response.status, text_of(await response.json())) == (200, "Hello from the")
     assert (await daemon.logged("task.settled", attempt=2))["state"] == "succeeded"
+    assert (await daemon.logged("worker.crashed"))["request_id"] == response.headers["X-Request-ID"]
 
 
 async def test_a_worker_killed_at_idle_is_replaced_at_once(start_daemon: StartDaemon) -> None:
     daemon = await start_daemon()
-    pid = (await worker_where(daemon, state="idle"))["pid"]
+    assert (await daemon.chat("Hello [[tokens=3]]")).status == 200
+    pid = (await worker_where(daemon, state="idle", turns=1))["pid"]
     os.kill(pid, signal.SIGKILL)
     killed = time.monotonic()
-    await daemon.logged("worker.crashed", pid=pid)
+    crash = await daemon.logged("worker.crashed", pid=pid)
+    assert not crash.get("request_id"), "the request that it served is over"
     assert (await daemon.chat("Hello [[tokens=3]]")).status == 200
     print(f"\nkilled at idle: answer {time.monotonic() - killed:.2f} s later")
     assert not alive(pid)

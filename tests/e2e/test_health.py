@@ -25,6 +25,7 @@ CHECKS = {
     "disk",
     "event_loop",
     "config",
+    "log",
 }
 """All of a daemon without Redis."""
 

@@ -264,7 +264,7 @@ async def test_a_task_is_tried_again_only_if_there_is_room(store: SqliteStore, c
 async def test_another_configuration_counts_from_the_next_one_on(store: SqliteStore, clock: Clock) -> None:
     async with house(store, clock) as at:
         assert len(at.chats(5)) == 3
-        at.budgets.settings = replace(FOR_THREE, overall=Budget(day_micro_usd=5 * TURN))
+        at.budgets.apply(replace(FOR_THREE, overall=Budget(day_micro_usd=5 * TURN)))
         assert len(at.chats(5)) == 2
 
 
@@ -346,12 +346,27 @@ async def test_a_budget_that_comes_into_force_meanwhile_bounds_what_is_under_way
         lease = await at.office.lease(0)
         assert isinstance(lease, MeteredFakeLease)
         assert lease.may_call(used(10**9)) is None
-        at.budgets.settings = replace(FOR_THREE, overall=Budget(day_micro_usd=50))
+        at.budgets.apply(replace(FOR_THREE, overall=Budget(day_micro_usd=50)))
         assert lease.may_call(used(60)) is None, "what it has used is not charged yet"
         await at.ended(at.chat(), cost(70))
         assert lease.may_call(used(60)) is not None
-        at.budgets.settings = BudgetSettings()
+        at.budgets.apply(BudgetSettings())
         assert lease.may_call(used(60)) is None
+
+
+async def test_a_budget_that_is_spent_when_it_comes_into_force_is_told_at_once(
+    store: SqliteStore, clock: Clock
+) -> None:
+    async with house(store, clock, BudgetSettings()) as at:
+        await at.ended(at.chat(), cost(70))
+        changes: list[Check] = []
+        at.budgets.changed = lambda: changes.append(at.budgets.check()["budgets"].status)
+        at.budgets.apply(replace(FOR_THREE, overall=Budget(day_micro_usd=50)))
+        assert at.chats(1) == []
+        assert changes == [Check.FAIL] and at.budgets.check()["budgets"].status is Check.FAIL
+        assert [fields["percent"] for fields in at.names("budget.warn")] == [140]
+        at.budgets.apply(replace(FOR_THREE, overall=Budget(day_micro_usd=500)))
+        assert at.budgets.check()["budgets"].status is Check.PASS
 
 
 # what is charged

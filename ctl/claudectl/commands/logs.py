@@ -108,9 +108,8 @@ class _Reading:
         except (NotRunning, Denied) as error:
             path, tried = place.guessed(self._options.socket, os.environ)
             if path is None:
-                raise type(error)(
-                    "\n  ".join([f"{str(error).splitlines()[0]}\nand no log is found; looked at:", *map(str, tried)])
-                ) from None
+                why = str(error).splitlines()[0].removesuffix("; tried:")
+                raise type(error)("\n  ".join([f"{why}; and no log is found, looked at:", *map(str, tried)])) from None
             return path
         self._answers = True
         path = place.told(status)

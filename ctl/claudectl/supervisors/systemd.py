@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from claude_daemon.supervise.units import (
     Site,
@@ -200,7 +203,8 @@ class SystemdOfTheMachine(Systemd):
         super()._check(wish)
         for prefix in wish.programs.prefixes:
             if any(prefix.is_relative_to(home) for home in _HOMES):
-                raise ControlError(f"{prefix} is below a home directory, where a system service sees nothing.\n{_OPT}")
+                where = f"{prefix} is below a home directory, where a system service sees nothing."
+                raise ControlError(f"{where}\n{_way_out()}")
 
     def _prepare(self, wish: Wish) -> Iterator[str]:
         run("systemd-sysusers", str(self._user))
@@ -231,11 +235,22 @@ class SystemdOfTheMachine(Systemd):
         return ["journalctl", f"--unit={SERVICE}", f"--lines={lines}", *(["--follow"] if follow else [])]
 
 
-_OPT: Final = """Install it where the service's user can read it, and from there:
+def _way_out() -> str:
+    return f"""Install it where the service's user can read it, and from there:
 
   /usr/bin/python3 -m venv /opt/claude-daemon
-  /opt/claude-daemon/bin/pip install claude-daemon
+  /opt/claude-daemon/bin/pip install {shlex.quote(_source())}
   /opt/claude-daemon/bin/claudectl service install --start"""
+
+
+def _source() -> str:
+    """What pip would install once more: the clone that this was installed from, else the package by its name."""
+    try:
+        told = distribution("claude-daemon").read_text("direct_url.json")
+    except PackageNotFoundError:
+        told = None
+    url = urlsplit(json.loads(told)["url"] if told else "")
+    return unquote(url.path) if url.scheme == "file" else "claude-daemon"
 
 
 class SystemdOfTheUser(Systemd):
