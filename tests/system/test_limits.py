@@ -98,7 +98,7 @@ def test_with_the_drop_in_an_agent_has_its_limits_for_all_its_processes(limited:
     told = agent(limited, forks)
     assert (told["end"], 0 < int(told["said"]) < MAX_PROCESSES) == ("task.succeeded", True), told
     limited.until(lambda: agents(limited)["running"] == 0)
-    assert cgroups(limited) == []
+    limited.until(lambda: cgroups(limited) == [])  # each goes after its last process
 
 
 def test_of_all_cgroups_the_service_may_write_its_own_alone(limited: Machine) -> None:
