@@ -59,22 +59,27 @@ async def workshop(shared_workshop: DaemonProcess) -> AsyncIterator[DaemonProces
 def repository(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A directory to work in, of this test alone, beneath a root of its daemon."""
     if "workshop" in request.fixturenames:
-        return project_in(request.getfixturevalue("workshop_root") / "root", tmp_path)
+        return shared_project(request.getfixturevalue("workshop_root") / "root" / tmp_path.name)
     (tmp_path / "home").mkdir()
-    return project_in(tmp_path / "root", Path())
+    return project_in(tmp_path / "root")  # which becomes its daemon's user's when that starts
 
 
 @pytest.fixture
 def trusted(workshop_root: Path, tmp_path: Path) -> Path:
     """The same, where a project's settings may count."""
-    return project_in(workshop_root / "trusted", tmp_path)
+    return shared_project(workshop_root / "trusted" / tmp_path.name)
 
 
-def project_in(root: Path, test: Path) -> Path:
-    directory = root / test.name / "repository"
+def shared_project(parent: Path) -> Path:
+    directory = project_in(parent)
+    give(parent)
+    return directory
+
+
+def project_in(parent: Path) -> Path:
+    directory = parent / "repository"
     directory.mkdir(parents=True)
     (directory / "hello.txt").write_text("hello\n")
-    give(directory.parent)
     return directory
 
 

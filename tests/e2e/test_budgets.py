@@ -157,7 +157,7 @@ async def test_a_model_without_a_price_is_charged_as_it_was_set_aside_and_told(s
     found = await over(daemon, 3)
     assert (found["total"]["charged_usd"], found["total"]["cost_usd"], found["total"]["unpriced"]) == (3, 0, 3)
     health = await daemon.control("health")
-    assert (health["checks"]["budgets"]["status"], health["checks"]["budgets"]["spent"]) == ("warn", 1)
+    assert (health["checks"]["budgets"]["status"], health["checks"]["budgets"]["spent"]) == ("fail", 1)
 
 
 async def test_a_key_has_a_budget_of_its_own_and_sees_its_own_usage(start_daemon: StartDaemon) -> None:
@@ -169,7 +169,8 @@ async def test_a_key_has_a_budget_of_its_own_and_sees_its_own_usage(start_daemon
     assert await daemon.stop() == 0
     await daemon.start()
     headers = {"Authorization": f"Bearer {made['key']}"}
-    asked = {"model": "sonnet", "max_tokens": 9, "messages": user("of alice [[tokens=1]]")}
+    # without a price, so that what was set aside is charged
+    asked = {"model": "claude-unheard-of", "max_tokens": 9, "messages": user("of alice [[tokens=1]]")}
     statuses = []
     async with aiohttp.ClientSession(daemon.url, headers=headers) as alice:
         for _ in range(3):
