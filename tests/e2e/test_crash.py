@@ -15,6 +15,7 @@ import random
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ STEPS = (
     "cancel",
     "retry",
     "purge",
+    "backup",
     "key",
     "rotate",
     "use",
@@ -197,8 +199,8 @@ async def _cancel(service: Service, number: int) -> None:
 
 
 async def _disturb(service: Service) -> None:
-    """Chats, an agent, a session that is deleted, a pause and a resume, a purge, a key and what becomes of it, a
-    cancelled task that is tried again: what the other verbs are for."""
+    """Chats, an agent, a session that is deleted, a pause and a resume, a purge, a backup, a key and what becomes
+    of it, a cancelled task that is tried again: what the other verbs are for."""
     async with asyncio.timeout(PATIENCE_S):
         done: set[str] = set()
         extra: str | None = None
@@ -219,6 +221,9 @@ async def _disturb(service: Service) -> None:
                     os.kill(busy[0], signal.SIGKILL)
                 elif step == "purge":
                     await daemon.control("tasks/purge", "POST", {"before": 1.0})
+                elif step == "backup":
+                    copy = service.home / f"copy-{time.monotonic_ns()}.db"
+                    await daemon.control("backup", "POST", {"path": str(copy)})
                 elif step == "key":  # a conflict, where the crash came after the commit
                     await daemon.control("keys", "POST", {"name": "extra", "budget_usd_day": 5.0})
                 elif step == "rotate":
