@@ -770,6 +770,7 @@ class Daemon:
             keys=self.keys,
             front=self.front,
             home=self.started.paths.home,
+            disk=self.disk,
             now=time.time,
             lost=lambda: self.surroundings.log.lost,
             loop_lag=lambda: self.loop_lag.recent_seconds,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from claude_daemon.front import Front
 from claude_daemon.ports import Clock, StoreUnavailable
 from claude_daemon.service.health import Health
 from claude_daemon.service.keys import KeyDesk
+from claude_daemon.service.outside import Outside
+from claude_daemon.service.space import Space
 from claude_daemon.telemetry.metrics import Labels, Samples, finite
 
 _LOOK_S: Final = 1.0
@@ -36,7 +37,8 @@ _CHECKS: Final = {Check.PASS: 0.0, Check.WARN: 1.0, Check.FAIL: 2.0}
 @dataclass(slots=True, kw_only=True)
 class Gauges:
     """Keeps nothing but what the store was last asked. ``now`` is seconds since the epoch. ``loop_lag``: how late the
-    event loop was at worst lately; ``lost``: log lines that an output did not take."""
+    event loop was at worst lately; ``lost``: log lines that an output did not take; ``disk``: as health
+    has measured it."""
 
     health: Health
     text: TextLane
@@ -46,6 +48,7 @@ class Gauges:
     keys: KeyDesk
     front: Front
     home: Path
+    disk: Outside[Sequence[Space]]
     now: Clock
     lost: Callable[[], int]
     loop_lag: Callable[[], float] = lambda: 0.0
@@ -166,14 +169,12 @@ class Gauges:
         }
 
     def _disk(self) -> Mapping[str, Samples]:
-        try:
-            found = os.statvfs(self.home)
-        except OSError:
-            return {}
-        return {
-            "disk_free_bytes": float(found.f_bavail * found.f_frsize),
-            "disk_size_bytes": float(found.f_blocks * found.f_frsize),
-        }
+        """None before the first measurement, and where the last one failed."""
+        measured = self.disk.latest
+        for space in measured if isinstance(measured, Sequence) else ():
+            if self.home in space.paths:
+                return {"disk_free_bytes": float(space.free_bytes), "disk_size_bytes": float(space.size_bytes)}
+        return {}
 
 
 def _by_state(workers: Iterable[Worker]) -> Mapping[WorkerState, int]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from claude_daemon.core.budget import ALL, Owner, Purse
-from claude_daemon.durable import Durable
 from claude_daemon.gauges import Gauges, _left
 from claude_daemon.ports import StoreUnavailable
+from claude_daemon.service.outside import Outside
+from claude_daemon.service.space import Space
 from claude_daemon.telemetry.metrics import Labels
+
+UNASKED: dict[str, Any] = dict.fromkeys(
+    ("health", "text", "agents", "sessions", "durable", "keys", "front", "home", "disk", "now", "lost")
+)
 
 
 def standing(day: tuple[float | None, float], month: tuple[float | None, float] = (None, 0.0)) -> dict[str, Any]:
@@ -71,11 +77,25 @@ async def test_what_the_store_does_not_tell_stays_as_it_was() -> None:
             return self.told
 
     durable = SimpleNamespace(store=Shelf(), budgets=Budgets())
-    names = ("health", "text", "agents", "sessions", "keys", "front", "home", "now", "lost")
-    unasked: dict[str, Any] = dict.fromkeys(names)
-    gauges = Gauges(**unasked, durable=cast(Durable, durable))
+    gauges = Gauges(**UNASKED | {"durable": durable})
     for told in ((3, 20.0), None):
         durable.store.told = told
         await gauges.look()
         assert gauges._webhooks == (3, 20.0)
         assert gauges._budget_left["all", "day"] == 0.5
+
+
+def test_the_disk_of_the_home_is_told_as_it_was_measured_last() -> None:
+    def space(path: str, free_bytes: int) -> Space:
+        return Space(paths=(Path("/x"), Path(path)), free_bytes=free_bytes, size_bytes=100, free_inodes=1, inodes=9)
+
+    def unread() -> Sequence[Space]:
+        raise AssertionError("a scrape measures nothing itself")
+
+    disk = Outside(unread, name="disk", monotonic=lambda: 0.0)
+    gauges = Gauges(**UNASKED | {"home": Path("/home"), "disk": disk})
+    assert gauges._disk() == {}
+    disk.latest = [space("/var", 3), space("/home", 7)]
+    assert gauges._disk() == {"disk_free_bytes": 7.0, "disk_size_bytes": 100.0}
+    disk.latest = OSError("stale file handle")
+    assert gauges._disk() == {}
