@@ -5,6 +5,7 @@ No upstream is asked and no credential is there to be used: the gateway's canned
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 import time
@@ -30,9 +31,9 @@ from claude_daemon.engine.spawner import Spawner
 from claude_daemon.engine.worker import Worker
 
 _AGENT: Final = AgentSpec(allow=("Read",))
+_TRUSTED: Final = replace(_AGENT, project_settings=True)
 # What a shell gives its program, where engine.cli_path is a script.
 _SHELLS: Final = frozenset({"PWD", "OLDPWD", "SHLVL", "_"})
-_TRUSTED: Final = replace(_AGENT, project_settings=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +58,12 @@ class EngineCheck:
     def __init__(self, text: TextLane, agents: AgentLane) -> None:
         self._text = text
         self._agents = agents
-        self._running = False
+        self._trying = asyncio.Lock()
 
     def begin(self) -> AsyncIterator[Mapping[str, Any]]:
         """Documents as the check goes on: ``{"step"}`` where one begins, its rows ``{"group", "name", "status",
         "reason"}``, at the end ``{"done": true, "status", "version", "seconds"}``. Raises Refusal."""
-        if self._running:
+        if self._trying.locked():
             raise Refusal.because(Code.CONFLICT, "a check of the engine is under way")
         return self._run()
 
@@ -74,15 +75,12 @@ class EngineCheck:
             "launch profile": lambda: self._launches(spawner),
             "sandbox": self._sandbox,
         }
-        self._running = True
-        try:
+        async with self._trying:  # of two that were begun before either has got here one waits
             for name, step in steps.items():
                 yield {"step": name}
                 for row in await step():
                     found.append(row.status)
                     yield row.document()
-        finally:
-            self._running = False
         yield {
             "done": True,
             "status": worst(found).value,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +13,7 @@ import orjson
 import pytest
 
 from claude_daemon.assembly import ids
+from claude_daemon.core.errors import Refusal
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.engine.capabilities import ROWS, Capabilities
 from claude_daemon.engine.check import EngineCheck
@@ -100,7 +102,7 @@ async def test_a_launch_that_does_not_hold_is_found_out(gateway: Broker, tmp_pat
     assert "hook ran" in failed["agent: nothing of a hostile directory runs"]
 
 
-async def test_a_cli_that_does_not_start_is_said_so_and_nothing_else_is_tried(gateway: Broker, tmp_path: Path) -> None:
+def check_of_no_cli(gateway: Broker, tmp_path: Path) -> EngineCheck:
     site = EngineSite(
         cli=tmp_path / "nothing",
         directory=tmp_path / "engine",
@@ -112,9 +114,30 @@ async def test_a_cli_that_does_not_start_is_said_so_and_nothing_else_is_tried(ga
     spawner = Spawner(site, gateway, ids, Capabilities())
     text = SimpleNamespace(cli=site.cli, spawner=spawner, up=False, pool=SimpleNamespace(default_model="sonnet"))
     agents = SimpleNamespace(settings=SimpleNamespace(wanted=True, bwrap=None, required=True))
-    lines = [line async for line in EngineCheck(cast(Any, text), cast(Any, agents)).begin()]
+    return EngineCheck(cast(Any, text), cast(Any, agents))
+
+
+async def test_a_cli_that_does_not_start_is_said_so_and_nothing_else_is_tried(gateway: Broker, tmp_path: Path) -> None:
+    lines = [line async for line in check_of_no_cli(gateway, tmp_path).begin()]
     assert [(line["name"], line["status"]) for line in lines if "name" in line] == [
         ("it starts", "fail"),
         ("agents are confined", "warn"),
     ]
     assert lines[-1]["status"] == "fail"
+
+
+async def test_of_two_that_are_begun_at_once_one_waits_and_a_third_is_refused(gateway: Broker, tmp_path: Path) -> None:
+    check, told = check_of_no_cli(gateway, tmp_path), list[str]()
+
+    async def follow(name: str, lines: AsyncIterator[Mapping[str, Any]]) -> None:
+        async for _ in lines:
+            told.append(name)
+            if len(told) == 1:
+                with pytest.raises(Refusal):
+                    check.begin()
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as group:
+        for name, lines in [("first", check.begin()), ("second", check.begin())]:
+            group.create_task(follow(name, lines))
+    assert told == sorted(told) and told.count("first") == told.count("second")
