@@ -166,8 +166,23 @@ class KeyDesk:
 
     def census(self) -> tuple[Mapping[str, int], float | None]:
         """How many stored keys are active, suspended, expired and revoked; when the first active one expires."""
-        at, first = self._now(), None
-        counts = dict.fromkeys(("active", "suspended", "expired", "revoked"), 0)
+        counts, ends = self._standings(self._now())
+        return counts, min(ends, default=None)
+
+    def counts(self) -> dict[str, int]:
+        """The stored keys that are not revoked: how many are good now, and how many of these end within a week."""
+        at = self._now()
+        counts, ends = self._standings(at)
+        return {
+            "good": counts["active"],
+            "suspended": counts["suspended"],
+            "expired": counts["expired"],
+            "expire_within_7_days": sum(end - at < SOON_S for end in ends),
+        }
+
+    def _standings(self, at: float) -> tuple[Mapping[str, int], Sequence[float]]:
+        """How many keys are what, each of them one thing; when those active ones expire that ever do."""
+        counts, ends = dict.fromkeys(("active", "suspended", "expired", "revoked"), 0), list[float]()
         for record in self._records.values():  # without a Key for each: there may be ten thousand
             if record.revoked_at is not None:
                 counts["revoked"] += 1
@@ -177,9 +192,9 @@ class KeyDesk:
                 counts["suspended"] += 1
             else:
                 counts["active"] += 1
-                if record.expires_at is not None and (first is None or record.expires_at < first):
-                    first = record.expires_at
-        return counts, first
+                if record.expires_at is not None:
+                    ends.append(record.expires_at)
+        return counts, ends
 
     # who asks
 
@@ -248,19 +263,6 @@ class KeyDesk:
     def arms_somebody(self) -> bool:
         """Whether any key but that of the home may have tools run that change something."""
         return any(permitted(self.role_of(key, None), WRITING) for key in self._ring if not key.revoked)
-
-    def counts(self) -> dict[str, int]:
-        """The stored keys that are not revoked: how many are good now, and how many of these end within a week."""
-        at = self._now()
-        alive = [known[0] for known in self._known.values() if not known[0].revoked]
-        good = [key for key in alive if key.unfit(at) is None]
-        soon = sum(key.expires_at is not None and key.expires_at - at < SOON_S for key in good)
-        return {
-            "good": len(good),
-            "suspended": sum(key.suspended for key in alive),
-            "expired": sum(key.unfit(at) is Unfit.EXPIRED for key in alive),
-            "expire_within_7_days": soon,
-        }
 
     # keys, as their operator sees them
 

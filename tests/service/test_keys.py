@@ -166,6 +166,9 @@ async def test_keys_are_counted_by_what_they_are_and_the_first_to_expire_is_told
     await desk.revoke(MAKER, "e")
     clock.now = 2000.0
     assert desk.census() == ({"active": 2, "suspended": 1, "expired": 1, "revoked": 1}, 5000.0)
+    assert desk.counts() == {"good": 2, "suspended": 1, "expired": 1, "expire_within_7_days": 1}
+    clock.now = 4000.0
+    assert desk.counts() == {"good": 2, "suspended": 0, "expired": 2, "expire_within_7_days": 1}
 
 
 async def test_of_two_at_once_with_one_name_one_is_made(store: SqliteStore, clock: Clock) -> None:
