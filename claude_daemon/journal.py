@@ -190,7 +190,7 @@ def task_settled(run: Run) -> None:
     outcome = task.outcome
     assert outcome is not None
     failure, usage, cost = outcome.failure, outcome.usage, outcome.cost_micro_usd
-    first = run.first_delta_at
+    first = run.first_delta_seconds
     fields = {
         **_ids(task),
         **_traced(task),
@@ -201,7 +201,7 @@ def task_settled(run: Run) -> None:
         "code": failure.code.value if failure is not None else None,
         "reason": failure.message if failure is not None else None,
         "attempt": task.attempt,
-        "first_delta_seconds": round(first - run.queued_at, 6) if first is not None else None,
+        "first_delta_seconds": round(first, 6) if first is not None else None,
         "model": task.spec.model,
         "input_tokens": usage.input_tokens,
         "output_tokens": usage.output_tokens,

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Final, Protocol
 
 from claude_daemon import journal
-from claude_daemon.core.budget import Charge
+from claude_daemon.core.budget import Charge, usd
 from claude_daemon.core.errors import Code
 from claude_daemon.core.task import Kind, Lane, Outcome, Task
 from claude_daemon.engine.pool import PoolEvent
@@ -17,7 +17,6 @@ from claude_daemon.service.dispatch import Run
 from claude_daemon.spans import Spans
 from claude_daemon.telemetry.metrics import OTHER, Metrics
 
-_MICRO: Final = 1_000_000
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "DELETE", "OPTIONS"})
 """A client may write anything for a method."""
 _NO_ROUTE: Final = "none"
@@ -104,8 +103,8 @@ class Meters:
         if run.started_at is not None:
             metrics.queue_wait_seconds[spec.kind.value].observe(run.started_at - run.queued_at)
             metrics.turn_seconds[lane].observe(self._monotonic() - run.started_at)
-        if run.first_delta_at is not None:
-            metrics.first_delta_seconds[lane].observe(run.first_delta_at - run.queued_at)
+        if (first_delta := run.first_delta_seconds) is not None:
+            metrics.first_delta_seconds[lane].observe(first_delta)
 
     def paid(self, task: Task, outcome: Outcome, bill: Charge) -> None:
         """An attempt is in the ledger."""
@@ -122,9 +121,9 @@ class Meters:
             if number > 0:
                 tokens[model, kind].inc(number)
         if bill.cost_micro_usd:
-            self.metrics.cost_usd[model].inc(bill.cost_micro_usd / _MICRO)
+            self.metrics.cost_usd[model].inc(usd(bill.cost_micro_usd))
         if bill.micro_usd:
-            self.metrics.charged_usd[model].inc(bill.micro_usd / _MICRO)
+            self.metrics.charged_usd[model].inc(usd(bill.micro_usd))
 
     # engine, upstream and the rest
 

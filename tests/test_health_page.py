@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from claude_daemon.core.worker import CRASH_WINDOW_S
 from claude_daemon.engine import report
 from claude_daemon.service import audit, budget, credential, outside, rules, space
 from claude_daemon.service.health import BLOCKING, CHANGES_KEPT
@@ -25,7 +26,7 @@ def test_every_check_has_a_row_and_the_blocking_ones_say_so() -> None:
 
 def test_the_numbers_are_those_of_the_code() -> None:
     told = {
-        "engine": [f"{rules.CRASHES_WARN} workers have crashed in the last {rules.CRASH_WINDOW_S / 60:.0f} min"],
+        "engine": [f"{rules.CRASHES_WARN} workers have crashed in the last {CRASH_WINDOW_S / 60:.0f} min"],
         "worker_pool": [
             f"one crashed in the last {report._CRASH_MEMORY_S:.0f} s",
             f"waited for a worker for {rules.QUEUE_AGE_WARN_S:.0f} s",

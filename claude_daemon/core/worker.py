@@ -10,6 +10,8 @@ from claude_daemon.core.errors import IllegalMove
 
 MAX_WORKERS: Final = 1024
 """Each takes a third of a gigabyte: a number with a zero too many is caught here and not by the machine."""
+CRASH_WINDOW_S: Final = 600.0
+"""How far back deaths are counted for health: a crash loop is known in minutes, and forgotten as soon."""
 
 
 class WorkerState(StrEnum):

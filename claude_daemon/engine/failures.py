@@ -6,6 +6,7 @@ from typing import Final
 
 from claude_daemon.core.recent import Recent
 from claude_daemon.core.retry import Backoff
+from claude_daemon.core.worker import CRASH_WINDOW_S
 
 # A CLI that cannot start is tried again after 0.5 to 30 s: soon enough for a mended installation, never a spin.
 _BACKOFF: Final = Backoff(first_seconds=0.5, limit_seconds=30.0)
@@ -13,8 +14,6 @@ _BACKOFF: Final = Backoff(first_seconds=0.5, limit_seconds=30.0)
 _PROVEN_S: Final = 10.0
 # One failed start may be an accident too; who waits is sent away from the second on.
 _GIVE_UP_AFTER: Final = 2
-CRASH_WINDOW_S: Final = 600.0
-"""How far back deaths are counted for health: a crash loop is known in minutes, and forgotten as soon."""
 
 
 class Failures:

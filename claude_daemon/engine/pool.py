@@ -536,7 +536,7 @@ class Pool:
 
     @property
     def crashes(self) -> int:
-        """Processes that have died or could not be started, of late (``failures.CRASH_WINDOW_S``)."""
+        """Processes that have died or could not be started within :data:`~claude_daemon.core.worker.CRASH_WINDOW_S`."""
         return self._failures.recent.count(time.monotonic())
 
     def health(self) -> Mapping[str, HealthReport]:

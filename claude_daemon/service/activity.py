@@ -88,8 +88,8 @@ class Activity:
             _Ended(
                 at=now,
                 state=outcome.state,
-                waited=None if run.started_at is None else run.started_at - run.queued_at,
-                first_delta=None if run.first_delta_at is None else run.first_delta_at - run.queued_at,
+                waited=run.waited_seconds,
+                first_delta=run.first_delta_seconds,
                 turn=None if run.started_at is None else now - run.started_at,
                 output_tokens=outcome.usage.output_tokens,
             )
@@ -123,6 +123,7 @@ class Activity:
 def _task(run: Run, now: float) -> dict[str, Any]:
     task, usage = run.task, run.usage
     session = task.spec.session
+    waited, first_delta = run.waited_seconds, run.first_delta_seconds
     return {
         "id": task.id,
         "kind": task.spec.kind.value,
@@ -134,8 +135,8 @@ def _task(run: Run, now: float) -> dict[str, Any]:
         "start": run.start,
         "attempt": task.attempt,
         "age_seconds": None if run.started_at is None else round(now - run.started_at, 3),
-        "waited_seconds": None if run.started_at is None else round(run.started_at - run.queued_at, 3),
-        "first_delta_seconds": None if run.first_delta_at is None else round(run.first_delta_at - run.queued_at, 3),
+        "waited_seconds": None if waited is None else round(waited, 3),
+        "first_delta_seconds": None if first_delta is None else round(first_delta, 3),
         "input_tokens": usage.input_tokens + usage.cache_creation_input_tokens + usage.cache_read_input_tokens,
         "output_tokens": usage.output_tokens,
         "model_calls": usage.model_calls,

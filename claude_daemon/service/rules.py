@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from claude_daemon.core.lifecycle import Check, worst
+from claude_daemon.core.worker import CRASH_WINDOW_S
 from claude_daemon.ports import HealthReport, StoreStatus
 
 CRASHES_WARN: Final = 5
-"""In :data:`CRASH_WINDOW_S`: one is an accident, and replaced in half a second."""
-CRASH_WINDOW_S: Final = 600.0
+"""In :data:`~claude_daemon.core.worker.CRASH_WINDOW_S`: one is an accident, and replaced in half a second."""
 QUEUE_AGE_WARN_S: Final = 600.0
 """Ten minutes of ageing bring a task before new chats: who still waits then waits for lack of workers."""
 QUEUE_SHARE_WARN: Final = 0.9
@@ -37,7 +37,7 @@ def with_details(report: HealthReport, more: Mapping[str, Any]) -> HealthReport:
 
 
 def engine(report: HealthReport, *, crashes: int) -> HealthReport:
-    """``crashes``: of worker processes in the last :data:`CRASH_WINDOW_S`."""
+    """``crashes``: of worker processes in the last :data:`~claude_daemon.core.worker.CRASH_WINDOW_S`."""
     report = with_details(report, {"crashes_10min": crashes})
     if crashes < CRASHES_WARN:
         return report

@@ -124,6 +124,16 @@ class Run:
         return self.task.spec.lane
 
     @property
+    def waited_seconds(self) -> float | None:
+        """For its last attempt, since it was queued; None where none has begun."""
+        return None if self.started_at is None else self.started_at - self.queued_at
+
+    @property
+    def first_delta_seconds(self) -> float | None:
+        """Until its first word, since it was queued; None where there was none."""
+        return None if self.first_delta_at is None else self.first_delta_at - self.queued_at
+
+    @property
     def usage(self) -> Usage:
         """What the attempt under way has used so far, as far as it is known."""
         return Usage() if self.lease is None else self.lease.usage

@@ -32,11 +32,13 @@ class Figures:
         with self._lock:
             self._began_at = self._monotonic()
 
-    def committed(self, wal_bytes: int) -> None:
+    def committed(self, wal_bytes: int) -> float:
+        """How many seconds it took."""
         with self._lock:
             assert self._began_at is not None
             now = self._monotonic()
-            taken, self._began_at = (now - self._began_at) * 1000, None
+            seconds, self._began_at = now - self._began_at, None
+            taken = seconds * 1000
             self.commits += 1
             self._wal_bytes = wal_bytes
             self._milliseconds.append(taken)
@@ -44,6 +46,7 @@ class Figures:
                 self._worst.pop()
             self._worst.append((now, taken))
             self._forget(now)
+        return seconds
 
     def failed(self) -> None:
         with self._lock:

@@ -243,7 +243,8 @@ class Writer:
                 self._roll_back()
             self._failed(batch, error)
         else:
-            self.figures.committed(_size(side(self._path, "-wal")))
+            seconds = self.figures.committed(_size(side(self._path, "-wal")))
+            self._committed(seconds, len(batch))
             with self._changed:
                 self._error = None
                 self._failures = 0
@@ -255,13 +256,11 @@ class Writer:
         if _inode(self._path) != self._inode:
             raise FileNotFoundError(f"{self._path.name} was moved away or deleted while it was in use")
         self._flush("NORMAL" if all(item.call.relaxed for item in batch) else "FULL")
-        started = time.perf_counter()
         self._db.execute("BEGIN IMMEDIATE")
         for item in batch:
             self._apply(item)
         self._observe(batch, "before")
         self._db.execute("COMMIT")
-        self._committed(time.perf_counter() - started, len(batch))
         self._observe(batch, "after")
 
     def _apply(self, item: _Item) -> None:

@@ -19,7 +19,8 @@ import pytest
 
 from claude_daemon.core.errors import Code
 from claude_daemon.core.lifecycle import Check
-from claude_daemon.engine.failures import CRASH_WINDOW_S, Failures
+from claude_daemon.core.worker import CRASH_WINDOW_S
+from claude_daemon.engine.failures import Failures
 from claude_daemon.ports import AuditRecord, HealthReport
 from claude_daemon.service import rules
 from claude_daemon.service.audit import ANCHOR_LATE_S, UNWRITTEN_S, AuditDesk
@@ -310,10 +311,6 @@ def test_workers_that_crash_again_and_again_warn() -> None:
     report = rules.engine(PASS, crashes=failures.recent.count(now))
     assert (report.status, report.reason) == (Check.WARN, "5 workers have crashed in the last 10 min")
     assert failures.recent.count(now + CRASH_WINDOW_S) == 0
-
-
-def test_the_window_of_crashes_is_the_one_that_is_told() -> None:
-    assert CRASH_WINDOW_S == rules.CRASH_WINDOW_S
 
 
 def found(desk: Desk, **changes: object) -> rules.Queue:
