@@ -7,7 +7,7 @@ The map, in the order a request sees it:
 - ``service``    use cases: admit, dispatch, tail, follow, settle, health, drain
 - ``core``       pure domain: tasks, events, outcomes, state machines; no I/O, no clock
 - ``ports``      what the service needs from the outside, as protocols
-- ``engine``     warm Claude Code processes (the text lane)
+- ``engine``     Claude Code processes: the text, agent and session lanes
 - ``upstream``   the Messages API client (the direct lane) and the broker that workers talk to
 - ``offline``    the offline model: a Messages API server on loopback
 - ``telemetry``  logs, metrics, traces

@@ -15,7 +15,6 @@ _VARIANT: Final = re.compile(r"\[[a-z0-9]+\]$", re.ASCII)
 _TOKENS: Final = 1_000_000
 """Prices are told for so many."""
 
-
 LONG_PROMPT_TOKENS: Final = 100_000
 """Beyond so many in its prompt, what is read from the cache and written to it included, a call may cost otherwise."""
 

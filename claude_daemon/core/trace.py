@@ -74,4 +74,4 @@ def _hex(size: int, randbytes: RandBytes) -> str:
 
 
 TRACE: Final[ContextVar[Trace | None]] = ContextVar("TRACE", default=None)
-"""The span of the attempt under way."""
+"""The span of the request whose attempt is under way."""

@@ -4,7 +4,7 @@
 - ``plan``          a Messages API request as the steps of one turn (pure)
 - ``stream``        bytes of the CLI's stdout to messages, messages to lines of its stdin (pure)
 - ``turn``          the CLI's messages of one turn to Messages API events (pure)
-- ``fill``          how many processes there should be (pure)
+- ``fill``          how many processes there should be; ``floors`` what each trust domain keeps of them (pure)
 - ``failures``      when to try again after a failed start (pure)
 - ``process``       the only file that spawns the CLI; signals, stderr ring, subreaper
 - ``ledger``        which workers are ours, for the start after a SIGKILL
@@ -14,6 +14,7 @@
 - ``pool``          who gets which worker; fills, retires, backs off; ``lease`` a worker held for one turn
 - ``report``        the pool in words and numbers
 - ``capabilities``  what we rely on in the CLI, and what we do without it; ``probe`` finds out
+- ``check``         the same tried again beside the work, and that launches hold; ``bait`` what they must withstand
 - ``lane``          all of it as one engine; ``wear`` when a process has served for long enough
 - ``client_tools``  a client's own tools on the text lane (pure)
 - ``agent``         the agent lane; ``agent_worker`` its process, ``agent_turn`` its messages, ``agent_facts`` and

@@ -15,8 +15,6 @@ RECENT_S: Final = 300.0
 
 
 class CredentialStanding:
-    """``changed`` is called when :meth:`judged` has something else to say."""
-
     def __init__(self, *, monotonic: Clock) -> None:
         self._monotonic = monotonic
         self._refused = Recent(RECENT_S)

@@ -57,7 +57,8 @@ class Change:
 
 @dataclass(slots=True)
 class Health:
-    """The daemon's state and its checks. ``changed`` is told each change of state, ``told`` those of checks too.
+    """The daemon's state and its checks. ``changed`` is told each change of state, ``told`` each change of a check
+    that is not of its start or its end.
 
     A source answers from what is known already: what has to be asked of somebody else (a disk, Redis) is asked apart,
     with a timeout of its own, and never while somebody waits for a probe.

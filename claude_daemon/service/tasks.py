@@ -76,8 +76,8 @@ class Asker:
 class TaskDesk:
     """``check_webhook`` says what is wrong with a webhook's URL, None if nothing is. ``role_of`` tells what somebody
     may, who comes with this key and, over the control socket, as this peer. ``check_key`` raises Refusal for a key that
-    is not good any more, ``is_revoked`` tells of one by its id. ``accepted`` is told each new
-    task once it is durable, and the peer's uid where it came over the control socket."""
+    is not good any more, ``is_revoked`` tells of one by its id. ``accepted`` is told each new task once it is
+    durable, and the peer's uid where it came over the control socket."""
 
     def __init__(
         self,

@@ -135,7 +135,7 @@ class _WorkerLeft(Exception):
 
 
 class _Forbidden(Exception):
-    """The answer is that of a model which costs more than the turn may ask for."""
+    """The answer is that of a model which may not answer in this turn."""
 
 
 class _Call:
