@@ -7,7 +7,6 @@ import io
 import json
 import os
 import platform
-import subprocess
 import sys
 import tarfile
 import time
@@ -19,8 +18,9 @@ from typing import BinaryIO
 
 from claude_daemon import __version__
 from claudectl.clean import clean_line
-from claudectl.diagnosis import Approach, approached, examine
+from claudectl.diagnosis import Approach, approached, ended, examine
 from claudectl.errors import Conflict, ControlError, Denied
+from claudectl.logs import place
 from claudectl.options import Options
 from claudectl.redaction import Redactor, known_secrets
 from claudectl.render import Document, known, mapping
@@ -31,7 +31,6 @@ LOG_BYTES = 1024 * 1024
 JOURNAL_LINES = 5000
 PROGRAM_SECONDS = 60.0
 _ASKED = ("health", "workers", "config", "stacks")
-_USUAL_LOG = Path("/var/log/claude-daemon/daemon.log")
 _HEADER = """What claudectl debug-bundle has gathered of a claude-daemon.
 
 Secrets were taken out: what looks like a key or stands under the name of one, and all that were known here.
@@ -156,16 +155,9 @@ class Bundle:
         if "STATE_DIRECTORY" not in environ:
             environ["CLAUDE_DAEMON_HOME"] = str(self._home)
         try:
-            done = subprocess.run(
-                command,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=PROGRAM_SECONDS,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            self.missing[name] = clean_line(str(error))
+            done = ended(command, environ, PROGRAM_SECONDS)
+        except ControlError as error:
+            self.missing[name] = str(error)
             return
         said = (done.stdout + done.stderr).decode(errors="replace")
         if said.strip():
@@ -174,18 +166,23 @@ class Bundle:
             self.missing[name] = f"{command[0]} said nothing (status {done.returncode})"
 
     def _log(self, approach: Approach) -> None:
-        logs = Path(self._environ.get("LOGS_DIRECTORY") or self._home / "log")
-        places = [logs / "daemon.log", _USUAL_LOG]
-        for path in places:
-            try:
-                self._put("daemon.log", self._redactor.text(_tail(path)))
-                break
-            except OSError as error:
-                self.missing["daemon.log"] = f"{error.filename}: {error.strerror}"
-        if "daemon.log" in self.parts:
-            self.missing.pop("daemon.log", None)
+        try:
+            self._put("daemon.log", self._redactor.text(_tail(self._log_file(approach))))
+        except ControlError as error:
+            self.missing["daemon.log"] = str(error)
+        except OSError as error:
+            self.missing["daemon.log"] = f"{error.filename}: {error.strerror}"
         if approach.unit.installed:
             self._program("journal.txt", choose(None).logs(follow=False, lines=JOURNAL_LINES))
+
+    def _log_file(self, approach: Approach) -> Path:
+        """Raises ControlError."""
+        if approach.status is not None:
+            return place.file_of(approach.status)
+        path, tried = place.guessed(self._options.socket, self._environ)
+        if path is None:
+            raise ControlError(f"no log is found, looked at {', '.join(map(str, tried))}")
+        return path
 
 
 def _tail(path: Path) -> str:

@@ -135,20 +135,27 @@ def _arguments(approach: Approach, config: str | None, profile: str | None) -> S
     return arguments + ([] if profile is None else [f"--profile={profile}"])
 
 
-def _program(arguments: Sequence[str], environ: Mapping[str, str]) -> Iterator[Document]:
-    """What :mod:`claude_daemon.doctor` finds; how it ends is a finding where it does not end well."""
-    command = [sys.executable, "-m", "claude_daemon.doctor", *arguments]
+def ended(command: Sequence[str], environ: Mapping[str, str], seconds: float) -> subprocess.CompletedProcess[bytes]:
+    """A program at its end, with what it said. Raises ControlError where it cannot be started, or takes longer."""
     try:
-        done = subprocess.run(
+        return subprocess.run(
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=PROGRAM_SECONDS,
+            timeout=seconds,
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        yield finding("installation", "fail", clean_line(str(error)))
+        raise ControlError(clean_line(str(error))) from error
+
+
+def _program(arguments: Sequence[str], environ: Mapping[str, str]) -> Iterator[Document]:
+    """What :mod:`claude_daemon.doctor` finds; how it ends is a finding where it does not end well."""
+    try:
+        done = ended([sys.executable, "-m", "claude_daemon.doctor", *arguments], environ, PROGRAM_SECONDS)
+    except ControlError as error:
+        yield finding("installation", "fail", str(error))
         return
     for line in done.stdout.splitlines():
         try:

@@ -56,7 +56,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MY_SERVICE_TOKEN", PLANTED["environment"])
     monkeypatch.setenv("OTHER_API_KEY_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    (home / "log" / "daemon.log").write_text("".join(f"a line with {planted}\n" for planted in PLANTED.values()))
+    (home / "log" / "daemon.log").write_text("what an earlier daemon has left\n")
+    (home / "log" / "of-mine.log").write_text("".join(f"a line with {planted}\n" for planted in PLANTED.values()))
     monkeypatch.setattr(diagnosis, "choose", lambda scope: Unsupervised())
     monkeypatch.setattr(bundle, "choose", lambda scope: Unsupervised())
     return home
@@ -64,6 +65,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_what_is_planted_is_in_none_of_its_parts(daemon: Daemon, invoke: Invoke, home: Path, tmp_path: Path) -> None:
     status = {**STATUS, "home": str(home), "config": {"file": str(home / "config.toml")}}
+    status["log"] = {"file": str(home / "log" / "of-mine.log"), "format": "json"}
     for path, document in (
         ("status", status),
         ("health", STATUS),

@@ -429,13 +429,12 @@ def test_the_log_of_a_daemon_that_nobody_supervises_is_its_own(
 ) -> None:
     shown: list[list[str]] = []
     monkeypatch.setattr(os, "execvp", lambda file, args: shown.append(args))
-    daemon.says("GET", "status", {**BY_HAND, "home": str(tmp_path)})
+    daemon.says("GET", "status", {**BY_HAND, "log": {"file": None}})
     missing = invoke("service", "logs")
     assert missing.exit_code == 1
     assert "log.file" in missing.stderr
-    file = tmp_path / "log" / "daemon.log"
-    file.parent.mkdir()
-    file.touch()
+    file = tmp_path / "elsewhere.log"
+    daemon.says("GET", "status", {**BY_HAND, "log": {"file": str(file)}})
     invoke("service", "logs", "-f", "-n", "7")
     assert shown == [["tail", "-n", "7", "-F", str(file)]]
 

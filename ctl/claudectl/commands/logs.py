@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -101,8 +102,6 @@ class _Reading:
 
     def _found(self) -> Path | None:
         """None: the journal has it. Raises ControlError."""
-        import os
-
         try:
             _, status = self._options.client().get("status")
         except (NotRunning, Denied) as error:
@@ -112,10 +111,7 @@ class _Reading:
                 raise type(error)("\n  ".join([f"{why}; and no log is found, looked at:", *map(str, tried)])) from None
             return path
         self._answers = True
-        path = place.told(status)
-        if path is None and status.get("supervisor") != "systemd":
-            raise ControlError("this daemon writes to its stderr alone (log.file is none): whoever started it has it")
-        return path
+        return place.told(status) if status.get("supervisor") == "systemd" else place.file_of(status)
 
     # plainly
 

@@ -16,9 +16,10 @@ from claudectl import draining, render
 from claudectl.client import Document
 from claudectl.commands.ready import wait_until_ready
 from claudectl.errors import Conflict, ControlError, Exit, NotRunning
+from claudectl.logs import place
 from claudectl.options import Group, Options, note
 from claudectl.supervisors import Programs, Wish, choose, tail
-from claudectl.supervisors.answering import is_supervised, log_of, look
+from claudectl.supervisors.answering import is_supervised, look
 
 RESTART_SECONDS: Final = 60.0
 """How long the next daemon may take to be ready: it probes Claude Code, and has a store to open."""
@@ -214,7 +215,7 @@ def status(options: Options, scope: str | None) -> None:
 def logs(options: Options, scope: str | None, follow: bool, lines: int) -> None:
     """Show the service's log; that of the daemon itself, where nobody supervises it.
 
-    With --json the journal's records; of a log file the lines as they are, JSON unless log.format says otherwise.
+    With --json the journal's records; the lines of a file are shown as they are.
 
     \b
     Example:
@@ -227,7 +228,7 @@ def logs(options: Options, scope: str | None, follow: bool, lines: int) -> None:
         if options.json and shown[0] == "journalctl":
             shown = [*shown, "--output=json"]
     else:
-        shown = tail(log_of(daemon), follow=follow, lines=lines)
+        shown = tail(place.file_of(daemon), follow=follow, lines=lines)
     try:
         os.execvp(shown[0], list(shown))  # noqa: S606 - journalctl and tail, by their names
     except OSError as error:

@@ -28,7 +28,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 def command(options: Options, by: str, days: int | None) -> None:
     """Show what was used and what it cost, and how the budgets stand.
 
-    COST is metered usage at the configured prices; a + behind it says that some of it has no price. CHARGED is what
+    COST is metered usage at the prices in force; a + behind it says that some of it has no price. CHARGED is what
     counts against budgets: where a cost cannot be told, what was set aside for it.
 
     \b

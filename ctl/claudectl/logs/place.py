@@ -21,8 +21,16 @@ def told(status: Document) -> Path | None:
     """Where a daemon that runs says its log is; None where it writes to stderr alone. Raises ControlError."""
     log = mapping(status.get("log"))
     if "file" not in log:
-        raise ControlError("this daemon does not say where its log is: give --file")
+        raise ControlError("this daemon does not say where its log is: claudectl logs --file reads it")
     return None if log["file"] is None else Path(str(log["file"]))
+
+
+def file_of(status: Document) -> Path:
+    """The same of one that has a file. Raises ControlError."""
+    file = told(status)
+    if file is None:
+        raise ControlError("this daemon writes to its stderr alone (log.file is none): whoever started it has it")
+    return file
 
 
 def guessed(socket: str | None, environ: Mapping[str, str]) -> tuple[Path | None, list[Path]]:

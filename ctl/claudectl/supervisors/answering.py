@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Final
 
 from claudectl import render
 from claudectl.client import Client, Document
-from claudectl.errors import Conflict, ControlError, Denied, NotRunning, TimedOut
+from claudectl.errors import Conflict, Denied, NotRunning, TimedOut
 from claudectl.options import Options
 from claudectl.sockets import SYSTEM, candidates
 from claudectl.supervisors.kind import Supervisor, Unit
@@ -52,14 +51,6 @@ def is_supervised(unit: Unit, daemon: Document | None) -> bool:
             f"--user, and for the name of its unit: {_INFORMANTS[by]} {pid}"
         )
     return False
-
-
-def log_of(daemon: Document) -> Path:
-    """The log of a daemon that nobody supervises. Raises ControlError where it is not where it usually is."""
-    file = Path(str(daemon.get("home")), "log", "daemon.log")
-    if not file.exists():
-        raise ControlError(f"{file} is not there: the configuration names another (log.file), or none")
-    return file
 
 
 def _client(options: Options, supervisor: Supervisor, unit: Unit) -> Client | None:
