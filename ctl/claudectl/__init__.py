@@ -15,6 +15,9 @@ The map:
 - ``watching``  the daemon's stream of what happens, to its proper end
 - ``keyboard``  single keys; ``beside`` the threads that they and a stream are read in
 - ``smoke``     the questions of ``claudectl test``; ``web`` asks them over the public port
+- ``logs``      the daemon's log, read without the daemon
+- ``diagnosis`` what can be found out about a daemon that need not run, told by ``findings``; ``bundle`` packs it for a
+  report, of which ``redaction`` takes the secrets out
 - ``moment``    ages and dates as people write them
 - ``progress``  one rewritten line on a terminal
 - ``transcript`` a task's events, told to a person

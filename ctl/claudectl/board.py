@@ -12,8 +12,8 @@ from rich.text import Text
 
 from claudectl import moment, statustext
 from claudectl.figures import brief, count
-from claudectl.render import Document, documents, known, mapping, plain
-from claudectl.screen import DOUBTFUL, HEADING, QUIET, STYLES, Marks, head
+from claudectl.render import COLOURS, DOUBTFUL, Document, documents, known, mapping, plain
+from claudectl.screen import HEADING, QUIET, Marks, head
 
 FOOTER: Final = "q quits"
 EDGE_LINES: Final = 5
@@ -185,7 +185,7 @@ def _listed(
         table.add_column(column.name, justify=justify, no_wrap=True, overflow="ellipsis")
     for row in rows[:room]:
         cells = [(column, column.cell(row)) for column in chosen]
-        table.add_row(*(Text(cell, style=STYLES.get(cell, "") if column.coloured else "") for column, cell in cells))
+        table.add_row(*(Text(cell, style=COLOURS.get(cell, "") if column.coloured else "") for column, cell in cells))
     yield table
 
 
@@ -196,5 +196,5 @@ def happening(line: Document) -> Text:
     for name, value in mapping(line.get("data")).items():
         if value not in (None, ""):
             told.append(f"  {plain(name)}=", style=QUIET)
-            told.append(plain(value), style=STYLES.get(str(value), ""))
+            told.append(plain(value), style=COLOURS.get(str(value), ""))
     return told

@@ -14,21 +14,22 @@ from claudectl.clean import clean_line
 Document = Mapping[str, Any]
 Paint = Callable[[str], str]
 
+GOOD, DOUBTFUL, BAD = "green", "yellow", "red"
 # What a reader should see at a glance: a status, or a state of the daemon, a worker or a task.
-_GOOD, _DOUBTFUL, _BAD = "\x1b[32m", "\x1b[33m", "\x1b[31m"
-_COLOURS = {
-    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded", "ok"), _GOOD),
-    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained"), _DOUBTFUL),
-    **dict.fromkeys(("cancelled", "skipped"), _DOUBTFUL),
-    **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), _BAD),
+COLOURS = {
+    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded", "ok"), GOOD),
+    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained"), DOUBTFUL),
+    **dict.fromkeys(("cancelled", "skipped"), DOUBTFUL),
+    **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), BAD),
 }
+_ESCAPES = {GOOD: "\x1b[32m", DOUBTFUL: "\x1b[33m", BAD: "\x1b[31m"}
 _RESET = "\x1b[0m"
 
 
 def coloured(word: str) -> str:
     """A status or state in its colour, where it has one."""
-    colour = _COLOURS.get(word.strip())
-    return f"{colour}{word}{_RESET}" if colour else word
+    colour = COLOURS.get(word.strip())
+    return f"{_ESCAPES[colour]}{word}{_RESET}" if colour else word
 
 
 def colourless(word: str) -> str:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from claudectl import statustext
-from claudectl.render import Document, plain
+from claudectl.render import BAD, COLOURS, DOUBTFUL, GOOD, Document, plain
 from claudectl.statustext import Check, Share
 
 USUAL_COLUMNS: Final = 80
@@ -26,16 +26,8 @@ WIDEST_COLUMNS: Final = 180
 """From here on three do."""
 BAR_COLUMNS: Final = 16
 
-GOOD: Final = "green"
-DOUBTFUL: Final = "yellow"
-BAD: Final = "red"
 QUIET: Final = "dim"
 HEADING: Final = "bold"
-STYLES: Final = {
-    **dict.fromkeys(("pass", "ready", "idle", "busy", "running", "succeeded"), GOOD),
-    **dict.fromkeys(("warn", "degraded", "starting", "recycling", "draining", "drained", "cancelled"), DOUBTFUL),
-    **dict.fromkeys(("fail", "stopping", "retiring", "gone", "failed"), BAD),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +47,7 @@ class Marks:
 
     def check(self, status: str) -> Text:
         sign = {"pass": self.good, "warn": self.doubtful}.get(status, self.bad)
-        return Text(sign, style=STYLES.get(status, BAD))
+        return Text(sign, style=COLOURS.get(status, BAD))
 
     def bar(self, share: Share, columns: int = BAR_COLUMNS) -> Text:
         """What is taken, of what there is; something shows as something, and only all as all."""
@@ -126,7 +118,7 @@ class Status:
 def head(document: Document, marks: Marks) -> Text:
     """The state, and beside it what it is the state of."""
     state = plain(document.get("state"))
-    style = STYLES.get(state, "")
+    style = COLOURS.get(state, "")
     rest = " · ".join(statustext.title(document))
     return Text.assemble((f"{marks.state} {state}", f"bold {style}".strip()), "  ", rest)
 

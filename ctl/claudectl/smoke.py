@@ -62,11 +62,9 @@ class Smoke:
         self._began = self.now()
         try:
             result.detail = question.ask(self, result)
-        except Failed as error:
-            result.status, result.detail = FAILED, str(error)
         except Mismatch:
             raise
-        except ControlError as error:
+        except (Failed, ControlError) as error:
             result.status, result.detail = FAILED, str(error)
         result.seconds = self.now() - self._began
         return result
