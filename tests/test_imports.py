@@ -24,6 +24,8 @@ MAY: dict[str, set[str]] = {
     "supervise": {"ports"},
     "telemetry": {"config", "layers", "secret"},
     "api": {"core", "ports", "service", "wire"},
+    # a program of its own, which looks at what the daemon would look at
+    "doctor": {"core", "ports", "service", "engine", "store", "supervise", "config", "assembly"},
 }
 AIOHTTP = {"api", "upstream", "offline", "daemon"}
 
