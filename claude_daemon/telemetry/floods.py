@@ -70,12 +70,10 @@ class Floods:
     def told(self, now: float) -> Iterator[Flood]:
         """The floods whose window is over, each once."""
         for name, window in list(self._windows.items()):
-            if now - window.began >= WINDOW_S:
+            if now - window.began >= WINDOW_S and self._windows.pop(name, None) is window:
                 self._close(name, window)
-                del self._windows[name]
-        self._due_at = min(
-            (window.began + WINDOW_S for window in self._windows.values() if window.dropped), default=float("inf")
-        )
+        left = list(self._windows.values())
+        self._due_at = min((window.began + WINDOW_S for window in left if window.dropped), default=float("inf"))
         over, self._over = self._over, []
         yield from over
 
@@ -87,9 +85,9 @@ class Floods:
         if former is not None:
             self._close(name, former)
         elif len(self._windows) >= MAX_NAMES:
-            for other, window in self._windows.items():
+            full, self._windows = self._windows, {}
+            for other, window in list(full.items()):
                 self._close(other, window)
-            self._windows.clear()
         self._windows[name] = _Window(now)
 
     def _close(self, name: str, window: _Window) -> None:

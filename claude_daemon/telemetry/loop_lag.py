@@ -17,25 +17,17 @@ than a thousandth of a core."""
 RECENT_S: Final = 10.0
 """How far back :attr:`LoopLag.recent_seconds` looks."""
 
-Observer = Callable[[float], None]
-
 
 class LoopLag:
     """Runs between :meth:`start` and :meth:`stop`, in the loop that it was started in."""
 
     def __init__(self, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
-        self._observers: list[Observer] = []
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
         self._worst: deque[tuple[float, float]] = deque()
         """When, and how late: of the last :data:`RECENT_S` those that none after them exceeds, so the first is the
         worst."""
-
-    def observe(self, callback: Observer) -> None:
-        """``callback`` is told each measured lag in seconds, ten times a second; it runs in the loop, so it is quick
-        and raises nothing."""
-        self._observers.append(callback)
 
     def start(self) -> None:
         """Raises RuntimeError where no loop runs."""
@@ -66,8 +58,6 @@ class LoopLag:
         while self._worst and self._worst[-1][1] <= lag:
             self._worst.pop()
         self._worst.append((now, lag))
-        for observer in self._observers:
-            observer(lag)
         self._again(loop)
 
     def _forget(self, now: float) -> None:

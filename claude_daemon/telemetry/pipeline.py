@@ -69,10 +69,10 @@ class Pipeline:
             if self.floods.take(kind or fields["event"], level, now):
                 _add_context(fields)
                 self._write(level, fields)
+            if self.floods.due(now):
+                self.tell_floods(now)
         except Exception:
             self.unrendered += 1
-        if self.floods.due(now):
-            self.tell_floods(now)
 
     def tell_floods(self, now: float | None = None) -> None:
         """Tells how much was left out of floods that are over. None: of all, for nothing more comes."""
