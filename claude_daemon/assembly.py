@@ -245,11 +245,7 @@ def price_of(settings: Settings) -> Callable[[str], Price | None]:
 
 def disk(loaded: Loaded) -> Outside[Sequence[Space]]:
     """What health measures: wherever the daemon writes."""
-    paths = loaded.paths
-    ours = [paths.home, paths.database.parent, paths.run_dir, paths.engine_dir, paths.work_dir]
-    if paths.log_file is not None:
-        ours.append(paths.log_file.parent)
-    return Outside(partial(measured, ours), name="disk", monotonic=time.monotonic)
+    return Outside(partial(measured, loaded.paths.written), name="disk", monotonic=time.monotonic)
 
 
 def budget_settings(settings: Settings) -> BudgetSettings:

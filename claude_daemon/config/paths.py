@@ -25,6 +25,12 @@ class Paths:
     work_dir: Path
     run_dir: Path
 
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """Every directory that the daemon writes to, some of them in others."""
+        log = () if self.log_file is None else (self.log_file.parent,)
+        return (self.home, self.database.parent, self.run_dir, self.engine_dir, self.work_dir, *log)
+
     @classmethod
     def of(cls, settings: Settings, layout: Layout, config_file: Path) -> Paths:
         return cls(

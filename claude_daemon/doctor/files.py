@@ -182,9 +182,8 @@ def _root(path: Path, *, trusted: bool, home: Path) -> Finding:
 
 
 def disks(loaded: Loaded) -> Iterator[Finding]:
-    paths = loaded.paths
     try:
-        spaces = measured([paths.home, paths.database.parent, paths.work_dir])
+        spaces = measured(loaded.paths.written)
     except OSError as error:
         yield Finding(name="disk", status="fail", reason=str(error))
         return
