@@ -33,12 +33,12 @@ class Probe:
     """A probe's answer: ``ok`` is 200, else 503."""
 
     ok: bool
-    status: str
     state: DaemonState
     reason: str = ""
 
     def body(self) -> dict[str, Any]:
-        return {"status": self.status, "state": self.state.value, "reason": self.reason}
+        status = Check.PASS if self.ok else Check.FAIL
+        return {"status": status.value, "state": self.state.value, "reason": self.reason}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,24 +177,19 @@ class Health:
         return None
 
     def live(self) -> Probe:
-        return Probe(ok=True, status="pass", state=self.state)
+        return Probe(ok=True, state=self.state)
 
     def startup(self) -> Probe:
         ok = self.state is not DaemonState.STARTING
-        return Probe(
-            ok=ok,
-            status="pass" if ok else "fail",
-            state=self.state,
-            reason="" if ok else "the daemon is starting",
-        )
+        return Probe(ok=ok, state=self.state, reason="" if ok else "the daemon is starting")
 
     def ready(self) -> Probe:
         blocked = self.blocking_failure()
         if self.state not in ADMITTING:
-            return Probe(ok=False, status="fail", state=self.state, reason=f"the daemon is {self.state}")
+            return Probe(ok=False, state=self.state, reason=f"the daemon is {self.state}")
         if blocked is not None:
-            return Probe(ok=False, status="fail", state=self.state, reason=blocked)
-        return Probe(ok=True, status="pass", state=self.state)
+            return Probe(ok=False, state=self.state, reason=blocked)
+        return Probe(ok=True, state=self.state)
 
     def overall(self) -> Check:
         """pass, warn or fail for the whole, by LIFECYCLE.md's table."""
