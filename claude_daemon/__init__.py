@@ -12,8 +12,8 @@ The map, in the order a request sees it:
 - ``offline``    the offline model: a Messages API server on loopback
 - ``telemetry``  logs, metrics, traces
 - ``supervise``  pid file and sockets
-- ``daemon``     the composition root: builds everything, owns its lifetime; ``assembly``, ``sources``, ``home``,
-  ``journal``, ``meters``, ``gauges``, ``spans`` and ``report`` are its parts
+- ``daemon``     the composition root: builds everything, owns its lifetime; ``assembly``, ``usable``, ``sources``,
+  ``home``, ``journal``, ``meters``, ``gauges``, ``spans`` and ``report`` are its parts
 - ``config``, ``layers``, ``secret``  settings, where each value came from, and what is never shown
 
 Imports run one way: ``core <- ports <- service <- api``. ``engine`` and ``upstream`` see core and

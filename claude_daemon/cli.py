@@ -91,9 +91,9 @@ def check_config(config: str | None, profile: str | None) -> None:
 
     Example: claude-daemon check-config --profile prod
     """
-    from claude_daemon.assembly import faults
     from claude_daemon.layers import explain
     from claude_daemon.running import EX_CONFIG, loaded_or_exit
+    from claude_daemon.usable import faults
 
     loaded = loaded_or_exit(_flags(config, profile))
     if found := faults(loaded.settings):

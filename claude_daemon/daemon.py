@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from claude_daemon import __version__, assembly, journal, stacks
+from claude_daemon import __version__, assembly, journal, stacks, usable
 from claude_daemon.api.control import ControlRoutes
 from claude_daemon.api.control_audit import ControlAuditRoutes
 from claude_daemon.api.control_daemon import ControlDaemonRoutes
@@ -30,14 +30,12 @@ from claude_daemon.api.control_tasks import ControlTaskRoutes
 from claude_daemon.api.metrics import ControlMetricsRoutes
 from claude_daemon.api.sessions import ControlSessionRoutes
 from claude_daemon.api.usage import ControlUsageRoutes
-from claude_daemon.assembly import BadSetting
 from claude_daemon.config import ConfigError, Loaded, Settings
-from claude_daemon.config.listing import listing
 from claude_daemon.config.loading import check_reload
 from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Failure, Fault, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, digest
-from claude_daemon.core.lifecycle import Check, DaemonState
+from claude_daemon.core.lifecycle import DaemonState
 from claude_daemon.core.role import DEFAULT_ROLE, names_told
 from claude_daemon.durable import Durable
 from claude_daemon.engine.agent import AgentLane
@@ -77,6 +75,7 @@ from claude_daemon.telemetry.metrics import Metrics
 from claude_daemon.upstream.broker import Broker
 from claude_daemon.upstream.client import MessagesClient, proxy_for
 from claude_daemon.upstream.direct import DirectEngine
+from claude_daemon.usable import BadSetting
 
 if TYPE_CHECKING:
     from claude_daemon.store.redis import RedisLink
@@ -225,7 +224,7 @@ class Daemon:
         """From here on the kernel holds the connections of those who come before we can answer."""
         http, control = self.started.settings.http, self.started.settings.control
         inherited, path = self.surroundings.inherited, self.started.paths.control_socket
-        self._certificate = assembly.tls(self.started.settings)
+        self._certificate = usable.tls(self.started.settings)
         self._control_sock = inherited.control or control_socket(path, control.mode)
         if inherited.control is None or self.surroundings.takeover:  # else its path is somebody else's
             stack.callback(self._unlink_control, path, inode_of(path))
@@ -236,7 +235,7 @@ class Daemon:
         for sock in self._public_socks:
             stack.callback(sock.close)
         if self._certificate is None and not http.allow_plaintext:
-            assembly.hold_to_loopback(self._public_socks)
+            usable.hold_to_loopback(self._public_socks)
         address, port = self._public_socks[0].getsockname()[:2]
         host = address if inherited.public else http.host
         self.url = _url(host, port, tls=self._certificate is not None)
@@ -484,8 +483,8 @@ class Daemon:
         try:
             new = self.surroundings.reload()
             check_reload(self.configuration.loaded, new)
-            certificate = assembly.tls(new.settings)
-            assembly.validate(new.settings)
+            certificate = usable.tls(new.settings)
+            usable.validate(new.settings)
         except ConfigError as error:
             faults = tuple(Fault(path=fault.key or fault.where, message=str(fault)) for fault in error.faults)
             message = f"nothing was changed: {len(faults)} fault{'s' * (len(faults) != 1)} in the configuration"
@@ -497,7 +496,7 @@ class Daemon:
         finally:
             self.supervision.reloaded()
 
-    def apply(self, new: Loaded, certificate: assembly.Certificate | None) -> Mapping[str, Any]:
+    def apply(self, new: Loaded, certificate: usable.Certificate | None) -> Mapping[str, Any]:
         """Brings a configuration into force that was found good: every part takes its share, none can fail or wait."""
         settings, before = new.settings, self.settings
         changed = self.configuration.change(new)
@@ -505,7 +504,7 @@ class Daemon:
             self.surroundings.log.apply(settings.log, new.secrets.values())
         self.surroundings.log.mask(new.secrets.values())
         self.front.apply(settings, certificate)
-        self.keys.roles = assembly.roles(settings)
+        self.keys.roles = usable.roles(settings)
         self.durable.apply(settings)
         self.drain.settings = assembly.drain_settings(settings)
         if self.direct is not None:
@@ -566,7 +565,7 @@ class Daemon:
             self._store,
             self.local,
             shared=self.source.access is not Access.BROKER,  # else the CLI holds its own, the same for all
-            roles=assembly.roles(settings),
+            roles=usable.roles(settings),
             now=time.time,
             monotonic=time.monotonic,
             ids=assembly.ids,
@@ -601,10 +600,10 @@ class Daemon:
             self.report.engine_checks,
             self.report.auth_check,
             self.report.machine_checks,
+            self.report.log_check,
             self.durable.check,
             self.durable.budgets.check,
             self.configuration.check,
-            self._log_check,
         ]
         self.redis = assembly.redis_link(settings, told=self.meters.told, changed=self.health.note)
         if self.redis is not None:
@@ -646,7 +645,7 @@ class Daemon:
             paused=lambda: self.durable.upkeep.paused,
             url=self.url,
             supervisor=self.surroundings.supervisor,
-            log=self.surroundings.log.standing,
+            log=self.surroundings.log,
         )
 
     async def _build_lanes(
@@ -689,12 +688,6 @@ class Daemon:
     def _redis_check(self) -> Mapping[str, HealthReport]:
         assert self.redis is not None
         return {"redis": self.redis.check()}
-
-    def _log_check(self) -> Mapping[str, HealthReport]:
-        """Lines that are lost are no reason to do less; somebody should know."""
-        log = self.surroundings.log
-        why = "" if log.scarce is None else f"access lines are left out: {log.scarce}"
-        return {"log": HealthReport(status=Check.WARN if why else Check.PASS, reason=why, details=log.standing())}
 
     async def _client(self, stack: AsyncExitStack) -> MessagesClient | None:
         """The way to the upstream, where we hold a credential for it; a rotated one counts from the next call on."""
@@ -787,7 +780,7 @@ class Daemon:
             durable.upkeep,
             self.surroundings.log,
             begin_drain=self.begin_drain,
-            settings=lambda: self.settings,
+            configuration=self.configuration,
             reload=self.reload,
             restart=self._begin_restart,
         )
@@ -808,11 +801,7 @@ class Daemon:
                 operations, front.chats, progress=routes.progress, line=self.drain.progress, record=durable.record
             ),
             ControlEngineRoutes(EngineCheck(self.text, self.agents).begin, record=durable.record),
-            ControlEventRoutes(
-                self.happenings,
-                snapshot=self._snapshot,
-                config=lambda: listing(self.configuration.loaded, self.configuration.started),
-            ),
+            ControlEventRoutes(self.happenings, snapshot=self._snapshot),
             ControlAuditRoutes(self._store, durable.audit),
             ControlKeyRoutes(self.keys, front.chats),
             ControlSessionRoutes(front.sessions),

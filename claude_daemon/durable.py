@@ -51,6 +51,7 @@ from claude_daemon.service.upkeep import Upkeep
 from claude_daemon.service.webhooks import WebhookLoop
 from claude_daemon.telemetry.metrics import Metrics
 from claude_daemon.upstream.webhook import WebhookClient
+from claude_daemon.usable import validate
 from claude_daemon.wire import events as wire_events
 from claude_daemon.wire.tasks import task_document
 
@@ -193,7 +194,7 @@ class Durable:
         )
 
     def apply(self, settings: Settings) -> None:
-        """What a reload may change of it; ``settings`` have passed :func:`~claude_daemon.assembly.validate`."""
+        """What a reload may change of it; ``settings`` have passed :func:`~claude_daemon.usable.validate`."""
         self.settings = settings
         self.dispatcher.apply(_dispatch_settings(settings))
         self.book.price = assembly.price_of(settings)
@@ -307,7 +308,7 @@ class Durable:
         configured = self.settings.webhooks
         if configured.secret is None:
             return None
-        assembly.validate(self.settings)
+        validate(self.settings)
         client = WebhookClient(
             configured.secret.reveal(),
             timeout_s=configured.timeout_s,

@@ -22,7 +22,6 @@ from claude_daemon.api.tasks import TaskRoutes
 from claude_daemon.api.ui import PageRoutes
 from claude_daemon.api.usage import UsageRoutes
 from claude_daemon.api.ws import StreamRoutes
-from claude_daemon.assembly import Certificate
 from claude_daemon.config import Settings
 from claude_daemon.core.trace import HEADER
 from claude_daemon.durable import Durable
@@ -33,6 +32,7 @@ from claude_daemon.service.keys import KeyDesk
 from claude_daemon.service.usage import UsageDesk
 from claude_daemon.telemetry.metrics import CONTENT_TYPE
 from claude_daemon.upstream.client import MessagesClient
+from claude_daemon.usable import Certificate
 
 # The last line of a progress stream is on its way when the control socket goes.
 CONTROL_FLUSH_S: Final = 1.0
@@ -138,7 +138,7 @@ class Front:
         await self.control.listen_unix(control)
 
     def apply(self, settings: Settings, certificate: Certificate | None) -> None:
-        """What a reload may change of it. ``certificate`` as :func:`~claude_daemon.assembly.tls` has read it anew."""
+        """What a reload may change of it. ``certificate`` as :func:`~claude_daemon.usable.tls` has read it anew."""
         self._settings = settings
         http = settings.http
         self.gate.apply(http.accepted_hosts, http.allowed_origins)

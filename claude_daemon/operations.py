@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any, Final, Literal, Protocol
 
 from claude_daemon import stacks
-from claude_daemon.config import Level, Settings
+from claude_daemon.config import Level
+from claude_daemon.config.listing import listing
+from claude_daemon.configuration import Configuration
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.engine.agent import AgentLane
 from claude_daemon.engine.pool import Pool
@@ -49,7 +51,7 @@ class Crew(Protocol):
 
 
 class Operations:
-    """Implements :class:`~claude_daemon.api.control_daemon.Operations`. ``settings``: those in force."""
+    """Implements :class:`~claude_daemon.api.control_daemon.Operations`."""
 
     def __init__(
         self,
@@ -62,7 +64,7 @@ class Operations:
         log: LogHandle,
         *,
         begin_drain: Callable[[float, bool], None],
-        settings: Callable[[], Settings],
+        configuration: Configuration,
         reload: Callable[[], Mapping[str, Any]],
         restart: Callable[[], Awaitable[int]],
     ) -> None:
@@ -73,7 +75,7 @@ class Operations:
         self._upkeep = upkeep
         self._log = log
         self._begin_drain = begin_drain
-        self._settings = settings
+        self._configuration = configuration
         self.reload = reload
         self.restart = restart
 
@@ -81,7 +83,7 @@ class Operations:
 
     def stop(self, mode: StopMode) -> None:
         """smart: a drain; fast: what runs is interrupted now; immediate: and workers are killed."""
-        self._begin_drain(self._settings().drain.deadline_s if mode == "smart" else 0.0, True)
+        self._begin_drain(self._configuration.loaded.settings.drain.deadline_s if mode == "smart" else 0.0, True)
         if mode != "smart":
             self._drain.skip_lame_duck()
         if mode == "immediate":
@@ -146,13 +148,16 @@ class Operations:
 
     # what it tells
 
+    def config(self) -> dict[str, Any]:
+        return listing(self._configuration.loaded, self._configuration.started)
+
     def levels(self) -> dict[str, Level]:
         return self._log.levels
 
     def set_level(self, level: Level | None, logger: str) -> None:
         """None gives a logger back to its parent, and the root to the configuration."""
         if level is None and not logger:
-            level = self._settings().log.level
+            level = self._configuration.loaded.settings.log.level
         self._log.set_level(level, logger)
 
     def connections(self) -> list[dict[str, Any]]:

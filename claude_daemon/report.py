@@ -24,6 +24,7 @@ from claude_daemon.service.keys import KeyDesk
 from claude_daemon.service.outside import Outside
 from claude_daemon.service.space import Space, disk_check
 from claude_daemon.sources import Source
+from claude_daemon.telemetry.logging import LogHandle
 from claude_daemon.telemetry.loop_lag import LoopLag
 from claude_daemon.upstream.direct import DirectEngine
 
@@ -48,7 +49,7 @@ class Report:
     paused: Callable[[], bool]
     url: str
     supervisor: str
-    log: Callable[[], Mapping[str, Any]]
+    log: LogHandle
 
     def engine_checks(self) -> Mapping[str, HealthReport]:
         """The text lane's checks; a CLI that cannot be started is no blocker while the direct lane works."""
@@ -88,6 +89,12 @@ class Report:
         """What the daemon runs on."""
         return {"disk": disk_check(self.disk), "event_loop": rules.event_loop(self.loop_lag.recent_seconds)}
 
+    def log_check(self) -> Mapping[str, HealthReport]:
+        """Lines that are lost are no reason to do less; somebody should know."""
+        why = "" if self.log.scarce is None else f"access lines are left out: {self.log.scarce}"
+        status = Check.WARN if why else Check.PASS
+        return {"log": HealthReport(status=status, reason=why, details=self.log.standing())}
+
     def status(self) -> dict[str, Any]:
         """Everything ``claudectl status`` shows."""
         started, pool = self.configuration.started, self.text.pool
@@ -124,7 +131,7 @@ class Report:
                 "paused": self.paused(),
             },
             "starts": {start.value: sum(lane.starts[start.value] for lane in lanes) for start in Start},
-            "log": self.log(),
+            "log": self.log.standing(),
             "checks": document["checks"],
         }
 

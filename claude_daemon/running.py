@@ -132,13 +132,13 @@ class _Start:
             log.close()
 
     def _serve(self, log: Any) -> int:
-        from claude_daemon.assembly import BadSetting
         from claude_daemon.daemon import Daemon
         from claude_daemon.home import BadKeyFile
         from claude_daemon.ports import StoreBroken, StoreUnavailable
         from claude_daemon.supervise.descriptors import allow
         from claude_daemon.supervise.pidfile import AlreadyRunning
         from claude_daemon.supervise.sockets import PathTooLong, SocketInUse
+        from claude_daemon.usable import BadSetting
 
         allow(self._loaded.settings.http.max_connections)
 
@@ -161,12 +161,12 @@ class _Start:
 
     def _check(self) -> None:
         """What could fail later than the daemon before can take back that it makes way for us. Raises as the start."""
-        from claude_daemon import assembly
+        from claude_daemon import usable
         from claude_daemon.home import audit_key, local_secret
 
         settings, paths = self._loaded.settings, self._loaded.paths
-        assembly.tls(settings)
-        assembly.validate(settings)
+        usable.tls(settings)
+        usable.validate(settings)
         if self._takeover:
             if paths.local_key.exists():
                 local_secret(paths.local_key, secrets.token_bytes, lambda repaired: None)

@@ -1,4 +1,5 @@
-"""The control API's share of the daemon itself: reload, stop, restart, panic, workers, levels, connections, stacks."""
+"""The control API's share of the daemon itself: reload, stop, restart, panic, workers,
+config, levels, connections, stacks."""
 
 from __future__ import annotations
 
@@ -29,6 +30,7 @@ class Operations(Protocol):
     def recycle_all(self, *, rolling: bool) -> list[str]: ...
     def recycle(self, worker_id: str) -> str: ...
     def kill(self, worker_id: str) -> str: ...
+    def config(self) -> Mapping[str, Any]: ...
     def levels(self) -> Mapping[str, Level]: ...
     def set_level(self, level: Level | None, logger: str) -> None: ...
     def connections(self) -> list[dict[str, Any]]: ...
@@ -107,6 +109,7 @@ class ControlDaemonRoutes:
         router.add_post(f"{base}/workers/recycle", self.recycle_all)
         router.add_post(f"{base}/workers/{{id}}/recycle", self.recycle)
         router.add_post(f"{base}/workers/{{id}}/kill", self.kill)
+        router.add_get(f"{base}/config", self.config)
         router.add_get(f"{base}/log-level", self.levels)
         router.add_post(f"{base}/log-level", self.set_level)
         router.add_get(f"{base}/connections", self.connections)
@@ -171,6 +174,10 @@ class ControlDaemonRoutes:
         return json_answer({"id": worker_id, "state": state})
 
     # what it tells
+
+    async def config(self, request: web.Request) -> web.Response:
+        """Every setting with its value and its origin."""
+        return json_answer(self._operations.config())
 
     async def levels(self, request: web.Request) -> web.Response:
         return json_answer({"levels": self._operations.levels()})

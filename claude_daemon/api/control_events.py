@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from claude_daemon.api.control import json_answer, ndjson
+from claude_daemon.api.control import ndjson
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.service.activity import Happenings
 
@@ -20,25 +20,14 @@ MAX_INTERVAL_S: Final = 3600.0
 
 
 class ControlEventRoutes:
-    """``snapshot``: the whole as it is now. ``config``: every setting with its value and its origin."""
+    """``snapshot``: the whole as it is now."""
 
-    def __init__(
-        self,
-        happenings: Happenings,
-        *,
-        snapshot: Callable[[], Mapping[str, Any]],
-        config: Callable[[], Mapping[str, Any]],
-    ) -> None:
+    def __init__(self, happenings: Happenings, *, snapshot: Callable[[], Mapping[str, Any]]) -> None:
         self._happenings = happenings
         self._snapshot = snapshot
-        self._config = config
 
     def register(self, router: web.UrlDispatcher) -> None:
         router.add_get("/control/v1/events", self.events)
-        router.add_get("/control/v1/config", self.config)
-
-    async def config(self, request: web.Request) -> web.Response:
-        return json_answer(self._config())
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """NDJSON, each ``{"type","at","data"}``, until the client leaves or the daemon stops.

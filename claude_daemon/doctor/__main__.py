@@ -29,9 +29,9 @@ async def main(asked: argparse.Namespace) -> None:
 
 def configuration(asked: argparse.Namespace, loaded: list[Loaded]) -> Iterator[Finding]:
     """Puts it into ``loaded`` where it is good, or would be but for what only a start finds out."""
-    from claude_daemon.assembly import faults
     from claude_daemon.config import ConfigError, load
     from claude_daemon.config.in_force import idle, refused
+    from claude_daemon.usable import faults
 
     flags = {"config": asked.config, "profile": asked.profile}
     try:
