@@ -88,11 +88,6 @@ class Health:
         self.note()
         self.changed(old, to)
 
-    @property
-    def admitting(self) -> bool:
-        """Whether new work is taken, as far as the state says."""
-        return self.state in ADMITTING or self.lenient
-
     async def started(self, timeout_seconds: float | None) -> None:
         """Waits until start-up is over, or so long (None: for ever)."""
         if self.state is not DaemonState.STARTING:  # nearly always: every request asks
