@@ -86,11 +86,16 @@ def audit_key(path: Path, randbytes: Callable[[int], bytes], repaired: Callable[
     text = _found(path, repaired)
     if text is None:
         text = _written(path, randbytes(AUDIT_KEY_BYTES).hex())
-    if _AUDIT_KEY.fullmatch(text) is None:
+    if not is_audit_key(text):
         what = "is empty" if not text else f"does not hold a key ({2 * AUDIT_KEY_BYTES} hexadecimal digits)"
         why = "put it back, for what it has sealed cannot be proven without it, or delete it"
         raise BadKeyFile(f"{path} {what}: {why}, and the next start makes a new one")
     return bytes.fromhex(text)
+
+
+def is_audit_key(text: str) -> bool:
+    """Whether ``audit.key`` may hold this, but for white space around it."""
+    return _AUDIT_KEY.fullmatch(text) is not None
 
 
 def _found(path: Path, repaired: Callable[[str], None]) -> str | None:

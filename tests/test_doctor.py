@@ -91,6 +91,14 @@ def test_a_key_that_is_a_link_or_none_fails(tmp_path: Path) -> None:
     assert statuses(files.home(loaded(tmp_path)))[1:] == [("audit.key", "fail"), ("local.key", "fail")]
 
 
+@pytest.mark.parametrize("name", ["local.key", "audit.key"])
+@pytest.mark.parametrize("content", [b"", b"not a key", b"\xff\xfe"])
+def test_a_key_file_that_a_start_would_refuse_fails(tmp_path: Path, name: str, content: bytes) -> None:
+    home = made(tmp_path)
+    (home / name).write_bytes(content)
+    assert statuses(files.home(loaded(tmp_path)))[1:] == [(name, "fail")]
+
+
 def test_a_configuration_with_secrets_is_a_private_file(tmp_path: Path) -> None:
     config = made(tmp_path) / "config.toml"
     config.write_text('[webhooks]\nsecret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"\n')

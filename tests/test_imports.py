@@ -25,7 +25,7 @@ MAY: dict[str, set[str]] = {
     "telemetry": {"config", "layers", "secret"},
     "api": {"core", "ports", "service", "wire"},
     # a program of its own, which looks at what the daemon would look at
-    "doctor": {"core", "ports", "service", "engine", "store", "supervise", "config", "usable"},
+    "doctor": {"core", "ports", "service", "engine", "store", "supervise", "config", "home", "usable"},
 }
 AIOHTTP = {"api", "upstream", "offline", "daemon"}
 

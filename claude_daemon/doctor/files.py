@@ -12,6 +12,7 @@ from pathlib import Path
 from claude_daemon.config import Loaded
 from claude_daemon.core.key import well_formed
 from claude_daemon.doctor.finding import Finding, Status
+from claude_daemon.home import is_audit_key
 from claude_daemon.ports import StoreBroken, StoreUnavailable
 from claude_daemon.service.space import measured
 from claude_daemon.store import needs_migration
@@ -68,16 +69,27 @@ def _keys(loaded: Loaded) -> Iterator[Finding]:
     secrets = [paths.local_key, paths.audit_key, paths.database]
     wrong = [finding for path in secrets if (finding := private(path, owner)) is not None]
     yield from wrong
-    try:
-        key = paths.local_key.read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        key = None
-    if key is not None and not well_formed(key):
-        todo = "delete it, and the next start makes a new one"
-        yield Finding(name=str(paths.local_key), status="fail", reason="it holds no key", todo=todo)
-    elif not wrong:
+    anew = "delete it, and the next start makes a new one"
+    kept = f"put it back, for what it has sealed cannot be proven without it, or {anew}"
+    no_keys = [
+        Finding(name=str(path), status="fail", reason="it holds no key", todo=todo)
+        for path, is_key, todo in ((paths.local_key, well_formed, anew), (paths.audit_key, is_audit_key, kept))
+        if (text := _text_of(path)) is not None and not is_key(text)
+    ]
+    yield from no_keys
+    if not wrong and not no_keys:
         there = [path.name for path in secrets if path.exists()]
         yield Finding(name="private files", status="pass", reason=", ".join(there) or "none yet")
+
+
+def _text_of(path: Path) -> str | None:
+    """None where there is no ordinary file, or none that can be read: that is said elsewhere."""
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        return path.read_bytes().decode("utf-8", "replace").strip()
+    except OSError:
+        return None
 
 
 def private(path: Path, owner: int) -> Finding | None:
