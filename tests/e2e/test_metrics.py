@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from claude_daemon.telemetry.metrics import Metrics
 from tests.debian import program
+from tests.e2e.test_keys import create
 from tests.support import BIN, DaemonProcess, sse
 
 Values = Mapping[tuple[str, frozenset[tuple[str, str]]], float]
@@ -136,7 +137,7 @@ async def test_backups_keys_and_who_is_connected_are_told(
     began = time.time()
     answer = await daemon.control("backup", "POST", {"path": str(tmp_path / "copy.db")})
     assert answer["size_bytes"] > 0
-    made = await daemon.control("keys", "POST", {"name": "brief", "expires": began + 60})  # before all others
+    made = await create(daemon, "first-to-expire", expires=began + 60)
     async with daemon.http.ws_connect("/v1/stream", protocols=("claude-daemon.v1",)):
         found = await scraper.values()
     assert int(began) <= at(found, "backup_timestamp_seconds") <= time.time()
