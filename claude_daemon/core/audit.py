@@ -5,13 +5,11 @@ database, but cannot read that key, changes, inserts, removes or reorders record
 do is cut off the end; an *anchor*, which is the number and the seal of a record that somebody else has written down
 (the journal has one a minute), finds that too.
 
-Records are never changed. Pruning deletes the oldest and leaves a record of it, sealed like any other; records from
-before there was a chain are covered by the digest in its first record.
+Records are never changed. Pruning deletes the oldest and leaves a record of it, sealed like any other.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import re
 from collections.abc import Mapping
@@ -21,8 +19,6 @@ from typing import Any, Final, Self
 SEAL_BYTES: Final = 32
 GENESIS: Final = bytes(SEAL_BYTES)
 """Stands before the first record."""
-CHAIN_BEGUN: Final = "audit.begun"
-"""The first sealed record, where there were others before it: ``records`` up to ``through``, and their ``digest``."""
 PRUNED: Final = "audit.pruned"
 """``records`` up to number ``through`` are gone; ``seal`` is that of the last of them."""
 _ANCHOR: Final = re.compile(r"(?P<n>[1-9][0-9]{0,17}):(?P<seal>[0-9a-f]{64})", re.ASCII)
@@ -54,8 +50,8 @@ class Anchor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sealed:
-    """A record as it is stored. ``content``: all of it but the seals, as :func:`seal` takes it. ``seal`` None: it is
-    from before there was a chain."""
+    """A record as it is stored. ``content``: all of it but the seals, as :func:`seal` takes it. ``seal`` and
+    ``before`` None: somebody has taken them away."""
 
     n: int
     act: str
@@ -70,8 +66,6 @@ class Verdict:
     """What came of a verification. ``broken`` None: the chain holds; else why it does not, and ``at`` which record.
 
     ``records``: how many were looked at; ``pruned``: up to which number they are gone, by the chain's own word.
-    ``unsealed``: how many have no seal of their own. They are from before there was a chain; or somebody has taken the
-    seals away, and the next record has covered what he left: an anchor finds that.
     """
 
     records: int
@@ -79,7 +73,6 @@ class Verdict:
     pruned: int
     broken: str | None = None
     at: int | None = None
-    unsealed: int = 0
 
 
 def holds(key: bytes, record: Sealed) -> bool:
@@ -99,8 +92,6 @@ class Verifier:
         self._records = 0
         self._last = 0
         self._head: Anchor | None = None
-        self._unsealed = hashlib.sha256()
-        self._unsealed_records = 0
         self._owed: tuple[int, bytes] | None = None  # that it was pruned up to there is still to be shown
         self._pruned = 0
         self._broken: tuple[int | None, str] | None = None
@@ -126,7 +117,6 @@ class Verifier:
             pruned=self._pruned,
             broken=why,
             at=at,
-            unsealed=self._unsealed_records,
         )
 
     def _fault(self, record: Sealed) -> str | None:
@@ -134,25 +124,13 @@ class Verifier:
         self._last = record.n
         if not first and record.n != expected:
             return f"records {expected} to {record.n - 1} are missing"
-        if record.seal is None:
-            return self._unsealed_fault(record, first)
-        if record.before is None:
-            why: str | None = "it has no seal"
-        elif holds(self._key, record):
+        if record.before is None or record.seal is None:
+            return "it has no seal"
+        why: str | None = "it was changed, or sealed with another audit.key"
+        if holds(self._key, record):
             why = self._place_fault(record, record.before, first)
-        else:
-            why = "it was changed, or sealed with another audit.key"
         self._head = Anchor(record.n, record.seal)
         return why or self._anchor_fault(record.n, record.seal)
-
-    def _unsealed_fault(self, record: Sealed, first: bool) -> str | None:
-        if self._head is not None:
-            return "it has no seal"
-        if first and record.n != 1:
-            return f"records 1 to {record.n - 1} are missing"
-        self._unsealed.update(record.content)
-        self._unsealed_records += 1
-        return None
 
     def _place_fault(self, record: Sealed, before: bytes, first: bool) -> str | None:
         """Whether it stands where it says."""
@@ -160,12 +138,6 @@ class Verifier:
             if not hmac.compare_digest(before, self._head.seal):
                 return "it does not follow the record before"
             return self._pruning_fault(record)
-        if record.act == CHAIN_BEGUN and before == GENESIS and self._unsealed_records:
-            told = (record.details.get("records"), record.details.get("through"), record.details.get("digest"))
-            found = (self._unsealed_records, record.n - 1, self._unsealed.hexdigest())
-            return None if told == found else "the records before it, which have no seals, were changed"
-        if self._unsealed_records:
-            return "it does not tell of the records before it, which have no seals"
         if first and record.n > 1 and before != GENESIS:
             self._owed = record.n - 1, before
             return self._pruning_fault(record)
@@ -193,13 +165,9 @@ class Verifier:
         """What only the end can tell."""
         if self._owed is not None:
             return f"records 1 to {self._owed[0]} are missing, and nothing here says that they were pruned"
-        if self._unsealed_records and self._head is None:
-            return "no record here is sealed yet" if self._anchors else None
         if not self._anchors:
             return None
         first = min(anchor.n for anchor in self._anchors)
         if first <= self._pruned:
             return f"record {first} was pruned: take a later anchor"
-        if first <= self._last:
-            return f"record {first} has no seal, and the anchor is one: the seals were taken away"
         return f"the audit ends at record {self._last}, before the anchor: its end was cut off, or a backup restored"

@@ -69,7 +69,7 @@ class AuditDesk:
             head = await self._store.audit_head()
             if head is None:
                 for n, _ in await self._store.audit_latest(1):
-                    self._is_strange(n)  # whoever took all seals away would have the next record cover what he left
+                    self._is_strange(n)  # somebody has taken its seal away
                 return
             for record in await self._store.audit_sealed(head.n - 1, 1):
                 if not holds(self._key, record):

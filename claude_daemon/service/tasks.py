@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
-from claude_daemon.core.agent import READ_ONLY, AgentSpec, Approval, contradiction
+from claude_daemon.core.agent import TOOLS, AgentSpec, Approval, contradiction
 from claude_daemon.core.budget import Reservation
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
@@ -227,7 +227,7 @@ class TaskDesk:
         if agent is None:
             return None
         acts = agent.touches_directories or agent.approval is not Approval.NEVER
-        if acts and not permitted(role, READ_ONLY):
+        if acts and not permitted(role, TOOLS):
             raise Refusal.because(Code.FORBIDDEN, toolless(role))
         beyond = sorted(set(agent.tools) - set(permitted(role, agent.tools)))
         return replace(agent, deny=(*agent.deny, *beyond))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from sqlite3 import Connection, Row
 from typing import Any, Final
 
 import orjson
 
-from claude_daemon.core.audit import CHAIN_BEGUN, GENESIS, PRUNED, Anchor, Sealed, seal
+from claude_daemon.core.audit import GENESIS, PRUNED, Anchor, Sealed, seal
 from claude_daemon.ports import AuditRecord
 from claude_daemon.store import rows
 from claude_daemon.store.verbs import verb
@@ -29,24 +28,19 @@ def keep_sealed(db: Connection, key: bytes) -> None:
 
 
 def insert(db: Connection, audit: AuditRecord | None) -> None:
-    """Where a record is about a task, the trust domain is that task's."""
+    """Where a record is about a task, the trust domain is that task's. Whoever has taken the last one's seal away stops
+    no record: it is written, and a verification names the one before."""
     if audit is None:
         return
     last = db.execute(_LAST).fetchone()
-    if last is not None and last["hash"] is None:
-        _append(db, last["n"], GENESIS, _begun(db, audit.at, last["n"]))
-        last = db.execute(_LAST).fetchone()
-    n, before = (0, GENESIS) if last is None else (last["n"], last["hash"])
-    _append(db, n, before, audit)
-
-
-def _append(db: Connection, last: int, before: bytes, audit: AuditRecord) -> None:
+    n, before = (0, None) if last is None else (last["n"], _seal_of(last["hash"]))
+    before = before or GENESIS
     domain = audit.trust_domain
     if domain is None and audit.task_id is not None:
         task = db.execute("SELECT trust_domain FROM tasks WHERE id = ?", (audit.task_id,)).fetchone()
         domain = None if task is None else task["trust_domain"]
     values = (
-        last + 1,
+        n + 1,
         float(audit.at),
         audit.act,
         audit.key_id,
@@ -61,16 +55,6 @@ def _append(db: Connection, last: int, before: bytes, audit: AuditRecord) -> Non
 
 def _content(values: Sequence[Any]) -> bytes:
     return orjson.dumps(values)
-
-
-def _begun(db: Connection, at: float, through: int) -> AuditRecord:
-    """The chain's first record, over those that were there before it."""
-    digest, records = hashlib.sha256(), 0
-    for row in db.execute("SELECT * FROM audit ORDER BY n"):
-        digest.update(_content(tuple(row[name] for name in _FIELDS)))
-        records += 1
-    details = {"records": records, "through": through, "digest": digest.hexdigest()}
-    return AuditRecord(at=at, act=CHAIN_BEGUN, details=details)
 
 
 @verb
@@ -88,11 +72,9 @@ def prune_audit(db: Connection, before: float, at: float, limit: int) -> int:
     young = db.execute("SELECT n FROM audit WHERE at >= ? ORDER BY n LIMIT 1", (before,)).fetchone()
     last = db.execute(_LAST).fetchone()["n"]
     old = (last + 1 if young is None else young["n"]) - 1
-    # records without seals go together with the first sealed one, which tells of them
-    found = db.execute("SELECT n FROM audit WHERE hash IS NOT NULL ORDER BY n LIMIT 1").fetchone()
-    through = max(min(first["n"] + limit - 1, old), old + 1 if found is None else found["n"])
-    if through > old:
-        return 0
+    through = min(first["n"] + limit - 1, old)
+    if db.execute("SELECT 1 FROM audit WHERE n <= ? AND hash IS NULL LIMIT 1", (through,)).fetchone() is not None:
+        return 0  # somebody has been at it: what he left stays, to be looked at
     cut = db.execute("SELECT hash FROM audit WHERE n = ?", (through,)).fetchone()["hash"]
     details = {"records": through - first["n"] + 1, "through": through, "seal": cut.hex()}
     insert(db, AuditRecord(at=at, act=PRUNED, details=details))
@@ -135,7 +117,7 @@ def sealed(db: Connection, after: int, limit: int) -> Sequence[Sealed]:
 def _sealed_of(row: Row) -> Sealed:
     """What is no JSON was not written by us, and is told by its seal."""
     details: Any = None
-    if row["act"] in (CHAIN_BEGUN, PRUNED):
+    if row["act"] == PRUNED:
         try:
             details = orjson.loads(row["details"])
         except (orjson.JSONDecodeError, TypeError):

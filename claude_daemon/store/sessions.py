@@ -42,7 +42,7 @@ def begin_turn(db: Connection, task: Task, made: SessionRecord | None, most: int
     (number,) = db.execute("SELECT count(*) FROM sessions WHERE key_id = ?", (made.key_id,)).fetchone()
     if number >= most:
         why = f"This key has {number} sessions already, and may have {most}: delete some."
-        return Failure(code=Code.QUEUE_FULL, message=why, param="session")
+        return Failure(code=Code.CONFLICT, message=why, param="session")
     _insert(db, made)
     return None
 

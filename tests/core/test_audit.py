@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from claude_daemon.core.audit import CHAIN_BEGUN, GENESIS, PRUNED, Anchor, Sealed, Verdict, Verifier, seal
+from claude_daemon.core.audit import GENESIS, PRUNED, Anchor, Sealed, Verdict, Verifier, seal
 
 KEY = b"k" * 32
 
@@ -159,46 +158,3 @@ class TestPruning:
     def test_more_than_was_pruned_is_missing(self) -> None:
         records = chain(5)
         assert verdict([*records, pruning(records, 2)][3:]).broken is not None
-
-
-class TestBefore:
-    """Records from before there was a chain."""
-
-    @staticmethod
-    def old(count: int) -> list[Sealed]:
-        return [
-            Sealed(n=n, act="old", details={}, content=f"old {n}".encode(), before=None, seal=None)
-            for n in range(1, count + 1)
-        ]
-
-    def begun(self, old: Sequence[Sealed]) -> Sealed:
-        digest = hashlib.sha256(b"".join(one.content for one in old)).hexdigest()
-        count = len(old)
-        return record(count + 1, GENESIS, CHAIN_BEGUN, records=count, through=count, digest=digest)
-
-    def test_they_are_covered_by_the_first_sealed_one(self) -> None:
-        old = self.old(3)
-        first = self.begun(old)
-        assert verdict([*old, first, *chain(2, start=5, before=seal_of(first))]).broken is None
-
-    def test_they_are_counted_and_an_anchor_on_one_of_them_tells_that_it_had_a_seal(self) -> None:
-        old = self.old(3)
-        records = [*old, self.begun(old)]
-        assert (verdict(records).broken, verdict(records).unsealed) == (None, 3)
-        assert "record 2 has no seal" in str(verdict(records, Anchor(2, bytes(32))).broken)
-
-    def test_changed_they_are_found(self) -> None:
-        old = self.old(3)
-        first = self.begun(old)
-        old[1] = replace(old[1], content=b"other")
-        assert "have no seals, were changed" in str(verdict([*old, first]).broken)
-        assert verdict([*self.old(2), first]).broken is not None
-        assert verdict([first]).broken is not None
-
-    def test_a_sealed_one_that_does_not_tell_of_them_is_none(self) -> None:
-        assert "does not tell of" in str(verdict([*self.old(2), record(3, GENESIS)]).broken)
-
-    def test_alone_they_prove_nothing_and_break_nothing(self) -> None:
-        assert verdict(self.old(2)).broken is None
-        assert "no record here is sealed" in str(verdict(self.old(2), Anchor(1, bytes(32))).broken)
-        assert "records 1 to 1 are missing" in str(verdict(self.old(2)[1:]).broken)

@@ -20,7 +20,7 @@ RECORD = {
     "details": {"name": "al\u001b[31mice", "role": "full"},
 }
 HEAD = "7:" + "ab" * 32
-HOLDS = {"ok": True, "records": 7, "head": HEAD, "pruned": 0, "broken": None, "at": None, "unsealed": 0}
+HOLDS = {"ok": True, "records": 7, "head": HEAD, "pruned": 0, "broken": None, "at": None}
 
 
 def test_records_are_a_table_without_what_could_steer_a_terminal(daemon: Daemon, invoke: Invoke) -> None:
@@ -70,12 +70,6 @@ def test_a_broken_chain_is_a_failure(daemon: Daemon, invoke: Invoke, json: bool)
     if not json:
         told = "the chain is broken: record 3: it was changed\nrecords 1 to 2 were pruned"
         assert result.stdout == f"{told}\nhead {HEAD}\n"
-
-
-def test_records_without_seals_of_their_own_are_told(daemon: Daemon, invoke: Invoke) -> None:
-    daemon.says("GET", "audit/verify", {**HOLDS, "unsealed": 4})
-    said = invoke("audit", "verify").stdout.splitlines()
-    assert said[0] == "the chain holds: 7 records" and said[1].startswith("4 records have no seals of their own")
 
 
 def test_a_chain_that_ends_too_early_names_no_record(daemon: Daemon, invoke: Invoke) -> None:

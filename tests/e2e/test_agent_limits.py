@@ -200,7 +200,7 @@ async def test_a_command_gets_no_answer_of_a_model_that_the_role_of_its_key_may_
     agents: Agents, repository: Path, model: OfflineModel
 ) -> None:
     """It costs no more than the task's own."""
-    role = '[roles.narrow]\ntools = ["Bash", "Read"]\nmodels = ["sonnet"]\n'
+    role = '[roles.narrow]\ntools = ["Bash"]\nmodels = ["sonnet"]\n'
     daemon = await agents(toml=role)
     key = (await daemon.control("keys", "POST", {"name": "narrow", "role": "narrow"}))["key"]
     (repository / "ask.py").write_text(DEAR)

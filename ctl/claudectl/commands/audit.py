@@ -110,11 +110,6 @@ def _verdict(document: Document, _: Paint) -> str:
         lines = [f"the chain is broken: {where}{plain(document.get('broken'))}"]
     if pruned:
         lines.append(f"records 1 to {plain(pruned)} were pruned")
-    if unsealed := document.get("unsealed"):
-        lines.append(
-            f"{plain(unsealed)} records have no seals of their own: they are from before there was a chain, or their "
-            "seals were taken away"
-        )
     if document.get("head") is not None:
         lines.append(f"head {plain(document['head'])}")
     return "\n".join(lines)
