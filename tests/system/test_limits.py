@@ -23,7 +23,8 @@ CGROUP = "/sys/fs/cgroup/system.slice/claude-daemon.service"
 MAX_PROCESSES = 128  # threads count, and Claude Code begins with a few dozen
 LIMITS = (
     "[Service]\nEnvironment=CLAUDE_DAEMON_ENGINE__SANDBOX=bwrap "
-    f"CLAUDE_DAEMON_AGENT__MAX_MEMORY_MB=1024 CLAUDE_DAEMON_AGENT__MAX_PROCESSES={MAX_PROCESSES}\n"
+    f"CLAUDE_DAEMON_AGENT__MAX_MEMORY_MB=1024 CLAUDE_DAEMON_AGENT__MAX_PROCESSES={MAX_PROCESSES} "
+    "CLAUDE_DAEMON_ENGINE__SPARES=0\n"  # a spare has a cgroup of its own, and so it should
 )
 # Over the control socket: a task whose agent runs this with Bash; what the tool said, and what became of the task.
 AGENT = """
