@@ -43,6 +43,14 @@ def test_a_change_tells_the_value_as_it_was_and_is(tmp_path: Path, toml: str, ke
     assert (change.key, change.old, change.new) == (key, old, new)
 
 
+def test_of_a_table_that_was_empty_or_becomes_so_what_it_has_is_told(tmp_path: Path) -> None:
+    empty, role = loaded(tmp_path), loaded(tmp_path, '[roles.mine]\ntools = ["Read"]\n')
+    there = changes(empty, role)
+    assert {change.key.rpartition(".")[0] for change in there} == {"roles.mine"}
+    assert {change.old for change in there} == {UNSET}
+    assert [(change.key, change.new) for change in changes(role, empty)] == [(change.key, UNSET) for change in there]
+
+
 def test_a_rotated_secret_is_a_change_that_shows_nothing_of_it(tmp_path: Path) -> None:
     before = loaded(tmp_path, '[webhooks]\nsecret = "whsec_AAAAAAAAAAAAAAAA"\n', ANTHROPIC_API_KEY=KEY)
     after = loaded(tmp_path, '[webhooks]\nsecret = "whsec_BBBBBBBBBBBBBBBB"\n', ANTHROPIC_API_KEY=KEY + "2")

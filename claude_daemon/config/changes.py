@@ -46,9 +46,12 @@ class Change:
 
 
 def changes(old: Loaded, new: Loaded) -> list[Change]:
-    """Every value that differs, the credential included, in the order of the configuration."""
+    """Every value that differs, the credential included, in the order of the configuration. Of a table that was empty,
+    or is, what it has tells."""
     before, after = _shown(old), _shown(new)
-    return [_change(key, before.get(key, UNSET), after.get(key, UNSET)) for key in _different(old, new)]
+    found = _different(old, new)
+    keys = [key for key in found if not any(one.startswith(f"{key}.") for one in found)]
+    return [_change(key, before.get(key, UNSET), after.get(key, UNSET)) for key in keys]
 
 
 def _change(key: str, old: str, new: str) -> Change:

@@ -398,9 +398,7 @@ class Pool:
             lived_seconds=now - worker.born,
             turns=worker.turns,
         )
-        # what was idle has died in nobody's request, least of all in the one that it served hours ago
-        request_id = worker.request_id if worker.state is WorkerState.BUSY else None
-        told = {"error": obituary, "stderr": worker.last_words(), "request_id": request_id}
+        told = {"error": obituary, "stderr": worker.last_words(), "request_id": self._serving(worker)}
         self.say("worker.crashed", "error", worker, **told)
         self.own(self._fill_later(delay))
 
@@ -524,7 +522,11 @@ class Pool:
         self.told(PoolEvent(name=name, level=level, fields=told))
 
     def _wrote(self, worker: Worker, words: str) -> None:
-        self.say("worker.stderr", "info", worker, said=words, request_id=worker.request_id or None)
+        self.say("worker.stderr", "info", worker, said=words, request_id=self._serving(worker))
+
+    def _serving(self, worker: Worker) -> str | None:
+        """What an idle one says or dies of is nobody's request, least of all the one that it served hours ago."""
+        return worker.request_id or None if worker.state is WorkerState.BUSY else None
 
     def counts(self) -> dict[str, int]:
         """Workers by what they are doing, for people."""

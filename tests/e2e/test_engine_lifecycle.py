@@ -209,6 +209,19 @@ async def test_a_cli_that_dies_as_soon_as_it_starts_is_not_started_again_and_aga
             await asyncio.sleep(0.2)
 
 
+async def test_what_an_idle_process_writes_is_no_request_s(start_daemon: StartDaemon, tmp_path: Path) -> None:
+    word = tmp_path / "word"
+    waits = f"while kill -0 $$ 2>&- && ! [ -e {word} ]; do sleep 0.05; done; [ -e {word} ] && echo by the way >&2"
+    body = f'case "$*" in *--print*) ( {waits} ) <&- >&- & esac\nexec "$CLI" "$@"'
+    daemon = await start_daemon({"engine.cli_path": script(tmp_path / "cli", body)})
+    assert (await daemon.chat("Hello")).status == 200
+    async with asyncio.timeout(PATIENCE_S):
+        while [worker["state"] for worker in await daemon.workers()] != ["idle"]:
+            await asyncio.sleep(0.02)
+    word.touch()
+    assert (await daemon.logged("worker.stderr", said="by the way")).get("request_id") is None
+
+
 async def test_noise_on_stdout_is_passed_over(start_daemon: StartDaemon, tmp_path: Path) -> None:
     noise = 'if [ "$1" = --print ]; then echo "warning: {"; echo "{not json"; echo; echo 42; fi\nexec "$CLI" "$@"'
     daemon = await start_daemon({"engine.cli_path": script(tmp_path / "cli", noise)})
