@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -12,7 +15,7 @@ import hypothesis
 import pytest
 
 from claude_daemon.offline import OfflineModel
-from tests.support import PATIENCE, DaemonProcess, spawned_clis, take_probe
+from tests.support import PATIENCE, DaemonProcess, found_by, spawned_clis, take_probe
 
 StartDaemon = Callable[..., Awaitable[DaemonProcess]]
 
@@ -41,7 +44,14 @@ async def model() -> AsyncIterator[OfflineModel]:
 async def daemon(model: OfflineModel, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[DaemonProcess]:
     """The one warm daemon: not to be killed, drained or filled up by a test."""
     settings = {"engine.workers": 3, "engine.stall_timeout_s": STALL_TIMEOUT_S, "engine.max_retries": 1}
-    process = await DaemonProcess(tmp_path_factory.mktemp("daemon"), model, settings).start()
+    process = DaemonProcess(tmp_path_factory.mktemp("daemon"), model, settings)
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "capabilities.json"
+    with shared.with_suffix(".lock").open("w") as turn:  # of a run's processes one probes, and the others wait for it
+        await asyncio.to_thread(fcntl.flock, turn, fcntl.LOCK_EX)
+        take_probe(shared, process.home)
+        await process.start()
+        shutil.copy(found_by(process), shared)
     yield process
     assert await process.stop() == 0
 
@@ -51,8 +61,7 @@ def probed(request: pytest.FixtureRequest) -> Path:
     """What a probe of the CLI has found: PROBED, where somebody has done it before; else by the warm daemon."""
     if "PROBED" in os.environ:
         return Path(os.environ["PROBED"])
-    daemon: DaemonProcess = request.getfixturevalue("daemon")
-    return daemon.home / ".claude-daemon" / "engine" / "capabilities.json"
+    return found_by(request.getfixturevalue("daemon"))
 
 
 @pytest.fixture

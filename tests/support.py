@@ -174,9 +174,14 @@ class DaemonProcess:
         return response
 
 
+def found_by(daemon: DaemonProcess) -> Path:
+    """What its probe of the CLI has found."""
+    return daemon.home / ".claude-daemon" / "engine" / "capabilities.json"
+
+
 def share_probe(warm: DaemonProcess, home: Path) -> None:
     """Spares a fresh home the probe of the CLI, by the warm daemon's result; for another CLI it does not count."""
-    take_probe(warm.home / ".claude-daemon" / "engine" / "capabilities.json", home)
+    take_probe(found_by(warm), home)
 
 
 def take_probe(probed: Path, home: Path) -> None:
