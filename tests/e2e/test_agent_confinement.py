@@ -17,9 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ _SENTRY = "trap 'echo reached' WINCH; echo ready; read line; echo end"
 @dataclass(kw_only=True)
 class Scene:
     """``loot``: where the attack works, and leaves what it got. ``victim``: the pid of another worker. ``number``: what
-    a stray of this attack is known by. ``results``: what the tool said."""
+    a stray of this attack is known by. ``result``: what the tool said."""
 
     daemon: DaemonProcess
     loot: Path
@@ -62,7 +62,7 @@ class Scene:
     victim: int
     sentry: subprocess.Popen[str]
     number: int
-    results: list[str] = field(default_factory=list)
+    result: str = ""
 
     @property
     def own(self) -> Path:
@@ -101,7 +101,7 @@ class Attack:
     last: bool = False
 
     def prompt(self, scene: Scene) -> str:
-        given = {"command": self.command(scene)} if self.given is None else self.given(scene)
+        given = {"command": f"(cd {scene.loot}; {self.command(scene)})"} if self.given is None else self.given(scene)
         return call(self.tool, **given)
 
 
@@ -183,11 +183,19 @@ def _key(scene: Scene) -> str:
 
 
 async def _told_key(scene: Scene) -> bool:
-    return any(scene.daemon.key in content for content in scene.results)
+    return scene.daemon.key in scene.result
 
 
 def _secret(scene: Scene) -> str:
     return scene.daemon.model.api_key
+
+
+def _in_etc(scene: Scene) -> Path:
+    return Path(f"/etc/claude-daemon-test-{scene.number}")
+
+
+def _everybodys(scene: Scene) -> Path:
+    return Path(f"/var/tmp/claude-daemon-test-{scene.number}")
 
 
 ATTACKS = (
@@ -278,13 +286,13 @@ ATTACKS = (
     ),
     Attack(
         name="writes into /etc",
-        command=lambda scene: f"touch /etc/{scene.loot.name}-{scene.number}",
-        succeeded=_written(lambda scene: Path("/etc") / f"{scene.loot.name}-{scene.number}"),
+        command=lambda scene: f"touch {_in_etc(scene)}",
+        succeeded=_written(_in_etc),
     ),
     Attack(
         name="writes where everybody may",
-        command=lambda scene: f"touch /var/tmp/claude-daemon-test-{scene.number}",
-        succeeded=_written(lambda scene: Path(f"/var/tmp/claude-daemon-test-{scene.number}")),
+        command=lambda scene: f"touch {_everybodys(scene)}",
+        succeeded=_written(_everybodys),
     ),
     Attack(
         name="leaves a stray in a session of its own",
@@ -361,21 +369,26 @@ def sentry() -> Iterator[subprocess.Popen[str]]:
 _numbers = itertools.count(os.getpid() * 10_000)
 
 
-async def attacked(attack: Attack, scene: Scene) -> bool:
-    """Has an agent try it, and looks whether it succeeded."""
-    scene.loot.mkdir()
-    (scene.loot / "link").symlink_to(scene.own / "local.key")
-    give(scene.loot)
-    wish: dict[str, Any] = {"prompt": f"{attack.prompt(scene)} [[tokens=1]]", "tools": {"allow": [attack.tool]}}
-    if attack.last:
+async def attacked(daemon: DaemonProcess, den: Path, tried: Sequence[tuple[Attack, Scene]]) -> dict[str, bool]:
+    """Has one agent try them, one after the other, each in a directory of its own; which of them succeeded."""
+    for _, scene in tried:
+        scene.loot.mkdir(parents=True)
+        (scene.loot / "link").symlink_to(scene.own / "local.key")
+        give(scene.loot)
+    give(den)
+    prompt = " ".join(attack.prompt(scene) for attack, scene in tried)
+    allow = sorted({attack.tool for attack, _ in tried})
+    wish = {"prompt": f"{prompt} [[one-by-one]] [[tokens=1]]", "tools": {"allow": allow}, "cwd": str(den)}
+    if any(attack.last for attack, _ in tried):
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            await run(scene.daemon, **wish, cwd=str(scene.loot))
-        return await attack.succeeded(scene)
-    task, events = await run(scene.daemon, **wish, cwd=str(scene.loot))
-    assert task["state"] == "succeeded", (attack.name, task, events)
-    scene.results = [result["content"] for result in told(events, "tool.result")]
-    assert scene.results, f"{attack.name}: nothing was tried"
-    return await attack.succeeded(scene)
+            await run(daemon, **wish)
+    else:
+        task, events = await run(daemon, **wish)
+        assert task["state"] == "succeeded", (task, events)
+        said = [result["content"] for result in told(events, "tool.result")]
+        for (_, scene), result in zip(tried, said, strict=True):  # so each was tried
+            scene.result = result
+    return {attack.name: await attack.succeeded(scene) for attack, scene in tried}
 
 
 async def idle_worker(daemon: DaemonProcess) -> int:
@@ -390,34 +403,35 @@ async def idle_worker(daemon: DaemonProcess) -> int:
 
 async def outcomes(daemon: DaemonProcess, root: Path, sentry: subprocess.Popen[str]) -> dict[str, bool]:
     """Which attacks succeed."""
-    found: dict[str, bool] = {}
-    places = asyncio.Semaphore(AT_ONCE)
     sibling = root / "sibling"
     sibling.mkdir()
     give(sibling)
 
-    async def one(attack: Attack) -> None:
-        async with places:
-            number = next(_numbers)
-            scene = Scene(
+    async def by_one(attacks: Sequence[Attack]) -> dict[str, bool]:
+        den, victim = root / f"den-{next(_numbers)}", await idle_worker(daemon)
+        scenes = [
+            Scene(
                 daemon=daemon,
-                loot=root / f"loot-{number}",
+                loot=den / f"loot-{number}",
                 sibling=sibling,
-                victim=await idle_worker(daemon),
+                victim=victim,
                 sentry=sentry,
                 number=number,
             )
-            found[attack.name] = await attacked(attack, scene)
-            for pid in _marked(number):
-                os.kill(pid, signal.SIGKILL)
-            for path in (Path(f"/var/tmp/claude-daemon-test-{number}"), Path(f"/etc/{scene.loot.name}-{number}")):
-                path.unlink(missing_ok=True)
+            for number in itertools.islice(_numbers, len(attacks))
+        ]
+        try:
+            return await attacked(daemon, den, list(zip(attacks, scenes, strict=True)))
+        finally:
+            for scene in scenes:
+                for pid in _marked(scene.number):
+                    os.kill(pid, signal.SIGKILL)
+                for path in (_everybodys(scene), _in_etc(scene)):
+                    path.unlink(missing_ok=True)
 
-    await asyncio.gather(*(one(attack) for attack in ATTACKS if not attack.last))
-    for attack in ATTACKS:
-        if attack.last:
-            await one(attack)
-    return found
+    first, last = ([attack for attack in ATTACKS if attack.last is so] for so in (False, True))
+    found = await asyncio.gather(*(by_one(first[n::AT_ONCE]) for n in range(AT_ONCE)))
+    return {name: so for each in [*found, await by_one(last)] for name, so in each.items()}
 
 
 async def test_no_attack_succeeds_in_the_sandbox(
