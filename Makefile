@@ -15,7 +15,9 @@ PIP := $(PY) -m pip --quiet --quiet --disable-pip-version-check --no-input
 # What an installation depends on; the code itself is found where it lies.
 SOURCES := setup.cfg pyproject.toml $(wildcard claude_daemon/__init__.py ctl/claudectl/__init__.py)
 # What needs minutes, or root, has a target of its own.
-EVERYDAY := not system and not capabilities and not crash and not restarts
+APART := not system and not capabilities and not crash and not restarts
+EVERYDAY := not agents and $(APART)
+AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 OFFLINE ?=
 ARGS ?=
 
@@ -25,7 +27,7 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-.PHONY: help install run demo test test-crash test-restarts test-system test-guest test-capabilities lint types cover bench docs screenshots clean
+.PHONY: help install run demo test test-agents test-crash test-restarts test-system test-guest test-capabilities lint types cover bench docs screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -40,7 +42,10 @@ demo: .venv/.test ## start offline, stream an answer through each lane, show hea
 	@$(OFFLINE_ENV) $(PY) -m tests.e2e.demo $(ARGS)
 
 test: .venv/.test ## run the tests, offline, with an empty HOME
-	@$(OFFLINE_ENV) $(PY) -m pytest tests -n 3 --dist loadfile --no-loadscope-reorder -m "$(EVERYDAY)" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m pytest tests $(AT_ONCE) -m "$(EVERYDAY)" $(ARGS)
+
+test-agents: .venv/.test ## try what agents may do: tools, sandbox, limits, approvals, sessions, other CLIs
+	@$(OFFLINE_ENV) $(PY) -m pytest tests/e2e $(AT_ONCE) -m "agents and $(APART)" $(ARGS)
 
 test-crash: .venv/.test ## kill -9 the daemon under load, at every commit of its store and at random moments
 	@$(OFFLINE_ENV) $${CRASH_SEED:+CRASH_SEED="$$CRASH_SEED"} $(PY) -m pytest tests -m crash -rP $(ARGS)
@@ -71,7 +76,7 @@ types: .venv/.lint ## check the types, strictly
 
 cover: .venv/.test ## run the tests under coverage and hold the floor
 	@$(PY) -m coverage erase
-	@$(OFFLINE_ENV) $(PY) -m coverage run -m pytest tests -m "$(EVERYDAY)" $(ARGS)
+	@$(OFFLINE_ENV) $(PY) -m coverage run -m pytest tests $(AT_ONCE) -m "$(APART)" $(ARGS)
 	@$(PY) -m coverage combine --quiet
 	@$(PY) -m coverage report
 

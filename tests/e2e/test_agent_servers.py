@@ -18,6 +18,8 @@ from aiohttp import web
 from tests.e2e.agents import PATIENCE_S, SERVER, SERVER_SECRET, Agents, call, configured, ended, run, told
 from tests.support import DaemonProcess, alive
 
+pytestmark = pytest.mark.agents
+
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):

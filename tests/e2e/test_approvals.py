@@ -20,6 +20,8 @@ from tests.e2e.agents import Agents, call, ended, told
 from tests.e2e.test_keys import caller, create
 from tests.support import BIN, DaemonProcess
 
+pytestmark = pytest.mark.agents
+
 PATIENCE_S = 40.0
 ASKING = {"tools": {"approval": "ask"}}
 WRITE = f"{call('Bash', command='touch written; echo done')} [[tokens=2]]"

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from tests.ordinary import give
 from tests.support import DaemonProcess
+
+pytestmark = pytest.mark.agents
 
 PATIENCE_S = 60.0
 SOURCE = "def area(width, height):\n    return width + height\n"
