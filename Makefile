@@ -16,7 +16,7 @@ PIP := $(PY) -m pip --quiet --quiet --disable-pip-version-check --no-input
 SOURCES := setup.cfg pyproject.toml $(wildcard claude_daemon/__init__.py ctl/claudectl/__init__.py)
 # What needs minutes, or root, has a target of its own.
 APART := not system and not capabilities and not crash and not restarts
-EVERYDAY := not agents and $(APART)
+EVERYDAY := not engine and $(APART)
 AT_ONCE := -n 3 --dist loadfile --no-loadscope-reorder
 OFFLINE ?=
 ARGS ?=
@@ -27,7 +27,7 @@ OFFLINE_ENV = home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && trap 'exit 13
 	env -i PATH="$(CURDIR)/.venv/bin:$$PATH" HOME="$$home" LANG="$${LANG:-C.UTF-8}" TMPDIR="$${TMPDIR:-/tmp}" \
 	$${CI:+CI="$$CI"}
 
-.PHONY: help install run demo test test-agents test-crash test-restarts test-system test-guest test-capabilities lint types cover bench docs screenshots clean
+.PHONY: help install run demo test test-engine test-crash test-restarts test-system test-guest test-capabilities lint types cover bench docs screenshots clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -44,8 +44,8 @@ demo: .venv/.test ## start offline, stream an answer through each lane, show hea
 test: .venv/.test ## run the tests, offline, with an empty HOME
 	@$(OFFLINE_ENV) $(PY) -m pytest tests $(AT_ONCE) -m "$(EVERYDAY)" $(ARGS)
 
-test-agents: .venv/.test ## try what agents may do: tools, sandbox, limits, approvals, sessions, other CLIs
-	@$(OFFLINE_ENV) $(PY) -m pytest tests/e2e $(AT_ONCE) -m "agents and $(APART)" $(ARGS)
+test-engine: .venv/.test ## try Claude Code's processes and what agents may do: tools, sandbox, sessions, other versions
+	@$(OFFLINE_ENV) $(PY) -m pytest tests/e2e $(AT_ONCE) -m "engine and $(APART)" $(ARGS)
 
 test-crash: .venv/.test ## kill -9 the daemon under load, at every commit of its store and at random moments
 	@$(OFFLINE_ENV) $${CRASH_SEED:+CRASH_SEED="$$CRASH_SEED"} $(PY) -m pytest tests -m crash -rP $(ARGS)

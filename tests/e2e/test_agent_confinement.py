@@ -34,7 +34,7 @@ from tests.ordinary import NOBODY, give, ordinary
 from tests.support import DaemonProcess, alive, sse
 
 pytestmark = [
-    pytest.mark.agents,
+    pytest.mark.engine,
     pytest.mark.skipif(sys.platform != "linux", reason="bubblewrap is for Linux"),
     pytest.mark.timeout(300),
 ]

@@ -17,7 +17,7 @@ from tests.e2e.test_agent_confinement import _POLL_S, PATIENCE_S, _cli_of, ended
 from tests.e2e.test_engine_requests import asked_with
 from tests.support import DaemonProcess, sse
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 PRICES = '[prices."sonnet"]\ninput = 3000\noutput = 15000\ncache_write = 3000\ncache_read = 3000\n'
 """A thousand times what a model costs: one call is some dollars."""

@@ -18,7 +18,7 @@ from tests.e2e.test_engine_requests import asked_with
 from tests.ordinary import give
 from tests.support import DaemonProcess, sse
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 HELPER = {"description": "Helps.", "prompt": "You are the helper."}
 PRICE = '[prices."claude-{0}-5-5"]\ninput = {1}\noutput = {1}\ncache_write = {1}\ncache_read = {1}\n'

@@ -18,7 +18,7 @@ from aiohttp import web
 from tests.e2e.agents import PATIENCE_S, SERVER, SERVER_SECRET, Agents, call, configured, ended, run, told
 from tests.support import DaemonProcess, alive
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

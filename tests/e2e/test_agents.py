@@ -18,7 +18,7 @@ from tests.e2e.test_engine_requests import asked_with
 from tests.ordinary import give
 from tests.support import DaemonProcess
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 
 async def test_an_agent_runs_a_command_where_it_was_told_to(workshop: DaemonProcess, repository: Path) -> None:

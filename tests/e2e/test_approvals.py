@@ -20,7 +20,7 @@ from tests.e2e.agents import Agents, call, ended, told
 from tests.e2e.test_keys import caller, create
 from tests.support import BIN, DaemonProcess
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 PATIENCE_S = 40.0
 ASKING = {"tools": {"approval": "ask"}}

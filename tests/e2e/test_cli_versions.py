@@ -15,7 +15,7 @@ from tests.e2e.test_engine_lifecycle import script, until, worker_where
 from tests.e2e.test_lifecycle import Streaming
 from tests.support import text_of
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 FLAGS = {"bare": "--bare", "restricted": "--restricted", "permission_prompts": "--permission-prompts"}
 # It knows none of our flags that are newer than itself, and says so as the real one does.

@@ -16,6 +16,8 @@ from tests.conftest import StartDaemon
 from tests.e2e.sdk import WEATHER_SCHEMA, anthropic_sdk, asked, blocks, openai_sdk, unique, user
 from tests.support import DaemonProcess
 
+pytestmark = pytest.mark.engine
+
 UPSTREAM = "mcp__c__get_weather"
 WEATHER: Any = {"name": "get_weather", "description": "The weather in a city.", "input_schema": WEATHER_SCHEMA}
 FUNCTION: Any = {

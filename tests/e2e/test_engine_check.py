@@ -23,6 +23,8 @@ from claude_daemon.engine.spawner import EngineSite, Spawner
 from claude_daemon.upstream.broker import Broker
 from tests.support import DaemonProcess
 
+pytestmark = pytest.mark.engine
+
 PATIENCE_S = 50.0
 # A CLI that reads the settings of whatever directory it is started in.
 GULLIBLE = r"""#!/bin/sh

@@ -12,6 +12,8 @@ from claude_daemon.offline import OfflineModel
 from tests.conftest import STALL_TIMEOUT_S, StartDaemon
 from tests.support import DaemonProcess, sse, text_of
 
+pytestmark = pytest.mark.engine
+
 LANES = pytest.mark.parametrize("lane", ["direct", "text"])
 # A stall is seen after the stall timeout, ended after the interrupt; the rest is the machine's.
 DEADLINE_S = STALL_TIMEOUT_S + 12

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
+import pytest
 
 from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
 from tests.support import DaemonProcess, text_of
+
+pytestmark = pytest.mark.engine
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 FORM = {"format": {"type": "json_schema", "schema": SCHEMA}}

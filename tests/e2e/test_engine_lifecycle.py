@@ -22,6 +22,8 @@ from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
 from tests.support import DaemonProcess, alive, sse, text_of
 
+pytestmark = pytest.mark.engine
+
 CLI = bundled_cli()
 _POLL_S = 0.02
 PATIENCE_S = 20.0

@@ -13,6 +13,8 @@ from claude_daemon.offline import OfflineModel
 from tests.conftest import StartDaemon
 from tests.support import DaemonProcess, sse, text_of
 
+pytestmark = pytest.mark.engine
+
 LANES = pytest.mark.parametrize("lane", ["direct", "text"])
 SCHEMA = {
     "type": "object",

@@ -13,7 +13,7 @@ import pytest
 from tests.ordinary import give
 from tests.support import DaemonProcess
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 PATIENCE_S = 60.0
 SOURCE = "def area(width, height):\n    return width + height\n"

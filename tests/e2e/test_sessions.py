@@ -19,7 +19,7 @@ from tests.e2e.agents import Agents, call
 from tests.ordinary import give
 from tests.support import BIN, DaemonProcess, sse, text_of
 
-pytestmark = pytest.mark.agents
+pytestmark = pytest.mark.engine
 
 PATIENCE_S = 60.0
 Sessions = Agents

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 
 from tests.e2e.agents import Agents, call, ended, run, told
 from tests.support import BIN, DaemonProcess, text_of
+
+pytestmark = pytest.mark.engine
 
 PATIENCE_S = 30.0
 BASH = {"allow": ["Bash"]}
