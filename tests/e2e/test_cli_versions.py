@@ -79,6 +79,7 @@ esac
 AS_IT_IS = 'case "$1" in --version|--help) exec "$CLI" "$@" ;; esac\n'
 
 
+@pytest.mark.capabilities  # each of them is another CLI, which is probed from the start
 @pytest.mark.parametrize(
     ("changes", "missing"),
     [
