@@ -39,8 +39,7 @@ Flags = Mapping[str, Any]
 
 def loaded_or_exit(flags: Flags, teller: Teller | None = None) -> Any:
     """The configuration, or all that is wrong with it on stderr and exit 78."""
-    from claude_daemon.config import ConfigError
-    from claude_daemon.config.in_force import idle
+    from claude_daemon.config import ConfigError, load
 
     try:
         loaded = load(flags, os.environ)
@@ -51,20 +50,6 @@ def loaded_or_exit(flags: Flags, teller: Teller | None = None) -> Any:
         if teller is not None:
             teller.tell(Stage.FAILED, status=EX_CONFIG, message="; ".join(faults))
         sys.exit(EX_CONFIG)
-    for key in idle(loaded):
-        click.echo(f"claude-daemon: {key} does nothing yet in this version", err=True)
-    return loaded
-
-
-def load(flags: Flags, environ: Mapping[str, str]) -> Any:
-    """The configuration, if all of it is in force. Raises ConfigError."""
-    from claude_daemon.config import ConfigError
-    from claude_daemon.config import load as load_layers
-    from claude_daemon.config.in_force import refused as not_in_force
-
-    loaded = load_layers(flags, environ)
-    if faults := not_in_force(loaded):
-        raise ConfigError(faults)
     return loaded
 
 
@@ -181,6 +166,7 @@ class _Start:
             )
 
     def _surroundings(self, log: Any) -> Any:
+        from claude_daemon.config import load
         from claude_daemon.supervise.notify import Notifier
         from claude_daemon.surroundings import Surroundings
 

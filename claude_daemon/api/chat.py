@@ -14,6 +14,7 @@ from aiohttp import web
 from claude_daemon.api.errors import Dialect, dialect_of, respond
 from claude_daemon.api.middleware import ANSWER_HEADERS, FACTS, KEY, REQUEST_ID, TRACEPARENT, read_body
 from claude_daemon.api.rates import rate_headers
+from claude_daemon.core.budget import usd
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
@@ -294,7 +295,7 @@ def _facts(run: Run, began: float) -> dict[str, Any]:
     if task.outcome is not None:
         usage, cost = task.outcome.usage, task.outcome.cost_micro_usd
         facts |= {"input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens}
-        facts["cost_usd"] = None if cost is None else cost / 1_000_000
+        facts["cost_usd"] = None if cost is None else usd(cost)
     return facts
 
 

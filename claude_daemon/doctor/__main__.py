@@ -30,7 +30,6 @@ async def main(asked: argparse.Namespace) -> None:
 def configuration(asked: argparse.Namespace, loaded: list[Loaded]) -> Iterator[Finding]:
     """Puts it into ``loaded`` where it is good, or would be but for what only a start finds out."""
     from claude_daemon.config import ConfigError, load
-    from claude_daemon.config.in_force import idle, refused
     from claude_daemon.usable import faults
 
     flags = {"config": asked.config, "profile": asked.profile}
@@ -41,11 +40,9 @@ def configuration(asked: argparse.Namespace, loaded: list[Loaded]) -> Iterator[F
             yield Finding(name="configuration", status="fail", reason=str(fault), todo="claude-daemon check-config")
         return
     loaded.append(found)
-    wrong = [*map(str, refused(found)), *faults(found.settings)]
+    wrong = faults(found.settings)
     for told in wrong:
         yield Finding(name="configuration", status="fail", reason=told)
-    for key in idle(found):
-        yield Finding(name="configuration", status="warn", reason=f"{key} does nothing yet in this version")
     if not wrong:
         file = found.paths.config_file
         reason = f"profile {found.profile}, {file if found.file_digest is not None else f'no {file}: defaults'}"

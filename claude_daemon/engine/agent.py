@@ -18,6 +18,7 @@ from typing import Any, Final, cast
 import orjson
 
 from claude_daemon.core.agent import STARTS_AGENTS, AgentSpec, Approval, Subagent
+from claude_daemon.core.budget import usd
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import Emission
 from claude_daemon.core.lifecycle import Check
@@ -711,7 +712,7 @@ class AgentLease:
             if account is not None and account.forbidden is not None:
                 return Failure(code=Code.FORBIDDEN, message=account.forbidden)
             if most is not None and price is not None and cost_micro_usd(usage, price) >= most:
-                told = f"the task has spent its max_cost_usd of {most / 1_000_000:g}"
+                told = f"the task has spent its max_cost_usd of {usd(most):g}"
                 return Failure(code=Code.MAX_COST, message=told)
             return None if spending is None else spending(usage)
 

@@ -129,7 +129,7 @@ class Health:
         return self._cached
 
     def settle(self) -> None:
-        """Start-up (or a drain) is over: ready or degraded, as the checks say; what has changed meanwhile is told now."""
+        """Start-up (or a drain) is over: ready or degraded, as the checks say; changes till then are told now."""
         self._read()
         self.move(self._admitting_state())
         self._tell_changes()

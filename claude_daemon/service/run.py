@@ -7,6 +7,7 @@ import contextvars
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+from claude_daemon.core.budget import usd
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.event import (
     MESSAGE,
@@ -171,7 +172,7 @@ def last_event(outcome: Outcome) -> Emission:
     """What a task's followers are told of its end."""
     told: dict[str, Any] = {"stop_reason": outcome.stop_reason, "usage": outcome.usage.told}
     if outcome.cost_micro_usd is not None:
-        told["cost_usd"] = outcome.cost_micro_usd / 1_000_000
+        told["cost_usd"] = usd(outcome.cost_micro_usd)
     if outcome.failure is not None:
         told["error"] = {"code": outcome.failure.code.value, "message": outcome.failure.message}
     return Emission(_TERMINAL_EVENT[outcome.state], told)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from claude_daemon.core.agent import TOOLS, AgentSpec, Approval, contradiction
-from claude_daemon.core.budget import Reservation
+from claude_daemon.core.budget import Reservation, usd
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import first_seq
 from claude_daemon.core.key import Key
@@ -41,7 +41,6 @@ T = TypeVar("T")
 
 _ENDED_AT_ONCE: Final = 100
 """Tasks of a revoked key: as many as one commit takes well."""
-_MICRO: Final = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -439,7 +438,7 @@ def _judge(role: Role, wish: Wish, lane: Lane) -> None:
     """Raises Refusal for a lane or a limit that is not the role's."""
     agent = wish.agent
     turns = [] if agent is None else [agent.max_turns, *(one.max_turns for one in agent.agents)]
-    cost = None if agent is None or agent.max_cost_micro_usd is None else agent.max_cost_micro_usd / _MICRO
+    cost = None if agent is None or agent.max_cost_micro_usd is None else usd(agent.max_cost_micro_usd)
     limits = {
         "max_turns": max((number for number in turns if number is not None), default=None),
         "max_cost_usd": cost,

@@ -28,6 +28,7 @@ from claude_daemon.core.agent import (
     Subagent,
     wrong_rule,
 )
+from claude_daemon.core.budget import MICRO, usd
 from claude_daemon.core.errors import Failure
 from claude_daemon.core.task import Outcome, Task, Usage
 from claude_daemon.wire.anthropic import MAX_MESSAGES, InputMessage, System
@@ -63,7 +64,6 @@ MAX_DESCRIPTION: Final = 2048
 MAX_AGENT_PROMPT: Final = 100_000
 """Characters of a subagent's system prompt: ten times what Claude Code's own is long."""
 
-_MICRO: Final = 1_000_000
 MAX_SESSION_ID: Final = 64
 """Characters; ours have 31."""
 
@@ -330,7 +330,7 @@ class TaskRequest(Strict):
             cwd=self.cwd,
             add_dirs=tuple(self.add_dirs or ()),
             max_turns=self.max_turns,
-            max_cost_micro_usd=None if self.max_cost_usd is None else max(1, round(self.max_cost_usd * _MICRO)),
+            max_cost_micro_usd=None if self.max_cost_usd is None else max(1, round(self.max_cost_usd * MICRO)),
             append_system=None if self.system else self.append_system or None,
             mcp_servers=tuple(dict.fromkeys(self.mcp_servers or ())),
             agents=tuple(
@@ -444,7 +444,7 @@ def _result(outcome: Outcome | None) -> dict[str, Any] | None:
 
 
 def _usd(micro_usd: int | None) -> float | None:
-    return None if micro_usd is None else micro_usd / 1_000_000
+    return None if micro_usd is None else usd(micro_usd)
 
 
 def usage_document(usage: Usage) -> dict[str, int]:

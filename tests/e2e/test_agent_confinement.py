@@ -379,7 +379,11 @@ async def attacked(daemon: DaemonProcess, den: Path, tried: Sequence[tuple[Attac
     give(den)
     prompt = " ".join(attack.prompt(scene) for attack, scene in tried)
     allow = sorted({attack.tool for attack, _ in tried})
-    wish = {"prompt": f"{prompt} [[one-by-one]] [[tokens=1]]", "tools": {"allow": allow}, "cwd": str(den)}
+    wish: dict[str, Any] = {
+        "prompt": f"{prompt} [[one-by-one]] [[tokens=1]]",
+        "tools": {"allow": allow},
+        "cwd": str(den),
+    }
     if any(attack.last for attack, _ in tried):
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             await run(daemon, **wish)
