@@ -330,10 +330,10 @@ class Tasks(Protocol):
         self, submissions: Sequence[Submission], limits: QueueLimits, batch: Batch | None = None
     ) -> Sequence[Task | Failure]:
         """Each as it was queued; the first task where its idempotency key was used before with the same digest; or
-        the failure: ``idempotency_conflict``, ``queue_full`` (the key's, of its sessions too), ``overloaded`` (all),
-        ``budget_exhausted`` (its reservation has no room) or ``not_found`` (its session is not there, or not its
-        key's). With a batch, it is kept with those accepted and those refused. All or nothing is durable; raises
-        StoreUnavailable.
+        the failure: ``idempotency_conflict``, ``queue_full`` (the key's), ``conflict`` (it has all its sessions),
+        ``overloaded`` (all), ``budget_exhausted`` (its reservation has no room) or ``not_found`` (its session is not
+        there, or not its key's). With a batch, it is kept with those accepted and those refused. All or nothing is
+        durable; raises StoreUnavailable.
         """
 
     async def claim(self, task_id: str, node: str, lease_until: float, at: float) -> Task | None:
