@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
-from claude_daemon.core.audit import Anchor, Sealed, Verdict, Verifier, holds
+from claude_daemon.core.audit import Anchor, Sealed, Verdict, Verifier
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.recent import Recent
 from claude_daemon.ports import Audit, AuditRecord, Clock, HealthReport, StoreUnavailable
@@ -22,6 +22,9 @@ PAGE_RECORDS: Final = 2000
 """Verified in one step: some ten milliseconds of a thread, between which others have their turn."""
 PRUNE_AT_ONCE: Final = 5000
 """Records deleted in one commit."""
+LOOK_RECORDS: Final = 200
+"""Looked at when the daemon starts, the last ones, and each minute, those since the head that was told: under a
+millisecond."""
 ANCHOR_LATE_S: Final = 3 * ANCHOR_S
 """By then the head should have been told twice more: what is in the store alone can be cut off unseen."""
 UNWRITTEN_S: Final = 600.0
@@ -52,6 +55,7 @@ class AuditDesk:
         self._anchored_at = monotonic()
         self._unwritten = Recent(UNWRITTEN_S)
         self._strange: int | None = None
+        self._whole = asyncio.Lock()  # what is pruned while it is verified would look like taken out
         self._pruned_on: float | None = None
 
     async def run(self) -> None:
@@ -66,21 +70,35 @@ class AuditDesk:
     async def _look_at_the_last(self) -> None:
         """Whether the chain is one that this key goes on with. To look at all of it would cost a start too much."""
         with contextlib.suppress(StoreUnavailable):
-            head = await self._store.audit_head()
-            if head is None:
-                for n, _ in await self._store.audit_latest(1):
-                    self._is_strange(n)  # somebody has taken its seal away
-                return
-            for record in await self._store.audit_sealed(head.n - 1, 1):
-                if not holds(self._key, record):
-                    self._is_strange(record.n)
+            for n, _ in await self._store.audit_latest(1):
+                await self._look(max(0, n - LOOK_RECORDS))
 
-    def _is_strange(self, n: int) -> None:
-        self._strange = n
-        self._told("audit.strange", {"record": n})
+    async def _look_since_the_head(self) -> None:
+        """Whether the record that was told as the head is there still, as it was, and is gone on with: whoever works on
+        the file of a running daemon touches it, unless he leaves all that was told in its place. Raises
+        StoreUnavailable."""
+        head = self._head
+        if head is not None and await self._look(head.n - 1, head) != head.n:
+            self._is_strange(head.n)  # it is gone
+
+    async def _look(self, after: int, head: Anchor | None = None) -> int | None:
+        """At the records that follow; the number of the first, None where there is none. Raises StoreUnavailable."""
+        page = await self._store.audit_sealed(after, LOOK_RECORDS)
+        verifier = Verifier(self._key, head)
+        await asyncio.to_thread(_add, verifier, page)
+        if verifier.broken:
+            self._is_strange(verifier.verdict().at)
+        return page[0].n if page else None
+
+    def _is_strange(self, n: int | None) -> None:
+        """Told once: what is broken stays so. ``n``: from which record on; None where that cannot be said."""
+        if not self.strange:
+            self._strange = n or 0
+            self._told("audit.strange", {"record": n})
 
     async def tell_head(self) -> None:
-        """Into the journal, if it is not there yet. Raises StoreUnavailable."""
+        """Into the journal, if it is not there yet; the one before is looked at first. Raises StoreUnavailable."""
+        await self._look_since_the_head()
         head = await self._store.audit_head()
         if head is not None and head != self._head:
             self._head = head
@@ -106,17 +124,28 @@ class AuditDesk:
     async def prune(self, before: float) -> int:
         """Deletes the records from before then; how many. Raises StoreUnavailable."""
         total = 0
-        while pruned := await self._store.prune_audit(before, self._now(), PRUNE_AT_ONCE):
-            total += pruned
-        if total:
-            self._told("audit.pruned", {"records": total})
-            await self.tell_head()  # the last one told may be among them
+        async with self._whole:
+            while pruned := await self._store.prune_audit(before, self._now(), PRUNE_AT_ONCE):
+                total += pruned
+                self._head = None  # it may be among them
+            if total:
+                self._told("audit.pruned", {"records": total})
+                await self.tell_head()
         return total
 
     async def verify(self, anchor: Anchor | None = None) -> Verdict:
-        """Reads it all, up to what is written meanwhile; the head that was told last is an anchor too. Raises
+        """Reads it all, up to what is written meanwhile; the head that was told last is an anchor too. What is found
+        broken is in health from then on, unless it is the caller's anchor alone that says so. Raises
         StoreUnavailable."""
-        verifier, after = Verifier(self._key, anchor, self._head), 0
+        async with self._whole:
+            verdict = await self._verify(anchor, self._head)
+            ours = verdict if anchor is None or verdict.broken is None else await self._verify(self._head)
+        if ours.broken is not None:
+            self._is_strange(ours.at)
+        return verdict
+
+    async def _verify(self, *anchors: Anchor | None) -> Verdict:
+        verifier, after = Verifier(self._key, *anchors), 0
         while page := await self._store.audit_sealed(after, PAGE_RECORDS):
             await asyncio.to_thread(_add, verifier, page)
             after = page[-1].n
@@ -136,7 +165,7 @@ class AuditDesk:
 
     @property
     def strange(self) -> bool:
-        """Whether the chain does not go on with our key."""
+        """Whether the chain was found broken, or does not go on with our key."""
         return self._strange is not None
 
     def check(self, store_error: str | None = None) -> dict[str, HealthReport]:
@@ -151,7 +180,8 @@ class AuditDesk:
         status, why = Check.PASS, ""
         if self._strange is not None:
             status = Check.FAIL
-            why = f"record {self._strange} is not sealed with this audit.key: claudectl audit verify"
+            which = f"record {self._strange}" if self._strange else "the chain"
+            why = f"{which} is not as it was sealed with this audit.key: claudectl audit verify"
         elif store_error is not None:
             status, why = Check.FAIL, f"nothing can be recorded: {store_error}"
         elif unwritten:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from claude_daemon.core.audit import Verdict
+from claude_daemon.core.audit import Anchor, Verdict
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.ports import StoreUnavailable
 from claude_daemon.service import audit as service
@@ -116,11 +116,71 @@ async def test_that_all_seals_were_taken_away_is_told_at_the_start_and_by_who_ve
     told: list[tuple[str, dict[str, object]]] = []
     kept = desk(store, told=told)
     await kept._look_at_the_last()
-    assert told == [("audit.strange", {"record": 6})] and kept.check()["audit"].status is Check.FAIL
+    assert told == [("audit.strange", {"record": 1})] and kept.check()["audit"].status is Check.FAIL
     await store.record(audit("later"))  # is written, and covers nothing up
     found = await verdict(store)
     assert (found.broken, found.at, found.records) == ("it has no seal", 1, 7)
     assert await kept.prune(1e9) == 0  # what was left stays, to be looked at
+
+
+@pytest.mark.parametrize(
+    ("forgery", "at"),
+    [
+        (STRIPPED, 6),
+        ("UPDATE audit SET act = 'other' WHERE n = 6", 6),
+        ("DELETE FROM audit WHERE n = 6", 6),
+        ("DELETE FROM audit WHERE n > 4", 6),
+        ("DELETE FROM audit", 6),
+        ("UPDATE audit SET act = 'other' WHERE n = 7", 7),
+        ("DELETE FROM audit WHERE n = 7", 8),
+    ],
+)
+@pytest.mark.parametrize("later", [0, 9])
+async def test_what_is_done_to_the_file_of_a_running_daemon_is_told_within_a_minute(
+    store: SqliteStore, path: Path, forgery: str, at: int, later: int
+) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    kept = desk(store, told=told)
+    await kept.tell_head()
+    await store.record(audit("since"))
+    await store.record(audit("since"))
+    assert not kept.strange
+    sql(path, forgery)
+    for _ in range(later):
+        await store.record(audit("later"))
+    for _ in range(2):  # and told once
+        await kept.tell_head()
+    strange = [fields for name, fields in told if name == "audit.strange"]
+    assert strange == [{"record": at}] and kept.check()["audit"].status is Check.FAIL
+
+
+async def test_that_seals_were_taken_away_is_told_by_the_next_start_though_records_were_written_since(
+    store: SqliteStore, path: Path
+) -> None:
+    sql(path, STRIPPED)
+    for _ in range(3):
+        await store.record(audit("later"))
+    kept = desk(store)
+    await kept._look_at_the_last()
+    assert kept.strange
+
+
+async def test_what_is_found_broken_is_in_health_from_then_on(store: SqliteStore, path: Path) -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    kept, early = desk(store, told=told), Anchor(n=5, seal=b"of another audit")
+    assert (await kept.verify(early)).at == 5
+    assert not kept.strange and told == []  # it may be the caller's mistake
+    sql(path, "DELETE FROM audit WHERE n < 3")
+    assert (await kept.verify(early)).broken is not None
+    assert told == [("audit.strange", {"record": None})]
+    assert "the chain is not as it was sealed" in kept.check()["audit"].reason
+
+
+async def test_nothing_is_pruned_while_it_is_verified(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PAGE_RECORDS", 1)
+    kept = desk(store)
+    verified, pruned = await asyncio.gather(kept.verify(), kept.prune(1e9))
+    assert verified.broken is None and pruned == 6 and not kept.strange
 
 
 async def test_an_empty_audit_is_nothing_strange(path: Path) -> None:
@@ -183,9 +243,9 @@ async def test_a_chain_of_another_key_is_told_in_health(store: SqliteStore) -> N
         while not told:
             await asyncio.sleep(0.001)
     running.cancel()
-    assert told[0] == ("audit.strange", {"record": 6})
+    assert told[0] == ("audit.strange", {"record": 1})
     report = strange.check()["audit"]
-    assert report.status is Check.FAIL and "record 6 is not sealed with this audit.key" in report.reason
+    assert report.status is Check.FAIL and "record 1 is not as it was sealed with this audit.key" in report.reason
 
 
 async def test_a_store_that_cannot_be_read_is_no_broken_chain(store: SqliteStore) -> None:
