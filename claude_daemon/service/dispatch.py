@@ -177,9 +177,9 @@ class Dispatcher:
             self._expire_later(run)
         return run
 
-    def cancel(self, run: Run) -> None:
+    def cancel(self, run: Run, why: Failure = CANCELLED) -> None:
         """Ends a run wherever it is; one that has ended stays as it is."""
-        self.cut(run, CANCELLED)
+        self.cut(run, why)
 
     # durable tasks
 

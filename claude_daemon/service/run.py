@@ -25,6 +25,7 @@ from claude_daemon.service.tail import Tail
 
 INTERNAL: Final = Failure(code=Code.INTERNAL, message="Something went wrong here. The log has it by task id.")
 CANCELLED: Final = Failure(code=Code.CANCELLED, message="the task was cancelled")
+REVOKED: Final = Failure(code=Code.CANCELLED, message="this was cancelled: its key was revoked")
 INTERRUPTED: Final = Failure(
     code=Code.INTERRUPTED,
     message="the daemon stopped before the answer was complete",

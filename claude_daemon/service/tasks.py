@@ -34,7 +34,7 @@ from claude_daemon.service.approvals import Asked
 from claude_daemon.service.book import Book, traced
 from claude_daemon.service.dispatch import Dispatcher
 from claude_daemon.service.follow import NO_TASK
-from claude_daemon.service.run import CANCELLED, Ticket, ended_with
+from claude_daemon.service.run import CANCELLED, REVOKED, Ticket, ended_with
 from claude_daemon.service.sessions import Joined, SessionDesk, SessionWish
 
 T = TypeVar("T")
@@ -350,7 +350,7 @@ class TaskDesk:
     async def end_work(self, key_id: str, task_ids: Sequence[str]) -> None:
         """Ends a key's chats, and those of its tasks whose end the store has as wished; never raises."""
         for run in self._dispatcher.of_key(key_id):
-            self._dispatcher.cancel(run)
+            self._dispatcher.cancel(run, REVOKED)
         for task_id in task_ids:
             self._dispatcher.withdraw(task_id)  # all at once: none begins while the others are ended
         for start in range(0, len(task_ids), _ENDED_AT_ONCE):

@@ -17,6 +17,7 @@ from claude_daemon.core.key import Key, digest
 from claude_daemon.core.role import BUILT_IN, Role
 from claude_daemon.core.task import Lane, State, Task
 from claude_daemon.service.keys import KeyDesk, KeyWish, Maker, NewKey
+from claude_daemon.service.run import REVOKED
 from claude_daemon.service.sessions import SessionWish
 from claude_daemon.service.tasks import Asker
 from claude_daemon.store import SqliteStore
@@ -90,7 +91,8 @@ async def test_a_revoked_keys_chats_are_cancelled(store: SqliteStore) -> None:
         runs = [o.dispatcher.submit(spec(key_id=mine.key.id)) for _ in range(2)]
         await o.lease(0)
         assert await o.revoke("mine") == 0, "chats are no tasks"
-        assert [(await ended(run)).state for run in runs] == [State.CANCELLED] * 2
+        ends = [await ended(run) for run in runs]
+        assert [(end.state, end.failure) for end in ends] == [(State.CANCELLED, REVOKED)] * 2
 
 
 async def test_a_task_that_was_asked_for_before_the_end_of_its_key_never_runs(store: SqliteStore) -> None:
