@@ -278,9 +278,9 @@ class Budgets:
         }
         if not high:
             return {"budgets": HealthReport(status=Check.PASS, details=details)}
-        why = f"{high} of the budgets' limits are used to {WARN_PERCENT} % or more, {spent} of them to the end"
+        why = f"limits used to {WARN_PERCENT} % or more: {high}; to the end: {spent}"
         if shared:
-            why += f", {shared} of these of more than one key: claudectl usage"
+            why += f"; of these, of more than one key: {shared}. claudectl usage"
         return {"budgets": HealthReport(status=Check.FAIL if shared else Check.WARN, reason=why, details=details)}
 
     def _percents(self, owners: Sequence[Owner], today: str) -> dict[str, int | None]:

@@ -203,6 +203,8 @@ def test_a_new_secret_is_shown_once_with_the_end_of_the_old_one(daemon: Daemon, 
     assert daemon.last.body == {"overlap_s": 86_400}
     assert invoke("keys", "rotate", "alice", "-q").stdout == f"{SECRET}\n"
     assert daemon.last.body == {}
+    daemon.says("POST", "keys/alice/rotate", {**MADE, "previous_until": time.time()})
+    assert "\nthe old one is good no more\n" in invoke("keys", "rotate", "alice").stdout
 
 
 def test_a_new_secret_is_saved_like_a_new_key(daemon: Daemon, invoke: Invoke, tmp_path: Path) -> None:

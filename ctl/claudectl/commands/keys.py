@@ -250,8 +250,9 @@ def _created(document: Document, _: Paint) -> str:
             head += f" · {plain(document[f'budget_usd_{span}'])} USD a {span}"
     if others := document.get("shares_with"):
         head += f"\nshares warm processes with {_names(others)}"
-    if document.get("previous_until") is not None:
-        head += f"\nthe old one is good until {moment.told(document['previous_until'])}"
+    if (until := document.get("previous_until")) is not None:
+        over = isinstance(until, int | float) and until <= time.time()
+        head += "\nthe old one is good no more" if over else f"\nthe old one is good until {moment.told(until)}"
     if "saved" in document:
         return f"{head}\nthe key is in {plain(document['saved'])}"
     return f"{head}\n{_secret(document)}\nKeep it: it is not shown again."
