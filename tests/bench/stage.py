@@ -70,6 +70,11 @@ class Daemon:
             raise Unexpected(f"control API: {answer.body!r}")
         return dict(answer.json)
 
+    def reload(self, toml: str) -> None:
+        """With this configuration file instead of the one before."""
+        (self.home / ".claude-daemon" / "config.toml").write_text(toml)
+        self.act("reload")
+
     def submit(self, prompt: str) -> str:
         """The id of a task that is durable, and queued."""
         answer = self.http.ask(post("/v1/tasks", {"prompt": prompt}, {"Authorization": f"Bearer {self.key}"}))
