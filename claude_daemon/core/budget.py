@@ -182,17 +182,21 @@ class Accounts:
 
     def left(self, cap: Cap, day: str) -> int:
         """Negative where turns have cost more than they had set aside."""
-        return cap.micro_usd - self.spent(cap.owner, cap.span, day) - self._reserved[cap.owner]
+        return cap.micro_usd - self.spent(cap.owner, cap.span, day) - self._reserved.get(cap.owner, 0)
 
     def scarcest(self, caps: Sequence[Cap], day: str) -> tuple[Cap, int] | None:
         """The limit with the least left, and how much that is; None where there is no limit."""
-        found = [(cap, self.left(cap, day)) for cap in caps]
-        return min(found, key=lambda one: one[1], default=None)
+        least: tuple[Cap, int] | None = None
+        for cap in caps:
+            left = self.left(cap, day)
+            if least is None or left < least[1]:
+                least = cap, left
+        return least
 
     def gone(self, caps: Iterable[Cap], day: str) -> Cap | None:
         """A limit that is used up by what was spent and what those who are under way have used, if there is one."""
         for cap in caps:
-            if self.spent(cap.owner, cap.span, day) + self._used[cap.owner] >= cap.micro_usd:
+            if self.spent(cap.owner, cap.span, day) + self._used.get(cap.owner, 0) >= cap.micro_usd:
                 return cap
         return None
 

@@ -340,6 +340,8 @@ def _beneath(path: str, root: PurePath) -> bool:
 
 
 def _limit_refused(role: Role, asked: Mapping[str, float | None]) -> str | None:
+    if not asked:  # of a chat
+        return None
     cost = role.max_cost_micro_usd
     bounds = {
         "max_turns": role.max_turns,

@@ -84,6 +84,7 @@ class Writer:
         self._inode = _inode(path)
         self._observer = observer
         self._synchronous = ""
+        self._nudging: asyncio.AbstractEventLoop | None = None  # whose timer is to give what was left to the thread
         self._changed = threading.Condition()
         # what follows is guarded by it
         self._waiting: deque[_Item] = deque()
@@ -141,10 +142,12 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         self._put(_Item(call, OVERHEAD_BYTES, loop, _complain, quiet=True), notify=at_once)
-        if not at_once:
+        if not at_once and self._nudging is not loop:
+            self._nudging = loop
             loop.call_later(LEFT_S, self._nudge)
 
     def _nudge(self) -> None:
+        self._nudging = None
         with self._changed:
             if self._waiting:
                 self._changed.notify()
