@@ -19,7 +19,7 @@ from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import MESSAGE, MESSAGE_EVENT, Event
 from claude_daemon.core.key import Key
 from claude_daemon.core.message import MessageBuilder
-from claude_daemon.core.role import Role, names_of, refuses
+from claude_daemon.core.role import Role, names_of, refuses, refuses_way
 from claude_daemon.core.task import Kind, Lane, TaskSpec
 from claude_daemon.ports import Schemas, SessionRecord
 from claude_daemon.service.admit import Admission, Admitted
@@ -105,7 +105,7 @@ class Chats:
         allowed = self._role(request).lanes
         lane = self._lane(request, allowed)
         if allowed is not None:
-            self._judge(request, lane=lane)
+            _may(refuses_way(self._role(request), lane=lane))
         return lane
 
     def _lane(self, request: web.Request, allowed: frozenset[str] | None) -> Lane:
@@ -142,7 +142,7 @@ class Chats:
         self.check_model(request, body.get("model"))
         joined = None if session is None else self._sessions.chat(session, body)
         if joined is not None:
-            self._judge(request, directories=joined.agent.directories)
+            _may(refuses(self._role(request), directories=joined.agent.directories))
         spec = TaskSpec(
             kind=Kind.CHAT,
             lane=lane,
@@ -180,7 +180,7 @@ class Chats:
         caller's."""
         model = self.admission.model(name)
         if self._role(request).models is not None:
-            self._judge(request, models=[names_of(model, self.admission.models)])
+            _may(refuses_way(self._role(request), models=[names_of(model, self.admission.models)]))
         return model
 
     def models(self, request: web.Request) -> Mapping[str, str]:
@@ -193,10 +193,6 @@ class Chats:
     def _role(self, request: web.Request) -> Role:
         return self._callers.role_of(caller(request), None)
 
-    def _judge(self, request: web.Request, **wanted: Any) -> None:
-        if (why := refuses(self._role(request), **wanted)) is not None:
-            raise Refusal.because(Code.FORBIDDEN, why)
-
     def follow(self, run: Run) -> Following:
         return Following(run, self._dispatcher)
 
@@ -208,6 +204,12 @@ class Chats:
             if admitted.run.task.spec.stream:
                 return await _stream(request, following, form, headers)
             return await _whole(request, following, form, headers)
+
+
+def _may(why: str | None) -> None:
+    """Raises Refusal where a role's rule forbids it."""
+    if why is not None:
+        raise Refusal.because(Code.FORBIDDEN, why)
 
 
 def caller(request: web.Request) -> Key:

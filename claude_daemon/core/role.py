@@ -289,6 +289,14 @@ def refuses(
     return why if why is None or role.known else _unknown(role)
 
 
+def refuses_way(
+    role: Role, *, route: str | None = None, lane: str | None = None, models: Iterable[Sequence[str]] = ()
+) -> str | None:
+    """As :func:`refuses`, for what is asked by every chat: there is no more to it than the way that it takes."""
+    why = _way_refused(role, route, lane, models)
+    return why if why is None or role.known else _unknown(role)
+
+
 def _way_refused(role: Role, route: str | None, lane: str | None, models: Iterable[Sequence[str]]) -> str | None:
     if role.routes is not None and route is not None and route not in role.routes:
         return f"The role `{role.name}` may not use `{_told(route)}`; its routes are {_listed(role.routes)}."
@@ -340,8 +348,6 @@ def _beneath(path: str, root: PurePath) -> bool:
 
 
 def _limit_refused(role: Role, asked: Mapping[str, float | None]) -> str | None:
-    if not asked:  # of a chat
-        return None
     cost = role.max_cost_micro_usd
     bounds = {
         "max_turns": role.max_turns,

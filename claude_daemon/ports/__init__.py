@@ -21,6 +21,9 @@ from claude_daemon.ports.engine import (
     Question,
     Schemas,
     Spending,
+    is_copying,
+    is_gated,
+    is_metered,
 )
 from claude_daemon.ports.mcp import ConnectMcp, Heard, Lost, McpFailed, McpServer, McpTransport
 from claude_daemon.ports.store import (
@@ -124,4 +127,7 @@ __all__ = [
     "WebhookDelivery",
     "WebhookSender",
     "Webhooks",
+    "is_copying",
+    "is_gated",
+    "is_metered",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 from claude_daemon.core.errors import Failure, Fault
 from claude_daemon.core.event import Emission
@@ -135,6 +135,30 @@ class MeteredLease(Lease, Protocol):
     without it nothing bounds them."""
 
     spending: Spending | None
+
+
+def is_gated(lease: Lease) -> TypeGuard[GatedLease]:
+    return _is_a(lease, GatedLease)
+
+
+def is_copying(lease: Lease) -> TypeGuard[CopyingLease]:
+    return _is_a(lease, CopyingLease)
+
+
+def is_metered(lease: Lease) -> TypeGuard[MeteredLease]:
+    return _is_a(lease, MeteredLease)
+
+
+_KINDS: Final[dict[tuple[type, type], bool]] = {}
+
+
+def _is_a(lease: Lease, kind: type) -> bool:
+    """Found out once for each class: a protocol's ``isinstance`` reads every attribute that it names, and each request
+    asks three times."""
+    known = type(lease), kind
+    if known not in _KINDS:
+        _KINDS[known] = isinstance(lease, kind)
+    return _KINDS[known]
 
 
 class Engine(Protocol):

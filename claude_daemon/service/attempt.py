@@ -17,12 +17,12 @@ from claude_daemon.ports import (
     Answer,
     Clock,
     Ended,
-    GatedLease,
     Lease,
-    MeteredLease,
     Question,
     Schemas,
     StoreUnavailable,
+    is_gated,
+    is_metered,
 )
 from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.book import Book
@@ -82,10 +82,10 @@ class Attempts:
         schema = run.task.spec.output_schema
         # an agent's answer is not its text: what it says on its way is told as it comes
         judge = Judge(self._schemas, schema) if schema is not None and run.task.spec.agent is None else None
-        if isinstance(lease, GatedLease):
+        if is_gated(lease):
             lease.gate = _ToolGate(self, run, self._book) if self._book is not None else None
             lease.ask = partial(self._ask, run)
-        if isinstance(lease, MeteredLease) and self._book is not None:
+        if self._book is not None and is_metered(lease):
             lease.spending = partial(self._book.may_call, run)
         try:
             return await self._read(run, lease, judge)

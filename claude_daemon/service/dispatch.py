@@ -21,7 +21,7 @@ from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.event import Emission
 from claude_daemon.core.room import Room
 from claude_daemon.core.task import Effects, Lane, Outcome, State, Task, TaskSpec, advance
-from claude_daemon.ports import Clock, CopyingLease, Ended, Engine, Ids, Lease, NotYet, Schemas, StoreUnavailable
+from claude_daemon.ports import Clock, Ended, Engine, Ids, Lease, NotYet, Schemas, StoreUnavailable, is_copying
 from claude_daemon.service.approvals import Approvals
 from claude_daemon.service.attempt import Attempts
 from claude_daemon.service.backlog import Backlog
@@ -542,7 +542,7 @@ class Dispatcher:
             )
         run.start, run.worker_id, run.started_at = lease.start, lease.worker_id, self._monotonic()
         run.lease = lease
-        if isinstance(lease, CopyingLease):
+        if is_copying(lease):
             lease.copied = partial(self._step, run.task.id)
         run.context.run(self._begins, run)
         self._running.add(run)

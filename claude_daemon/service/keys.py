@@ -15,7 +15,7 @@ from claude_daemon.core.agent import READ_ONLY, TOOLS
 from claude_daemon.core.budget import NO_BUDGET, Budget
 from claude_daemon.core.errors import Code, Refusal
 from claude_daemon.core.key import DEFAULT_DOMAIN, LOCAL, Key, Keyring, Unfit, digest, new_secret
-from claude_daemon.core.role import BUILT_IN, DEFAULT_ROLE, Role, no_tools, permitted, powerless, refuses, route_of
+from claude_daemon.core.role import BUILT_IN, DEFAULT_ROLE, Role, no_tools, permitted, powerless, refuses_way, route_of
 from claude_daemon.ports import AuditRecord, Clock, Ids, KeyRecord, Keys, StoreUnavailable
 from claude_daemon.service.refused import Refused
 from claude_daemon.service.watch import Watches
@@ -232,7 +232,7 @@ class KeyDesk:
     def check_route(self, key: Key, path: str) -> None:
         """Raises Refusal where the key's role has other routes. ``path`` is the route's own, as ``/v1/tasks/{id}``."""
         role = self.role_of(key, None)
-        if role.routes is not None and (why := refuses(role, route=route_of(path) or path)) is not None:
+        if role.routes is not None and (why := refuses_way(role, route=route_of(path) or path)) is not None:
             raise Refusal.because(Code.FORBIDDEN, why)
 
     def revoked(self, key_id: str) -> bool:
@@ -258,7 +258,7 @@ class KeyDesk:
     def may_use(self, key_id: str, models: Sequence[str]) -> bool:
         """Whether a key may use the model that has these names."""
         known = self._known.get(key_id)
-        return known is None or refuses(self.role_of(known[0], None), models=[models]) is None
+        return known is None or refuses_way(self.role_of(known[0], None), models=[models]) is None
 
     def arms_somebody(self) -> bool:
         """Whether any key but that of the home may have tools run that change something."""
