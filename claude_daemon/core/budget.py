@@ -10,7 +10,6 @@ clock that steps back, what was spent at the later date goes on counting, so not
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
@@ -141,9 +140,9 @@ class Accounts:
         self._spent: dict[Owner, dict[str, int]] = {}
         self._since: dict[Owner, dict[str, int]] = {}
         """Sums of it since the days that were last asked for: every request asks, and a month has thirty."""
-        self._reserved: Counter[Owner] = Counter()
+        self._reserved: dict[Owner, int] = {}
         self._held: dict[str, Reservation] = {}
-        self._used: Counter[Owner] = Counter()
+        self._used: dict[Owner, int] = {}
         self._used_by: dict[str, int] = {}
 
     @property
@@ -178,7 +177,7 @@ class Accounts:
         return found
 
     def reserved(self, owner: Owner) -> int:
-        return self._reserved[owner]
+        return self._reserved.get(owner, 0)
 
     def left(self, cap: Cap, day: str) -> int:
         """Negative where turns have cost more than they had set aside."""
@@ -231,10 +230,15 @@ class Accounts:
             _add(self._used, held.owners, -self._used_by.pop(task_id, 0))
 
 
-def _add(sums: Counter[Owner], owners: Iterable[Owner], micro_usd: int) -> None:
+def _add(sums: dict[Owner, int], owners: Iterable[Owner], micro_usd: int) -> None:
+    """What comes to nothing is not kept."""
+    if not micro_usd:
+        return
     for owner in owners:
-        sums[owner] += micro_usd
-        if not sums[owner]:
+        left = sums.get(owner, 0) + micro_usd
+        if left:
+            sums[owner] = left
+        else:
             del sums[owner]
 
 

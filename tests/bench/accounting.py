@@ -21,7 +21,7 @@ from tests.bench.measure import Case, Row, Scale, Summary, interleave, percentil
 from tests.bench.stage import Daemon, Stage
 
 _SHARE_AT_MOST = 0.03
-_AT_MOST_S = 0.0003
+_AT_MOST_S = 0.0002
 _BLOCK = 20
 """Requests between two looks at the CPU that they took."""
 _WARM_UP = 3
