@@ -76,7 +76,6 @@ class Health:
     """Work is taken although the state says no: a lame duck's, and that of connections accepted before a successor."""
     _cached: dict[str, HealthReport] = field(default_factory=dict)
     _cached_at: float = float("-inf")
-    _told: dict[str, Check] = field(default_factory=dict)
     _changes: deque[Change] = field(default_factory=lambda: deque(maxlen=CHANGES_KEPT))
     _noted: Hint = field(default_factory=Hint)
 
@@ -129,10 +128,9 @@ class Health:
         return self._cached
 
     def settle(self) -> None:
-        """Start-up (or a drain) is over: ready or degraded, as the checks say; changes till then are told now."""
+        """Start-up (or a drain) is over: ready or degraded, as the checks say."""
         self._read()
         self.move(self._admitting_state())
-        self._tell_changes()
 
     def _follow_checks(self) -> None:
         if self.state in ADMITTING:
@@ -140,15 +138,13 @@ class Health:
             self._cached_at = self.monotonic()  # the move has changed no check
 
     def _read(self) -> None:
+        before = self._cached
         self._cached = {name: report for source in self.sources for name, report in source().items()}
         self._cached_at = self.monotonic()
-        if self.state not in _PASSING:
-            self._tell_changes()
-
-    def _tell_changes(self) -> None:
+        if self.state in _PASSING:
+            return
         for name, report in self._cached.items():
-            old = self._told.get(name)
-            self._told[name] = report.status
+            old = before[name].status if name in before else None
             if report.status is not (old or Check.PASS):
                 self._note_change(name, old, report)
 

@@ -172,15 +172,14 @@ def test_the_last_changes_are_told_with_their_reasons_to_those_who_may_see_them(
     at = 6000.0
     assert document["changes"] == [
         {"at": at, "what": "state", "from": "starting", "to": "degraded", "reason": "disk: disk is so"},
-        {"at": at, "what": "disk", "from": None, "to": "warn", "reason": "disk is so"},
         {"at": at + 1, "what": "engine", "from": "pass", "to": "fail", "reason": "engine is so"},
         {"at": at + 1, "what": "disk", "from": "warn", "to": "pass", "reason": "disk is so"},
     ]
-    assert told == ["disk", "engine", "disk"]
+    assert told == ["engine", "disk"]
     setting.health.move(S.STOPPING)
     setting.set(engine=Check.WARN)  # its workers are gone, as they should be
     setting.health.note()
-    assert len(setting.health.document(details=True)["changes"]) == 5 and told == ["disk", "engine", "disk"]
+    assert len(setting.health.document(details=True)["changes"]) == 4 and told == ["engine", "disk"]
     assert "changes" not in setting.health.document(details=False)
 
 
