@@ -33,8 +33,7 @@ def insert(db: Connection, audit: AuditRecord | None) -> None:
     if audit is None:
         return
     last = db.execute(_LAST).fetchone()
-    n, before = (0, None) if last is None else (last["n"], _seal_of(last["hash"]))
-    before = before or GENESIS
+    n, before = (0, GENESIS) if last is None else (last["n"], _seal_of(last["hash"]) or GENESIS)
     domain = audit.trust_domain
     if domain is None and audit.task_id is not None:
         task = db.execute("SELECT trust_domain FROM tasks WHERE id = ?", (audit.task_id,)).fetchone()
