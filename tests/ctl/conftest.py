@@ -127,7 +127,7 @@ class Reply(BaseHTTPRequestHandler):
 
 class Daemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     """Answers by ``routes``: (method, path below the base) to what makes the reply; the rest by ``otherwise``, where
-    there is such an answer. Keeps every request."""
+    there is such an answer. Keeps every request. Who connects before :meth:`begin` waits for it."""
 
     daemon_threads = True
     block_on_close = False
@@ -140,6 +140,9 @@ class Daemon(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.requests: list[Request] = []
         super().__init__(str(path), Reply)
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True)
+
+    def begin(self) -> None:
+        """Answers from now on."""
         self._thread.start()
 
     def on(self, method: str, path: str, reply: Callable[[Reply], None]) -> None:
@@ -180,6 +183,7 @@ def short_dir() -> Iterator[Path]:
 @pytest.fixture
 def daemon(short_dir: Path) -> Iterator[Daemon]:
     running = Daemon(short_dir / "ctl.sock")
+    running.begin()
     yield running
     running.leave()
 

@@ -117,6 +117,7 @@ def test_a_daemon_that_restarts_is_waited_for(daemon: Daemon, invoke: Invoke) ->
         successor = Daemon(daemon.path)
         Streams(successor, numbered(event("task.requeued"), text("new"), SUCCEEDED, first=20))
         successors.append(successor)
+        successor.begin()  # with all its answers: who asks before would be told that there is no such task
 
     def cut(reply: Reply) -> None:
         reply.begin_stream()

@@ -149,6 +149,7 @@ def test_ready_wait_sees_a_daemon_that_starts_later(spawn: Spawn, short_dir: Pat
     process = spawn("--socket", str(short_dir / "late.sock"), "ready", "--wait", "60")
     late = Daemon(short_dir / "late.sock")
     late.says("GET", "ready", {"status": "pass", "state": "ready"})
+    late.begin()
     out, _ = process.communicate(timeout=PATIENCE_SECONDS)
     late.leave()
     assert (process.returncode, out) == (0, b"ready\n")
