@@ -419,7 +419,7 @@ class Budgets(Protocol):
     """What the ledger has charged, and what is set aside besides."""
 
     def reserve(self, reservation: Reservation) -> None:
-        """A chat's. Nobody waits for it: it is written within some hundredths of a second."""
+        """A chat's. Nobody waits for it."""
 
     async def charge_left_behind(self, day: str, at: float) -> int:
         """Charges the reservations of chats that were under way when a daemon was killed, whole; how many. Before any

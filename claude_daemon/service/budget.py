@@ -6,7 +6,9 @@ and knows after a crash what was spent and what was set aside.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from typing import Any, Final
@@ -34,8 +36,10 @@ from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.price import Price, cost_micro_usd
 from claude_daemon.core.task import Kind, Outcome, Task, TaskSpec, Usage
-from claude_daemon.ports import Clock, HealthReport, Store
+from claude_daemon.ports import Clock, HealthReport, Store, StoreUnavailable
 
+WRITTEN_AFTER_S: Final = 0.02
+"""A chat that is over by then never has its reservation written: its end, which is, says all."""
 WARN_PERCENT: Final = 80
 """Of a limit: by then somebody should know."""
 _BOUNDS_KEPT: Final = 4096
@@ -73,6 +77,8 @@ class Budgets:
         self._told = told
         self.changed: Callable[[], None] = lambda: None
         self._accounts = Accounts()
+        self._unwritten: dict[str, asyncio.TimerHandle] = {}
+        """By chat, what is to write its reservation."""
         self._loaded = False
         self._day: tuple[int, tzinfo, str] | None = None
         self._bounds: dict[tuple[str, str], tuple[BudgetSettings, Budget, tuple[Cap, ...]]] = {}
@@ -143,8 +149,14 @@ class Budgets:
         )
         self._accounts.hold(reservation)
         if task.spec.kind is Kind.CHAT:
-            self._store.reserve(reservation)
+            later = asyncio.get_running_loop().call_later
+            self._unwritten[task.id] = later(WRITTEN_AFTER_S, self._write, reservation)
         return reservation
+
+    def _write(self, reservation: Reservation) -> None:
+        del self._unwritten[reservation.task_id]
+        with suppress(StoreUnavailable):  # it is closed: nobody is left who could end this chat either
+            self._store.reserve(reservation)
 
     def give_back(self, task_id: str) -> None:
         """Of a task that was not accepted after all."""
@@ -221,6 +233,8 @@ class Budgets:
         held = self._accounts.held(task.id)
         if over:
             self._accounts.release(task.id)
+            if (writing := self._unwritten.pop(task.id, None)) is not None:
+                writing.cancel()
         elif held is not None:  # another attempt begins as the first one did
             self._accounts.hold(replace(held, micro_usd=min(held.micro_usd, self._step(task.spec))))
         if bill.micro_usd:

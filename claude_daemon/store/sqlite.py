@@ -183,8 +183,7 @@ class SqliteStore:
     # ledger
 
     def record_chat(self, task: Task, ledger: LedgerEntry | None, audit: AuditRecord | None = None) -> None:
-        call = ledgers.record_chat.bind(rows.wordless(task), ledger, audit)
-        self._writer.leave(call, at_once=True)
+        self._writer.leave(ledgers.record_chat.bind(rows.wordless(task), ledger, audit))
 
     async def ledger(self, task_id: str) -> Sequence[LedgerEntry]:
         return await self._readers.read(ledgers.read, task_id)

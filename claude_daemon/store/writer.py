@@ -37,9 +37,6 @@ MAX_BACKLOG_BYTES: Final = 64 * 1024 * 1024
 """Waiting: what a small machine can spare. What is exempt is not turned away; its callers hold back by themselves."""
 CLOSE_GRACE_S: Final = 5.0
 """How long a store that fails is tried at the end: less than a service manager waits before it kills."""
-LEFT_S: Final = 0.02
-"""How long what nobody waits for may wait for company: until then an answer's first words are not held up by it, and a
-short answer's end is in the same commit."""
 OVERHEAD_BYTES: Final = 500
 """Of one verb, beside what it carries."""
 BACKOFF: Final = Backoff(first_seconds=0.05, limit_seconds=0.5)
@@ -84,7 +81,6 @@ class Writer:
         self._inode = _inode(path)
         self._observer = observer
         self._synchronous = ""
-        self._nudging: asyncio.AbstractEventLoop | None = None  # whose timer is to give what was left to the thread
         self._changed = threading.Condition()
         # what follows is guarded by it
         self._waiting: deque[_Item] = deque()
@@ -136,21 +132,9 @@ class Writer:
 
         self._put(_Item(call, size + OVERHEAD_BYTES, loop, reply))
 
-    def leave(self, call: Call[None], *, at_once: bool = False) -> None:
-        """As :meth:`tell`, for one who need not hear of it. Unless ``at_once`` it goes with the next verb that somebody
-        waits for, or :data:`LEFT_S` later.
-        """
-        loop = asyncio.get_running_loop()
-        self._put(_Item(call, OVERHEAD_BYTES, loop, _complain, quiet=True), notify=at_once)
-        if not at_once and self._nudging is not loop:
-            self._nudging = loop
-            loop.call_later(LEFT_S, self._nudge)
-
-    def _nudge(self) -> None:
-        self._nudging = None
-        with self._changed:
-            if self._waiting:
-                self._changed.notify()
+    def leave(self, call: Call[None]) -> None:
+        """As :meth:`tell`, for one who need not hear of it."""
+        self._put(_Item(call, OVERHEAD_BYTES, asyncio.get_running_loop(), _complain, quiet=True))
 
     def hurry(self) -> None:
         """Ends the wait before the next attempt of a store that has failed."""
@@ -177,7 +161,7 @@ class Writer:
         self._thread.join()
         return not self._lost
 
-    def _put(self, item: _Item, *, notify: bool = True) -> None:
+    def _put(self, item: _Item) -> None:
         with self._changed:
             if self._closing_at is not None:
                 raise StoreUnavailable("the store is closed")
@@ -187,8 +171,7 @@ class Writer:
             self._waiting.append(item)
             self._backlog_items += 1
             self._backlog_bytes += item.size
-            if notify:
-                self._changed.notify()
+            self._changed.notify()
 
     # on the writer's thread
 

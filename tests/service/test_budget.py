@@ -13,11 +13,12 @@ from typing import Any, cast
 import pytest
 
 from claude_daemon.core.agent import AgentSpec
-from claude_daemon.core.budget import ALL, NO_BUDGET, Budget, Owner, Purse
+from claude_daemon.core.budget import ALL, NO_BUDGET, Budget, Owner, Purse, Reservation
 from claude_daemon.core.errors import Code, Failure, Refusal
 from claude_daemon.core.lifecycle import Check
 from claude_daemon.core.task import Kind, Outcome, State, Task, TaskSpec, Usage
 from claude_daemon.ports import Idempotency, MeteredLease, Spending, StoreUnavailable
+from claude_daemon.service import budget
 from claude_daemon.service.book import Book
 from claude_daemon.service.budget import Budgets, BudgetSettings
 from claude_daemon.service.run import Run
@@ -38,6 +39,13 @@ def used(tokens: int, calls: int = 1) -> Usage:
 
 def cost(tokens: int) -> Outcome:
     return replace(SUCCEEDED, usage=used(tokens))
+
+
+async def written(budgets: Budgets) -> None:
+    """The store has been told of every chat that goes on."""
+    async with asyncio.timeout(PATIENCE_S):
+        while budgets._unwritten:
+            await asyncio.sleep(0.001)
 
 
 class MeteredFakeLease(FakeLease):
@@ -115,6 +123,7 @@ class House:
 
     async def stored(self) -> tuple[int, int]:
         """What the store says: spent by all, and set aside."""
+        await written(self.budgets)
         await self.store.pause(False)  # behind whatever nobody waits for
         spent = sum(one.micro_usd for one in await self.store.spending("1970") if one.owner == ALL)
         return spent, sum(one.micro_usd for one in await self.store.reservations())
@@ -425,6 +434,39 @@ async def test_after_a_kill_the_sums_are_exact(store: SqliteStore, clock: Clock,
         assert after.names("budget.left_behind")[0]["chats"] == 2
         assert len(after.chats(20)) == 2
     await left.close()
+
+
+async def test_a_chat_that_is_soon_over_never_has_its_reservation_written(
+    store: SqliteStore, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    reserve = store.reserve
+
+    def seen(reservation: Reservation) -> None:
+        written.append(reservation.task_id)
+        reserve(reservation)
+
+    monkeypatch.setattr(store, "reserve", seen)
+    async with house(store, clock) as at:
+        monkeypatch.setattr(budget, "WRITTEN_AFTER_S", 3600.0)
+        await at.ended(at.chat(), cost(30))
+        assert (await at.stored(), written) == ((30, 0), [])
+        monkeypatch.setattr(budget, "WRITTEN_AFTER_S", 0.0)
+        goes_on = at.chat()
+        assert (await at.stored(), written) == ((30, TURN), [goes_on.task.id])
+
+
+async def test_a_reservation_that_comes_due_when_the_store_is_closed_troubles_nobody(
+    store: SqliteStore, clock: Clock
+) -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+    budgets = Budgets(store, FOR_THREE, now=clock)
+    await budgets.load()
+    budgets.reserve(Task(id="chat_1", spec=spec(kind=Kind.CHAT), created_at=0.0))
+    await store.close()
+    await written(budgets)
+    assert told == []
 
 
 async def test_what_was_spent_is_known_after_a_restart(store: SqliteStore, clock: Clock) -> None:

@@ -96,22 +96,7 @@ class TestGroups:
         await verbs
         assert len(calls) == 2  # of the verb that all waited for, and of the group
 
-    async def test_what_nobody_waits_for_goes_with_the_next_verb_in_its_place(
-        self, store: SqliteStore, gate: Gate, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(writer, "LEFT_S", 3600.0)
-        await store.pause(False)  # the writer waits
-        gate.commits.clear()
-        store.key_used("key_1", 1.0)
-        store.key_used("key_2", 1.0)
-        assert store.status().backlog == 2
-        await store.pause(False)
-        assert [verb for commit in gate.commits for verb in commit] == ["key_used", "key_used", "pause"]
-        assert len(gate.commits) == 1
-
-    async def test_what_nobody_waits_for_is_written_in_time_when_nothing_else_is(
-        self, store: SqliteStore, gate: Gate
-    ) -> None:
+    async def test_what_nobody_waits_for_is_written_when_nothing_else_is(self, store: SqliteStore, gate: Gate) -> None:
         await store.pause(False)
         store.key_used("key_1", 1.0)
         async with asyncio.timeout(PATIENCE_S):
