@@ -102,10 +102,10 @@ class Chats:
         """The one asked for, or the first that the caller may use. Raises Refusal while nothing is admitted, so that a
         drain is told before faults in the body."""
         self.admission.check_open()
-        allowed = self._role(request).lanes
-        lane = self._lane(request, allowed)
-        if allowed is not None:
-            _may(refuses_way(self._role(request), lane=lane))
+        role = self._role(request)
+        lane = self._lane(request, role.lanes)
+        if role.lanes is not None and lane not in role.lanes:
+            _may(refuses_way(role, lane=lane))
         return lane
 
     def _lane(self, request: web.Request, allowed: frozenset[str] | None) -> Lane:
@@ -178,9 +178,9 @@ class Chats:
     def check_model(self, request: web.Request, name: str | None) -> str:
         """The id of the model that a client's name means. Raises Refusal for one that is unknown, or not the
         caller's."""
-        model = self.admission.model(name)
-        if self._role(request).models is not None:
-            _may(refuses_way(self._role(request), models=[names_of(model, self.admission.models)]))
+        model, role = self.admission.model(name), self._role(request)
+        if role.models is not None and model not in role.models:  # it may be there by an alias
+            _may(refuses_way(role, models=[names_of(model, self.admission.models)]))
         return model
 
     def models(self, request: web.Request) -> Mapping[str, str]:

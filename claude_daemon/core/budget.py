@@ -10,11 +10,12 @@ clock that steps back, what was spent at the later date goes on counting, so not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from enum import StrEnum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from claude_daemon.core.errors import UPSTREAM_SAID_NO, Code, Failure
@@ -73,6 +74,12 @@ def first_day(span: Span, day: str) -> str:
     '2026-11-01'
     """
     return day if span is Span.DAY else f"{day[:8]}01"
+
+
+@lru_cache(maxsize=64)  # every request asks
+def firsts(day: str) -> Mapping[Span, str]:
+    """For each span, its :func:`first_day`."""
+    return MappingProxyType({span: first_day(span, day) for span in Span})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +170,9 @@ class Accounts:
 
     def spent(self, owner: Owner, span: Span, day: str) -> int:
         """In the span that this day is in, and since."""
-        first = first_day(span, day)
+        return self._since_day(owner, firsts(day)[span])
+
+    def _since_day(self, owner: Owner, first: str) -> int:
         sums = self._since.get(owner)
         if sums is None:
             if owner not in self._spent:
@@ -179,15 +188,14 @@ class Accounts:
     def reserved(self, owner: Owner) -> int:
         return self._reserved.get(owner, 0)
 
-    def left(self, cap: Cap, day: str) -> int:
-        """Negative where turns have cost more than they had set aside."""
-        return cap.micro_usd - self.spent(cap.owner, cap.span, day) - self._reserved.get(cap.owner, 0)
-
     def scarcest(self, caps: Sequence[Cap], day: str) -> tuple[Cap, int] | None:
-        """The limit with the least left, and how much that is; None where there is no limit."""
+        """The limit with the least left, and how much that is, which is negative where turns have cost more than they
+        had set aside; None where there is no limit."""
+        since = firsts(day)
         least: tuple[Cap, int] | None = None
         for cap in caps:
-            left = self.left(cap, day)
+            spent = self._since_day(cap.owner, since[cap.span])
+            left = cap.micro_usd - spent - self._reserved.get(cap.owner, 0)
             if least is None or left < least[1]:
                 least = cap, left
         return least
@@ -198,6 +206,15 @@ class Accounts:
             if self.spent(cap.owner, cap.span, day) + self._used.get(cap.owner, 0) >= cap.micro_usd:
                 return cap
         return None
+
+    def high(self, caps: Iterable[Cap], day: str, percent: int) -> Sequence[tuple[Cap, int]]:
+        """The limits of which so much is spent, or more, and how many per cent."""
+        since = firsts(day)
+        return [
+            (cap, 100 * spent // cap.micro_usd if cap.micro_usd else 100)
+            for cap in caps
+            if 100 * (spent := self._since_day(cap.owner, since[cap.span])) >= percent * cap.micro_usd
+        ]
 
     def held(self, task_id: str) -> Reservation | None:
         return self._held.get(task_id)
@@ -226,8 +243,9 @@ class Accounts:
         """Gives back what the task has set aside, if anything."""
         held = self._held.pop(task_id, None)
         if held is not None:
-            _add(self._reserved, held.owners, -held.micro_usd)
-            _add(self._used, held.owners, -self._used_by.pop(task_id, 0))
+            owners = held.owners
+            _add(self._reserved, owners, -held.micro_usd)
+            _add(self._used, owners, -self._used_by.pop(task_id, 0))
 
 
 def _add(sums: dict[Owner, int], owners: Iterable[Owner], micro_usd: int) -> None:

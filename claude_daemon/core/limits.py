@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 MINUTE_S: Final = 60.0
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Bucket:
-    """A token bucket: ``most`` at once, refilled evenly within a minute. It may be in debt: what was used is often
-    known only afterwards. ``at`` is monotonic seconds; a clock that stands still or steps back refills nothing."""
+    """A token bucket: ``most`` at once, refilled evenly within a minute. ``level``, which whoever takes from it lowers,
+    may be a debt: what was used is often known only afterwards. ``at`` is monotonic seconds: when it was last refilled,
+    which is for :func:`refill` to do before anything is asked or taken."""
 
     most: int
     level: float
@@ -21,40 +23,30 @@ class Bucket:
     def full(cls, most: int, now: float) -> Bucket:
         return cls(most, float(most), now)
 
-    def take(self, amount: float, now: float) -> None:
-        """Whether it is there or not."""
-        self._refill(now)
-        self.level -= amount
-
-    def wait(self, amount: float, now: float) -> float:
+    def wait(self, amount: float) -> float:
         """Seconds until so much is there; 0 when it is."""
-        self._refill(now)
         return max(0.0, (amount - self.level) * MINUTE_S / self.most)
 
-    def resize(self, most: int, now: float) -> None:
+    def resize(self, most: int) -> None:
         """Another limit from now on: what was used of the old one stays used."""
-        self._refill(now)
         self.level += most - self.most
         self.most = most
 
-    def _refill(self, now: float) -> None:
-        elapsed = now - self.at
-        if elapsed > 0:
-            self.level = min(float(self.most), self.level + elapsed * self.most / MINUTE_S)
-            self.at = now
-
-    def left(self, now: float) -> float:
-        """What is there; negative in debt."""
-        self._refill(now)
-        return self.level
-
-    def standing(self, now: float) -> Standing:
-        self._refill(now)
+    def standing(self) -> Standing:
         return Standing(
             limit=self.most,
             remaining=max(0, int(self.level)),
             reset_seconds=(self.most - self.level) * MINUTE_S / self.most,
         )
+
+
+def refill(buckets: Iterable[Bucket], now: float) -> None:
+    """With what has come since they were last refilled. A clock that stands still or steps back brings nothing."""
+    for bucket in buckets:
+        elapsed = now - bucket.at
+        if elapsed > 0:
+            bucket.level = min(float(bucket.most), bucket.level + elapsed * bucket.most / MINUTE_S)
+            bucket.at = now
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePath
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -230,6 +231,7 @@ def _unknown(role: Role) -> str:
     return f"The role `{role.name}` of this key is not configured (any more): without it there are no tools, no scopes."
 
 
+@lru_cache(maxsize=256)  # of the routes that there are, for each request
 def route_of(path: str) -> str | None:
     """Which of :data:`ROUTES` a path belongs to.
 

@@ -245,10 +245,7 @@ class Budgets:
     def _warn(self, bounds: tuple[Cap, ...]) -> None:
         """Once for each limit in its span, and once more when it is spent."""
         today = self.today
-        for cap in bounds:
-            percent = self._percent(cap, today)
-            if percent < WARN_PERCENT:
-                continue
+        for cap, percent in self._accounts.high(bounds, today, WARN_PERCENT):
             began, before = first_day(cap.span, today), self._high.get((cap.owner, cap.span))
             self._high[cap.owner, cap.span] = began, percent
             if before is None or before[0] != began or (before[1] < 100 <= percent):
@@ -256,8 +253,8 @@ class Budgets:
                 self.changed()
 
     def _percent(self, cap: Cap, today: str) -> int:
-        spent = self._accounts.spent(cap.owner, cap.span, today)
-        return 100 * spent // cap.micro_usd if cap.micro_usd else 100
+        ((_, percent),) = self._accounts.high((cap,), today, 0)
+        return percent
 
     def _told_of(self, cap: Cap, today: str) -> dict[str, Any]:
         return {

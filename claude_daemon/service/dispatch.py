@@ -126,6 +126,8 @@ class Dispatcher:
         self._in_line: dict[str, Run] = {}  # chats whose session is at another's turn
         self._deadlines = Deadlines(self._too_late)
         self._runs: dict[str, Run] = {}
+        self._turns: dict[str, int] = {}
+        """By key, how many of them are its."""
         self._lanes: dict[Room, list[Lane]] = {}
         self._pumps: set[Room] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -166,7 +168,7 @@ class Dispatcher:
         accept(task)
         if leaves is not None:
             self.cut(leaves, self._overloaded(spec.lane))
-        run = self._runs[task.id] = Run(task, self._monotonic())
+        run = self._enter(Run(task, self._monotonic()))
         self.turns.enter(task.id, spec.sessions)
         if self.turns.may_begin(task.id):
             self._queue.add(run)
@@ -403,10 +405,14 @@ class Dispatcher:
         # a chat was held to the rate limits when it came: there it is refused, and does not wait
         return isinstance(waiting, Run) or self._may_begin(key_id, running, len(self._running))
 
+    def _enter(self, run: Run) -> Run:
+        self._runs[run.task.id] = run
+        _count(self._turns, run.key_id, 1)
+        return run
+
     def turns_of(self, key_id: str | None) -> int:
         """Turns of a key, or of all: chats that run or wait for a place, and durable tasks that have begun."""
-        runs = self._runs.values()
-        return len(runs) if key_id is None else sum(run.key_id == key_id for run in runs)
+        return len(self._runs) if key_id is None else self._turns.get(key_id, 0)
 
     def _read(self, ticket: Ticket) -> None:
         """What the ticket asks comes from the store; then it goes on."""
@@ -434,7 +440,7 @@ class Dispatcher:
         """A ticket's run. Its deadline stays."""
         assert self._book is not None
         self._backlog.take(ticket.id)
-        run = self._runs[task.id] = Run(task, ticket.queued_at, self._book.tails.hold(task.id))
+        run = self._enter(Run(task, ticket.queued_at, self._book.tails.hold(task.id)))
         if task.spec.timeout_seconds is not None:
             self._deadlines.add(task.id, task.created_at + task.spec.timeout_seconds - self._now())
         return run
@@ -661,7 +667,8 @@ class Dispatcher:
         return self._may_rerun(run, ended) or run.ending is INTERRUPTED
 
     def _forget(self, run: Run, *, comes_back: bool = False) -> None:
-        self._runs.pop(run.task.id, None)
+        if self._runs.pop(run.task.id, None) is not None:
+            _count(self._turns, run.key_id, -1)
         if run.durable:
             assert self._book is not None
             self._book.tails.release(run.task.id, run.tail)
@@ -693,3 +700,12 @@ class Dispatcher:
     def _tell_idle(self) -> None:
         if self.idle:
             self.idled.give()
+
+
+def _count(counts: dict[str, int], name: str, more: int) -> None:
+    """What comes to nothing is not kept."""
+    left = counts.get(name, 0) + more
+    if left:
+        counts[name] = left
+    else:
+        del counts[name]

@@ -134,6 +134,7 @@ class KeyDesk:
         randbytes: Callable[[int], bytes],
     ) -> None:
         self.roles = roles
+        self._without_tools: tuple[Role, Role] | None = None
         self.work: Work = NoWork()
         self.refused = Refused("key.refused", now=now, monotonic=monotonic)
         self.watches = Watches(self.unfit, now)
@@ -232,7 +233,9 @@ class KeyDesk:
     def check_route(self, key: Key, path: str) -> None:
         """Raises Refusal where the key's role has other routes. ``path`` is the route's own, as ``/v1/tasks/{id}``."""
         role = self.role_of(key, None)
-        if role.routes is not None and (why := refuses_way(role, route=route_of(path) or path)) is not None:
+        if role.routes is None or (route := route_of(path) or path) in role.routes:
+            return
+        if (why := refuses_way(role, route=route)) is not None:
             raise Refusal.because(Code.FORBIDDEN, why)
 
     def revoked(self, key_id: str) -> bool:
@@ -248,7 +251,11 @@ class KeyDesk:
         if peer_uid is not None:
             return BUILT_IN["full"]
         role = self.roles.get(key.role) or powerless(key.role)
-        return no_tools(role) if key.id == LOCAL else role
+        if key.id != LOCAL:
+            return role
+        if self._without_tools is None or self._without_tools[0] is not role:  # every chat asks several times
+            self._without_tools = role, no_tools(role)
+        return self._without_tools[1]
 
     def concurrent(self, key_id: str) -> int | None:
         """How many chats and tasks of a key may run at once, None for no bound."""

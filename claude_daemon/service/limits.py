@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from claude_daemon.core.errors import Code, Failure, Refusal
-from claude_daemon.core.limits import NO_RATES, Bucket, Rates, Standing
+from claude_daemon.core.limits import NO_RATES, Bucket, Rates, Standing, refill
 from claude_daemon.core.task import Usage
 from claude_daemon.ports import Clock
 
 _TURN_S: Final = 1.0
 """When a turn will be over is not known; a client that comes back after so long asks for little."""
 _OVERALL: Final = ""
-_WHOSE: Final = "with this key", "in all"
+_WITH_KEY: Final = "with this key"
+_IN_ALL: Final = "in all"
+_REQUESTS: Final = "requests"
+_TOKENS: Final = "tokens"
+_LEVEL: Final = attrgetter("level")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,30 +37,16 @@ class LimitSettings:
 NO_LIMITS: Final = LimitSettings()
 
 
-class _Buckets:
-    """Of one key, or of all."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What a key's requests have to pass under these settings, as far as there are limits. ``every``: its own buckets,
+    then those of all; ``counts``: what each of them counts, and for whom; ``of``: by :data:`_REQUESTS` and
+    :data:`_TOKENS`."""
 
-    __slots__ = ("followed", "requests", "tokens")
-
-    def __init__(self) -> None:
-        self.requests: Bucket | None = None
-        self.tokens: Bucket | None = None
-        self.followed: Rates | None = None
-
-    def follow(self, rates: Rates, now: float) -> None:
-        self.followed = rates
-        self.requests = _followed(self.requests, rates.requests_per_minute, now)
-        self.tokens = _followed(self.tokens, rates.tokens_per_minute, now)
-
-
-def _followed(bucket: Bucket | None, most: int | None, now: float) -> Bucket | None:
-    if most is None:
-        return None
-    if bucket is None:
-        return Bucket.full(most, now)
-    if bucket.most != most:
-        bucket.resize(most, now)
-    return bucket
+    settings: LimitSettings
+    every: tuple[Bucket, ...]
+    counts: tuple[str, ...]
+    of: Mapping[str, tuple[Bucket, ...]]
 
 
 class Limits:
@@ -71,7 +62,8 @@ class Limits:
         self.apply(settings)
         self._monotonic = monotonic
         self.turns = turns
-        self._buckets: dict[str, _Buckets] = {}
+        self._buckets: dict[tuple[str, str], Bucket] = {}
+        self._ways: dict[str, _Way] = {}
 
     def apply(self, settings: LimitSettings) -> None:
         self._settings = settings
@@ -92,60 +84,70 @@ class Limits:
         """One request more; ``turn``: it begins at once. Raises Refusal, and then it does not count."""
         if not self._any:
             return
-        now = self._monotonic()
         if turn:
             self._check_turns(key_id)
-        found = self._of(key_id, now)
-        for buckets, whose in zip(found, _WHOSE, strict=True):
-            for bucket, what in ((buckets.requests, "requests"), (buckets.tokens, "tokens")):
-                if bucket is not None and (wait := bucket.wait(1, now)) > 0:
-                    why = f"more than {bucket.most} {what} a minute {whose}"
-                    raise Refusal(_limited(why, wait))
-        for buckets in found:
-            if buckets.requests is not None:
-                buckets.requests.take(1, now)
+        way = self._way(key_id)
+        for bucket in way.every:
+            if bucket.level < 1:
+                why = f"more than {bucket.most} {way.counts[way.every.index(bucket)]}"
+                raise Refusal(_limited(why, bucket.wait(1)))
+        for bucket in way.of.get(_REQUESTS, ()):
+            bucket.level -= 1
 
     def used(self, key_id: str, usage: Usage) -> None:
         """What a task has used."""
         if not self._any:
             return
-        now = self._monotonic()
         tokens = usage.input_tokens + usage.output_tokens + usage.cache_creation_input_tokens
-        for buckets in self._of(key_id, now):
-            if buckets.tokens is not None:
-                buckets.tokens.take(tokens, now)
+        for bucket in self._way(key_id).of.get(_TOKENS, ()):
+            bucket.level -= tokens
 
     def standing(self, key_id: str) -> Mapping[str, Standing]:
         """By ``requests`` and ``tokens``, as far as there is a limit: whichever of the two has less left."""
         if not self._any:
             return {}
-        now = self._monotonic()
-        least: dict[str, Bucket] = {}
-        for buckets in self._of(key_id, now):
-            for name, bucket in (("requests", buckets.requests), ("tokens", buckets.tokens)):
-                if bucket is not None:
-                    left = bucket.left(now)
-                    if name not in least or left < least[name].level:
-                        least[name] = bucket
-        return {name: bucket.standing(now) for name, bucket in least.items()}
+        return {what: min(buckets, key=_LEVEL).standing() for what, buckets in self._way(key_id).of.items()}
 
     def _check_turns(self, key_id: str) -> None:
-        for name, most, whose in zip((key_id, None), self._turns, _WHOSE, strict=True):
-            if most is not None and self.turns(name) >= most:
-                raise Refusal(_limited(f"more than {most} turns at once {whose}", _TURN_S))
+        of_key, of_all = self._turns
+        if of_key is not None and self.turns(key_id) >= of_key:
+            raise Refusal(_limited(f"more than {of_key} turns at once {_WITH_KEY}", _TURN_S))
+        if of_all is not None and self.turns(None) >= of_all:
+            raise Refusal(_limited(f"more than {of_all} turns at once {_IN_ALL}", _TURN_S))
 
-    def _of(self, key_id: str, now: float) -> tuple[_Buckets, _Buckets]:
-        """The key's, and those of all."""
+    def _way(self, key_id: str) -> _Way:
+        """With its buckets refilled."""
+        now, way = self._monotonic(), self._ways.get(key_id)
+        if way is None or way.settings is not self._settings:
+            way = self._ways[key_id] = self._new_way(key_id, now)
+        refill(way.every, now)
+        return way
+
+    def _new_way(self, key_id: str, now: float) -> _Way:
         settings = self._settings
-        return self._following(key_id, settings.per_key, now), self._following(_OVERALL, settings.overall, now)
+        found = [
+            (what, f"{what} a minute {told}", bucket)
+            for whose, rates, told in ((key_id, settings.per_key, _WITH_KEY), (_OVERALL, settings.overall, _IN_ALL))
+            for what, most in ((_REQUESTS, rates.requests_per_minute), (_TOKENS, rates.tokens_per_minute))
+            if (bucket := self._bucket(whose, what, most, now)) is not None
+        ]
+        of: dict[str, tuple[Bucket, ...]] = {}
+        for what, _, bucket in found:
+            of[what] = *of.get(what, ()), bucket
+        return _Way(settings, tuple(one for *_, one in found), tuple(counts for _, counts, _ in found), of)
 
-    def _following(self, name: str, rates: Rates, now: float) -> _Buckets:
-        buckets = self._buckets.get(name)
-        if buckets is None:  # one for each key that there is, at most
-            buckets = self._buckets[name] = _Buckets()
-        if buckets.followed is not rates:
-            buckets.follow(rates, now)
-        return buckets
+    def _bucket(self, whose: str, what: str, most: int | None, now: float) -> Bucket | None:
+        """One for each key that there is, at most, and one of all."""
+        if most is None:
+            self._buckets.pop((whose, what), None)
+            return None
+        bucket = self._buckets.get((whose, what))
+        if bucket is None:
+            bucket = self._buckets[whose, what] = Bucket.full(most, now)
+        elif bucket.most != most:
+            refill((bucket,), now)
+            bucket.resize(most)
+        return bucket
 
 
 def _limited(why: str, wait_seconds: float) -> Failure:

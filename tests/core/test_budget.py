@@ -86,9 +86,9 @@ def test_what_is_left_is_what_is_neither_spent_nor_set_aside() -> None:
     accounts = Accounts()
     accounts.charge(ALL, "2026-11-27", 40)
     accounts.hold(reservation("task_1", 25))
-    assert accounts.left(cap(100), "2026-11-27") == 35
-    assert accounts.left(cap(100), "2026-11-28") == 75
-    assert accounts.left(cap(50), "2026-11-27") == -15
+    assert accounts.scarcest([cap(100)], "2026-11-27") == (cap(100), 35)
+    assert accounts.scarcest([cap(100)], "2026-11-28") == (cap(100), 75)
+    assert accounts.scarcest([cap(50)], "2026-11-27") == (cap(50), -15)
 
 
 def test_the_month_counts_its_days_and_no_others() -> None:
