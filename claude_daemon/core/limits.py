@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 MINUTE_S: Final = 60.0
 
@@ -45,12 +45,12 @@ def refill(buckets: Iterable[Bucket], now: float) -> None:
     for bucket in buckets:
         elapsed = now - bucket.at
         if elapsed > 0:
-            bucket.level = min(float(bucket.most), bucket.level + elapsed * bucket.most / MINUTE_S)
+            level = bucket.level + elapsed * bucket.most / MINUTE_S
+            bucket.level = level if level < bucket.most else float(bucket.most)
             bucket.at = now
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(NamedTuple):
     """One limit as its clients are told it. ``reset_seconds``: until all of it is there again."""
 
     limit: int

@@ -38,8 +38,9 @@ from claude_daemon.core.price import Price, cost_micro_usd
 from claude_daemon.core.task import Kind, Outcome, Task, TaskSpec, Usage
 from claude_daemon.ports import Clock, HealthReport, Store, StoreUnavailable
 
-WRITTEN_AFTER_S: Final = 0.02
-"""A chat that is over by then never has its reservation written: its end, which is, says all."""
+WRITTEN_WITHIN_S: Final = 0.02
+"""So soon a chat's reservation is on its way to the store, unless it is over by then: its end, which is written at
+once, says all."""
 WARN_PERCENT: Final = 80
 """Of a limit: by then somebody should know."""
 _BOUNDS_KEPT: Final = 4096
@@ -77,8 +78,8 @@ class Budgets:
         self._told = told
         self.changed: Callable[[], None] = lambda: None
         self._accounts = Accounts()
-        self._unwritten: dict[str, asyncio.TimerHandle] = {}
-        """By chat, what is to write its reservation."""
+        self._unwritten: list[str] = []
+        """Chats whose reservations the store has not been told of."""
         self._loaded = False
         self._day: tuple[int, tzinfo, str] | None = None
         self._bounds: dict[tuple[str, str], tuple[BudgetSettings, Budget, tuple[Cap, ...]]] = {}
@@ -116,8 +117,9 @@ class Budgets:
         self._warn_of_all()
 
     def _warn_of_all(self) -> None:
+        today = self.today
         for owner in self._accounts.payers:
-            self._warn(tuple(cap for span in Span if (cap := self._cap(owner, span)) is not None))
+            self._warn(tuple(cap for span in Span if (cap := self._cap(owner, span)) is not None), today)
 
     # before
 
@@ -149,14 +151,17 @@ class Budgets:
         )
         self._accounts.hold(reservation)
         if task.spec.kind is Kind.CHAT:
-            later = asyncio.get_running_loop().call_later
-            self._unwritten[task.id] = later(WRITTEN_AFTER_S, self._write, reservation)
+            if not self._unwritten:
+                asyncio.get_running_loop().call_later(WRITTEN_WITHIN_S, self._write)
+            self._unwritten.append(task.id)
         return reservation
 
-    def _write(self, reservation: Reservation) -> None:
-        del self._unwritten[reservation.task_id]
-        with suppress(StoreUnavailable):  # it is closed: nobody is left who could end this chat either
-            self._store.reserve(reservation)
+    def _write(self) -> None:
+        unwritten, self._unwritten = self._unwritten, []
+        with suppress(StoreUnavailable):  # it is closed: nobody is left who could end these chats either
+            for task_id in unwritten:
+                if (held := self._accounts.held(task_id)) is not None:
+                    self._store.reserve(held)
 
     def give_back(self, task_id: str) -> None:
         """Of a task that was not accepted after all."""
@@ -233,18 +238,15 @@ class Budgets:
         held = self._accounts.held(task.id)
         if over:
             self._accounts.release(task.id)
-            if (writing := self._unwritten.pop(task.id, None)) is not None:
-                writing.cancel()
         elif held is not None:  # another attempt begins as the first one did
             self._accounts.hold(replace(held, micro_usd=min(held.micro_usd, self._step(task.spec))))
         if bill.micro_usd:
             for owner in owners(task.spec.key_id, task.spec.trust_domain):
                 self._accounts.charge(owner, bill.day, bill.micro_usd)
-            self._warn(self._caps(task.spec))
+            self._warn(self._caps(task.spec), self.today)
 
-    def _warn(self, bounds: tuple[Cap, ...]) -> None:
+    def _warn(self, bounds: tuple[Cap, ...], today: str) -> None:
         """Once for each limit in its span, and once more when it is spent."""
-        today = self.today
         for cap, percent in self._accounts.high(bounds, today, WARN_PERCENT):
             began, before = first_day(cap.span, today), self._high.get((cap.owner, cap.span))
             self._high[cap.owner, cap.span] = began, percent

@@ -448,11 +448,10 @@ async def test_a_chat_that_is_soon_over_never_has_its_reservation_written(
 
     monkeypatch.setattr(store, "reserve", seen)
     async with house(store, clock) as at:
-        monkeypatch.setattr(budget, "WRITTEN_AFTER_S", 3600.0)
-        await at.ended(at.chat(), cost(30))
-        assert (await at.stored(), written) == ((30, 0), [])
-        monkeypatch.setattr(budget, "WRITTEN_AFTER_S", 0.0)
-        goes_on = at.chat()
+        monkeypatch.setattr(budget, "WRITTEN_WITHIN_S", 3600.0)
+        is_over, goes_on = at.chats(2)
+        await at.ended(is_over, cost(30))
+        at.budgets._write()
         assert (await at.stored(), written) == ((30, TURN), [goes_on.task.id])
 
 
