@@ -179,7 +179,7 @@ class Chats:
         """The id of the model that a client's name means. Raises Refusal for one that is unknown, or not the
         caller's."""
         model, role = self.admission.model(name), self._role(request)
-        if role.models is not None and model not in role.models:  # it may be there by an alias
+        if role.models is not None and role.models.isdisjoint((model, name)):  # it may be there by another alias
             _may(refuses_way(role, models=[names_of(model, self.admission.models)]))
         return model
 

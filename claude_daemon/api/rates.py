@@ -6,9 +6,17 @@ import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Final
 
 from claude_daemon.api.errors import Dialect
 from claude_daemon.core.limits import Standing
+
+_TOLD: Final = "limit", "remaining", "reset"
+_COUNTED: Final = "requests", "tokens"
+_NAMES: Final = {
+    Dialect.OPENAI: {what: tuple(f"x-ratelimit-{told}-{what}" for told in _TOLD) for what in _COUNTED},
+    Dialect.ANTHROPIC: {what: tuple(f"anthropic-ratelimit-{what}-{told}" for told in _TOLD) for what in _COUNTED},
+}
 
 
 def rate_headers(standings: Mapping[str, Standing], dialect: Dialect, now: float) -> dict[str, str]:
@@ -17,15 +25,14 @@ def rate_headers(standings: Mapping[str, Standing], dialect: Dialect, now: float
     ``standings``: by ``requests`` and ``tokens``; ``now``: seconds since the epoch.
     """
     headers: dict[str, str] = {}
-    for name, standing in standings.items():
-        if dialect is Dialect.OPENAI:
-            headers[f"x-ratelimit-limit-{name}"] = str(standing.limit)
-            headers[f"x-ratelimit-remaining-{name}"] = str(standing.remaining)
-            headers[f"x-ratelimit-reset-{name}"] = duration(standing.reset_seconds)
-        elif dialect is Dialect.ANTHROPIC:
-            headers[f"anthropic-ratelimit-{name}-limit"] = str(standing.limit)
-            headers[f"anthropic-ratelimit-{name}-remaining"] = str(standing.remaining)
-            headers[f"anthropic-ratelimit-{name}-reset"] = moment(now + standing.reset_seconds)
+    names = _NAMES.get(dialect)
+    if names is None:
+        return headers
+    for what, (most, left, reset_seconds) in standings.items():
+        limit, remaining, reset = names[what]
+        headers[limit] = str(most)
+        headers[remaining] = str(left)
+        headers[reset] = duration(reset_seconds) if dialect is Dialect.OPENAI else moment(now + reset_seconds)
     return headers
 
 

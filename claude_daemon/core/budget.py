@@ -11,11 +11,10 @@ clock that steps back, what was spent at the later date goes on counting, so not
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from enum import StrEnum
 from functools import lru_cache
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from claude_daemon.core.errors import UPSTREAM_SAID_NO, Code, Failure
@@ -79,7 +78,7 @@ def first_day(span: Span, day: str) -> str:
 @lru_cache(maxsize=64)  # every request asks
 def firsts(day: str) -> Mapping[Span, str]:
     """For each span, its :func:`first_day`."""
-    return MappingProxyType({span: first_day(span, day) for span in Span})
+    return {span: first_day(span, day) for span in Span}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,8 +121,7 @@ def exhausted(cap: Cap) -> Failure:
     return Failure(code=Code.BUDGET_EXHAUSTED, message=why)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reservation:
+class Reservation(NamedTuple):
     """What a task has set aside. ``caps`` are the limits that were in force when it was taken, on this ``day``."""
 
     task_id: str
@@ -173,17 +171,18 @@ class Accounts:
         return self._since_day(owner, firsts(day)[span])
 
     def _since_day(self, owner: Owner, first: str) -> int:
-        sums = self._since.get(owner)
-        if sums is None:
-            if owner not in self._spent:
-                return 0
-            sums = self._since[owner] = {}
-        found = sums.get(first)
-        if found is None:
-            if len(sums) >= _SUMS_KEPT:
-                sums.clear()
-            found = sums[first] = sum(micro_usd for on, micro_usd in self._spent[owner].items() if on >= first)
-        return found
+        try:
+            return self._since[owner][first]
+        except KeyError:
+            return self._add_up(owner, first)
+
+    def _add_up(self, owner: Owner, first: str) -> int:
+        sums = self._since.setdefault(owner, {})
+        if len(sums) >= _SUMS_KEPT:
+            sums.clear()
+        days = self._spent.get(owner, {})
+        sums[first] = sum(micro_usd for on, micro_usd in days.items() if on >= first)
+        return sums[first]
 
     def reserved(self, owner: Owner) -> int:
         return self._reserved.get(owner, 0)
@@ -229,7 +228,7 @@ class Accounts:
         """The task, which has one, sets aside so much from now on."""
         held = self._held[task_id]
         _add(self._reserved, held.owners, micro_usd - held.micro_usd)
-        self._held[task_id] = replace(held, micro_usd=micro_usd)
+        self._held[task_id] = held._replace(micro_usd=micro_usd)
 
     def use(self, task_id: str, micro_usd: int) -> None:
         """The task, which has a reservation, has used so much so far; where that is more, it has set aside as much."""

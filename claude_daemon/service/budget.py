@@ -239,7 +239,7 @@ class Budgets:
         if over:
             self._accounts.release(task.id)
         elif held is not None:  # another attempt begins as the first one did
-            self._accounts.hold(replace(held, micro_usd=min(held.micro_usd, self._step(task.spec))))
+            self._accounts.hold(held._replace(micro_usd=min(held.micro_usd, self._step(task.spec))))
         if bill.micro_usd:
             for owner in owners(task.spec.key_id, task.spec.trust_domain):
                 self._accounts.charge(owner, bill.day, bill.micro_usd)

@@ -87,6 +87,7 @@ class Limits:
         if turn:
             self._check_turns(key_id)
         way = self._way(key_id)
+        refill(way.every, self._monotonic())
         for bucket in way.every:
             if bucket.level < 1:
                 why = f"more than {bucket.most} {way.counts[way.every.index(bucket)]}"
@@ -99,14 +100,18 @@ class Limits:
         if not self._any:
             return
         tokens = usage.input_tokens + usage.output_tokens + usage.cache_creation_input_tokens
-        for bucket in self._way(key_id).of.get(_TOKENS, ()):
+        buckets = self._way(key_id).of.get(_TOKENS, ())
+        refill(buckets, self._monotonic())
+        for bucket in buckets:
             bucket.level -= tokens
 
     def standing(self, key_id: str) -> Mapping[str, Standing]:
         """By ``requests`` and ``tokens``, as far as there is a limit: whichever of the two has less left."""
         if not self._any:
             return {}
-        return {what: min(buckets, key=_LEVEL).standing() for what, buckets in self._way(key_id).of.items()}
+        way = self._way(key_id)
+        refill(way.every, self._monotonic())
+        return {what: min(buckets, key=_LEVEL).standing() for what, buckets in way.of.items()}
 
     def _check_turns(self, key_id: str) -> None:
         of_key, of_all = self._turns
@@ -116,11 +121,9 @@ class Limits:
             raise Refusal(_limited(f"more than {of_all} turns at once {_IN_ALL}", _TURN_S))
 
     def _way(self, key_id: str) -> _Way:
-        """With its buckets refilled."""
-        now, way = self._monotonic(), self._ways.get(key_id)
+        way = self._ways.get(key_id)
         if way is None or way.settings is not self._settings:
-            way = self._ways[key_id] = self._new_way(key_id, now)
-        refill(way.every, now)
+            way = self._ways[key_id] = self._new_way(key_id, self._monotonic())
         return way
 
     def _new_way(self, key_id: str, now: float) -> _Way:

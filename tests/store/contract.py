@@ -819,7 +819,7 @@ class Money:
         again, queued = event(first_seq(2)), reservation(ended, 10, cap(16))
         answer = await store.retry("task_1", again, LIMITS, None, queued)
         assert isinstance(answer, Failure) and answer.code is Code.BUDGET_EXHAUSTED
-        assert isinstance(await store.retry("task_1", again, LIMITS, None, replace(queued, caps=(cap(17),))), Task)
+        assert isinstance(await store.retry("task_1", again, LIMITS, None, queued._replace(caps=(cap(17),))), Task)
         assert await reserved(store) == {"task_1": 10}
 
     async def test_of_a_repeated_submission_the_first_counts_though_the_second_is_refused(self, store: Store) -> None:
