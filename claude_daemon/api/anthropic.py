@@ -63,7 +63,7 @@ class AnthropicRoutes:
         asked["model"] = self._chats.check_model(request, asked["model"])
         with self._chats.limited(request):
             self._chats.admission.enter(chat.caller(request).id)
-        headers = {REQUEST_ID_HEADER: request[REQUEST_ID], **self._chats.rates(request)}
+        headers = {REQUEST_ID_HEADER: request[REQUEST_ID], **self._chats.rates(request, Dialect.ANTHROPIC)}
         if self._count is not None:
             try:
                 async with asyncio.timeout(COUNT_TIMEOUT_S):

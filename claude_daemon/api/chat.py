@@ -166,14 +166,14 @@ class Chats:
         try:
             yield
         except Refusal:
-            request[ANSWER_HEADERS] = self.rates(request)
+            request[ANSWER_HEADERS] = self.rates(request, dialect_of(request.path))
             raise
 
-    def rates(self, request: web.Request) -> dict[str, str]:
+    def rates(self, request: web.Request, dialect: Dialect) -> dict[str, str]:
         """How the caller's rate limits stand, as the route's clients read it."""
         limits = self.admission.limits
         standings = {} if limits is None else limits.standing(caller(request).id)
-        return rate_headers(standings, dialect_of(request.path), time.time()) if standings else {}
+        return rate_headers(standings, dialect, time.time()) if standings else {}
 
     def check_model(self, request: web.Request, name: str | None) -> str:
         """The id of the model that a client's name means. Raises Refusal for one that is unknown, or not the
@@ -199,7 +199,7 @@ class Chats:
     async def answer(self, request: web.Request, admitted: Admitted, form: Form) -> web.StreamResponse:
         """Tells a run that has begun: as a stream, or whole. A client that leaves meanwhile cancels it."""
         request[FACTS] = partial(_facts, admitted.run)
-        headers = {**headers_of(admitted), **form.headers, **self.rates(request)}
+        headers = {**headers_of(admitted), **form.headers, **self.rates(request, form.dialect)}
         async with self.follow(admitted.run) as following:
             if admitted.run.task.spec.stream:
                 return await _stream(request, following, form, headers)

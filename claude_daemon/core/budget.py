@@ -220,7 +220,8 @@ class Accounts:
 
     def hold(self, reservation: Reservation) -> None:
         """Takes it, in the place of what the task had before."""
-        self.release(reservation.task_id)
+        if reservation.task_id in self._held:
+            self.release(reservation.task_id)
         self._held[reservation.task_id] = reservation
         _add(self._reserved, reservation.owners, reservation.micro_usd)
 
