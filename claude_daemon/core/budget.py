@@ -11,7 +11,7 @@ clock that steps back, what was spent at the later date goes on counting, so not
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from enum import StrEnum
 from functools import lru_cache
@@ -45,7 +45,6 @@ class Owner(NamedTuple):
 ALL: Final = Owner(Purse.ALL, "")
 
 
-@lru_cache(maxsize=4096)  # each request asks several times
 def owners(key_id: str, trust_domain: str) -> tuple[Owner, ...]:
     """All who pay for a task of this key."""
     return ALL, Owner(Purse.DOMAIN, trust_domain), Owner(Purse.KEY, key_id)
@@ -133,32 +132,20 @@ class Reservation(NamedTuple):
     day: str = ""
     caps: tuple[Cap, ...] = ()
 
-    @property
-    def owners(self) -> tuple[Owner, ...]:
-        return owners(self.key_id, self.trust_domain)
 
+@dataclass(slots=True, eq=False)
+class Account:
+    """What one purse has spent, by day, and has reserved; and of what is reserved, how much is ``used`` already."""
 
-class Accounts:
-    """What every purse has spent and has reserved; and of what is reserved, how much is used already."""
+    days: dict[str, int] = field(default_factory=dict)
+    sums: dict[str, int] = field(default_factory=dict)
+    """Of ``days``, since those that were last asked for: every request asks, and a month has thirty."""
+    reserved: int = 0
+    used: int = 0
 
-    def __init__(self) -> None:
-        self._spent: dict[Owner, dict[str, int]] = {}
-        self._since: dict[Owner, dict[str, int]] = {}
-        """Sums of it since the days that were last asked for: every request asks, and a month has thirty."""
-        self._reserved: dict[Owner, int] = {}
-        self._held: dict[str, Reservation] = {}
-        self._used: dict[Owner, int] = {}
-        self._used_by: dict[str, int] = {}
-
-    @property
-    def payers(self) -> Sequence[Owner]:
-        """Every purse that was charged."""
-        return tuple(self._spent)
-
-    def charge(self, owner: Owner, day: str, micro_usd: int) -> None:
-        days = self._spent.setdefault(owner, {})
+    def charge(self, day: str, micro_usd: int) -> None:
+        days, sums = self.days, self.sums
         days[day] = days.get(day, 0) + micro_usd
-        sums = self._since.get(owner, {})
         for first in sums:
             if day >= first:
                 sums[first] += micro_usd
@@ -166,54 +153,52 @@ class Accounts:
             del days[min(days)]
             sums.clear()
 
-    def spent(self, owner: Owner, span: Span, day: str) -> int:
-        """In the span that this day is in, and since."""
-        return self._since_day(owner, firsts(day)[span])
+    def spent(self, first: str) -> int:
+        """On this day and since."""
+        found = self.sums.get(first)
+        return self._add_up(first) if found is None else found
 
-    def _since_day(self, owner: Owner, first: str) -> int:
-        try:
-            return self._since[owner][first]
-        except KeyError:
-            return self._add_up(owner, first)
+    def _add_up(self, first: str) -> int:
+        if len(self.sums) >= _SUMS_KEPT:
+            self.sums.clear()
+        found = self.sums[first] = sum(micro_usd for day, micro_usd in self.days.items() if day >= first)
+        return found
 
-    def _add_up(self, owner: Owner, first: str) -> int:
-        sums = self._since.setdefault(owner, {})
-        if len(sums) >= _SUMS_KEPT:
-            sums.clear()
-        days = self._spent.get(owner, {})
-        sums[first] = sum(micro_usd for on, micro_usd in days.items() if on >= first)
-        return sums[first]
 
-    def reserved(self, owner: Owner) -> int:
-        return self._reserved.get(owner, 0)
+Bound = tuple[Cap, Account]
+"""A limit, and what counts against it."""
 
-    def scarcest(self, caps: Sequence[Cap], day: str) -> tuple[Cap, int] | None:
-        """The limit with the least left, and how much that is, which is negative where turns have cost more than they
-        had set aside; None where there is no limit."""
-        since = firsts(day)
-        least: tuple[Cap, int] | None = None
-        for cap in caps:
-            spent = self._since_day(cap.owner, since[cap.span])
-            left = cap.micro_usd - spent - self._reserved.get(cap.owner, 0)
-            if least is None or left < least[1]:
-                least = cap, left
-        return least
 
-    def gone(self, caps: Iterable[Cap], day: str) -> Cap | None:
-        """A limit that is used up by what was spent and what those who are under way have used, if there is one."""
-        for cap in caps:
-            if self.spent(cap.owner, cap.span, day) + self._used.get(cap.owner, 0) >= cap.micro_usd:
-                return cap
-        return None
+class Accounts:
+    """Every purse's account, and what is set aside from them."""
 
-    def high(self, caps: Iterable[Cap], day: str, percent: int) -> Sequence[tuple[Cap, int]]:
-        """The limits of which so much is spent, or more, and how many per cent."""
-        since = firsts(day)
-        return [
-            (cap, 100 * spent // cap.micro_usd if cap.micro_usd else 100)
-            for cap in caps
-            if 100 * (spent := self._since_day(cap.owner, since[cap.span])) >= percent * cap.micro_usd
-        ]
+    def __init__(self) -> None:
+        self._accounts: dict[Owner, Account] = {}
+        self._payers: dict[tuple[str, str], tuple[Account, ...]] = {}
+        """By key and trust domain, those of :func:`owners`."""
+        self._held: dict[str, Reservation] = {}
+        self._used_by: dict[str, int] = {}
+
+    def of(self, owner: Owner) -> Account:
+        found = self._accounts.get(owner)
+        if found is None:
+            found = self._accounts[owner] = Account()
+        return found
+
+    def paying(self, key_id: str, trust_domain: str) -> Sequence[Account]:
+        """All that a task of this key is paid from."""
+        found = self._payers.get((key_id, trust_domain))
+        if found is None:
+            found = self._payers[key_id, trust_domain] = tuple(map(self.of, owners(key_id, trust_domain)))
+        return found
+
+    def bounds(self, caps: Iterable[Cap]) -> Sequence[Bound]:
+        return tuple((cap, self.of(cap.owner)) for cap in caps)
+
+    @property
+    def charged(self) -> Sequence[Owner]:
+        """Every purse that was charged."""
+        return tuple(owner for owner, account in self._accounts.items() if account.days)
 
     def held(self, task_id: str) -> Reservation | None:
         return self._held.get(task_id)
@@ -223,19 +208,22 @@ class Accounts:
         if reservation.task_id in self._held:
             self.release(reservation.task_id)
         self._held[reservation.task_id] = reservation
-        _add(self._reserved, reservation.owners, reservation.micro_usd)
+        for account in self._paying(reservation):
+            account.reserved += reservation.micro_usd
 
     def resize(self, task_id: str, micro_usd: int) -> None:
         """The task, which has one, sets aside so much from now on."""
         held = self._held[task_id]
-        _add(self._reserved, held.owners, micro_usd - held.micro_usd)
+        for account in self._paying(held):
+            account.reserved += micro_usd - held.micro_usd
         self._held[task_id] = held._replace(micro_usd=micro_usd)
 
     def use(self, task_id: str, micro_usd: int) -> None:
         """The task, which has a reservation, has used so much so far; where that is more, it has set aside as much."""
         held = self._held[task_id]
-        _add(self._used, held.owners, micro_usd - self._used_by.get(task_id, 0))
-        self._used_by[task_id] = micro_usd
+        before, self._used_by[task_id] = self._used_by.get(task_id, 0), micro_usd
+        for account in self._paying(held):
+            account.used += micro_usd - before
         if micro_usd > held.micro_usd:
             self.resize(task_id, micro_usd)
 
@@ -243,21 +231,44 @@ class Accounts:
         """Gives back what the task has set aside, if anything."""
         held = self._held.pop(task_id, None)
         if held is not None:
-            owners = held.owners
-            _add(self._reserved, owners, -held.micro_usd)
-            _add(self._used, owners, -self._used_by.pop(task_id, 0))
+            used = self._used_by.pop(task_id, 0)
+            for account in self._paying(held):
+                account.reserved -= held.micro_usd
+                account.used -= used
+
+    def _paying(self, reservation: Reservation) -> Sequence[Account]:
+        return self.paying(reservation.key_id, reservation.trust_domain)
 
 
-def _add(sums: dict[Owner, int], owners: Iterable[Owner], micro_usd: int) -> None:
-    """What comes to nothing is not kept."""
-    if not micro_usd:
-        return
-    for owner in owners:
-        left = sums.get(owner, 0) + micro_usd
-        if left:
-            sums[owner] = left
-        else:
-            del sums[owner]
+def scarcest(bounds: Iterable[Bound], day: str) -> tuple[Cap, int] | None:
+    """The limit with the least left, and how much that is, which is negative where turns have cost more than they had
+    set aside; None where there is no limit."""
+    since = firsts(day)
+    least: tuple[Cap, int] | None = None
+    for cap, account in bounds:
+        left = cap.micro_usd - account.spent(since[cap.span]) - account.reserved
+        if least is None or left < least[1]:
+            least = cap, left
+    return least
+
+
+def gone(bounds: Iterable[Bound], day: str) -> Cap | None:
+    """A limit that is used up by what was spent and what those who are under way have used, if there is one."""
+    since = firsts(day)
+    for cap, account in bounds:
+        if account.spent(since[cap.span]) + account.used >= cap.micro_usd:
+            return cap
+    return None
+
+
+def high(bounds: Iterable[Bound], day: str, percent: int) -> Sequence[tuple[Cap, int]]:
+    """The limits of which so much is spent, or more, and how many per cent."""
+    since = firsts(day)
+    return [
+        (cap, 100 * spent // cap.micro_usd if cap.micro_usd else 100)
+        for cap, account in bounds
+        if 100 * (spent := account.spent(since[cap.span])) >= percent * cap.micro_usd
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

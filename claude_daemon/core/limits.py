@@ -33,11 +33,8 @@ class Bucket:
         self.most = most
 
     def standing(self) -> Standing:
-        return Standing(
-            limit=self.most,
-            remaining=max(0, int(self.level)),
-            reset_seconds=(self.most - self.level) * MINUTE_S / self.most,
-        )
+        most, level = self.most, self.level
+        return Standing(most, int(level) if level > 0 else 0, (most - level) * MINUTE_S / most)
 
 
 def refill(buckets: Iterable[Bucket], now: float) -> None:

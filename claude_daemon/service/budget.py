@@ -7,16 +7,17 @@ and knows after a crash what was spent and what was set aside.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from claude_daemon.core.budget import (
     ALL,
     NO_BUDGET,
     Accounts,
+    Bound,
     Budget,
     Cap,
     Charge,
@@ -29,7 +30,10 @@ from claude_daemon.core.budget import (
     day_of,
     exhausted,
     first_day,
+    gone,
+    high,
     owners,
+    scarcest,
     usd,
 )
 from claude_daemon.core.errors import Code, Failure, Refusal
@@ -38,9 +42,9 @@ from claude_daemon.core.price import Price, cost_micro_usd
 from claude_daemon.core.task import Kind, Outcome, Task, TaskSpec, Usage
 from claude_daemon.ports import Clock, HealthReport, Store, StoreUnavailable
 
-WRITTEN_WITHIN_S: Final = 0.02
-"""So soon a chat's reservation is on its way to the store, unless it is over by then: its end, which is written at
-once, says all."""
+WRITTEN_AFTER_S: Final = 0.05
+"""A chat that is over by then never has its reservation written: its end, which is, says all. One that goes on has,
+within twice as long."""
 WARN_PERCENT: Final = 80
 """Of a limit: by then somebody should know."""
 _BOUNDS_KEPT: Final = 4096
@@ -56,6 +60,15 @@ class BudgetSettings:
     domains: Mapping[str, Budget] = field(default_factory=dict)
     turn_micro_usd: int = 250_000
     zone: tzinfo = UTC
+
+
+class _Bounds(NamedTuple):
+    """What a key may spend, under these ``settings`` and with a budget of its ``own``."""
+
+    settings: BudgetSettings
+    own: Budget
+    caps: tuple[Cap, ...]
+    bounds: Sequence[Bound]
 
 
 class Budgets:
@@ -79,11 +92,14 @@ class Budgets:
         self.changed: Callable[[], None] = lambda: None
         self._accounts = Accounts()
         self._unwritten: list[str] = []
-        """Chats whose reservations the store has not been told of."""
+        """Chats that have come since the last look."""
+        self._seen: list[str] = []
+        """Chats that were new at the last look: the store has not been told of their reservations."""
+        self._looking = False
         self._loaded = False
         self._day: tuple[int, tzinfo, str] | None = None
-        self._bounds: dict[tuple[str, str], tuple[BudgetSettings, Budget, tuple[Cap, ...]]] = {}
-        """By key and trust domain, with what they were made of."""
+        self._bounds: dict[tuple[str, str], _Bounds] = {}
+        """By key and trust domain."""
         self._high: dict[tuple[Owner, Span], tuple[str, int]] = {}
         """Limits that are used up to :data:`WARN_PERCENT` or more: since which span, and the percent last told."""
 
@@ -105,10 +121,11 @@ class Budgets:
             self._told("budget.left_behind", {"chats": left, "reason": "the daemon ended while they were under way"})
         accounts = Accounts()
         for spent in await self._store.spending(first_day(Span.MONTH, today)):
-            accounts.charge(spent.owner, spent.day, spent.micro_usd)
+            accounts.of(spent.owner).charge(spent.day, spent.micro_usd)
         for reservation in await self._store.reservations():
             accounts.hold(reservation)
         self._accounts, self._loaded = accounts, True
+        self._bounds.clear()
         self._warn_of_all()
 
     def apply(self, settings: BudgetSettings) -> None:
@@ -118,8 +135,9 @@ class Budgets:
 
     def _warn_of_all(self) -> None:
         today = self.today
-        for owner in self._accounts.payers:
-            self._warn(tuple(cap for span in Span if (cap := self._cap(owner, span)) is not None), today)
+        for owner in self._accounts.charged:
+            limits = [cap for span in Span if (cap := self._cap(owner, span)) is not None]
+            self._warn(self._accounts.bounds(limits), today)
 
     # before
 
@@ -130,8 +148,8 @@ class Budgets:
         that is less still: a small budget can be spent to its end. A task that comes to cost more sets more aside
         before its next model call.
         """
-        bounds = self._caps(task.spec)
-        if not bounds:
+        _, _, caps, bounds = self._bounds_of(task.spec)
+        if not caps:
             return None
         if not self._loaded:
             raise Refusal.because(Code.STORE_UNAVAILABLE, "What was spent cannot be read now; nothing was accepted.")
@@ -147,47 +165,52 @@ class Budgets:
             lane=task.spec.lane,
             micro_usd=min(self._step(task.spec), left),
             day=today,
-            caps=bounds,
+            caps=caps,
         )
         self._accounts.hold(reservation)
         if task.spec.kind is Kind.CHAT:
-            if not self._unwritten:
-                asyncio.get_running_loop().call_later(WRITTEN_WITHIN_S, self._write)
             self._unwritten.append(task.id)
+            if not self._looking:  # one timer for all of them: one each would cost a chat more than all else here
+                self._looking = True
+                asyncio.get_running_loop().call_later(WRITTEN_AFTER_S, self._look)
         return reservation
 
-    def _write(self) -> None:
-        unwritten, self._unwritten = self._unwritten, []
+    def _look(self) -> None:
+        """Writes the reservations of those that were there the last time already, and are still under way."""
+        due, self._seen, self._unwritten = self._seen, self._unwritten, []
         with suppress(StoreUnavailable):  # it is closed: nobody is left who could end these chats either
-            for task_id in unwritten:
+            for task_id in due:
                 if (held := self._accounts.held(task_id)) is not None:
                     self._store.reserve(held)
+        self._looking = bool(self._seen)
+        if self._looking:
+            asyncio.get_running_loop().call_later(WRITTEN_AFTER_S, self._look)
 
     def give_back(self, task_id: str) -> None:
         """Of a task that was not accepted after all."""
         self._accounts.release(task_id)
 
-    def _left(self, bounds: tuple[Cap, ...], today: str) -> int:
+    def _left(self, bounds: Sequence[Bound], today: str) -> int:
         """Raises Refusal when that is nothing."""
-        found = self._accounts.scarcest(bounds, today)
+        found = scarcest(bounds, today)
         assert found is not None
         cap, left = found
         if left <= 0:
             raise Refusal(exhausted(cap))
         return left
 
-    def _caps(self, spec: TaskSpec) -> tuple[Cap, ...]:
+    def _bounds_of(self, spec: TaskSpec) -> _Bounds:
         settings, own = self.settings, self._budget_of(spec.key_id)
         whose = spec.key_id, spec.trust_domain
         known = self._bounds.get(whose)
-        if known is not None and known[0] is settings and known[1] is own:
-            return known[2]
+        if known is not None and known.settings is settings and known.own is own:
+            return known
         overall, domain, key = owners(*whose)
         of_domain = settings.domains.get(spec.trust_domain, NO_BUDGET)
-        found = caps(((overall, settings.overall), (domain, of_domain), (key, own)))
+        limits = caps(((overall, settings.overall), (domain, of_domain), (key, own)))
         if len(self._bounds) >= _BOUNDS_KEPT:
             self._bounds.clear()
-        self._bounds[whose] = settings, own, found
+        found = self._bounds[whose] = _Bounds(settings, own, limits, self._accounts.bounds(limits))
         return found
 
     def _step(self, spec: TaskSpec) -> int:
@@ -208,8 +231,8 @@ class Budgets:
     def may_call(self, task: Task, usage: Usage, price: Price | None) -> Failure | None:
         """Before a model call: why there is to be none, because nothing is left of a budget."""
         so_far, today = self.used(task.id, usage, price), self.today
-        held, bounds = self._accounts.held(task.id), self._caps(task.spec)
-        if (cap := self._accounts.gone(bounds, today)) is not None:
+        held, bounds = self._accounts.held(task.id), self._bounds_of(task.spec).bounds
+        if (cap := gone(bounds, today)) is not None:
             return exhausted(cap)
         if held is None or so_far < held.micro_usd:  # none: it was submitted before there was a budget
             return None
@@ -241,13 +264,13 @@ class Budgets:
         elif held is not None:  # another attempt begins as the first one did
             self._accounts.hold(held._replace(micro_usd=min(held.micro_usd, self._step(task.spec))))
         if bill.micro_usd:
-            for owner in owners(task.spec.key_id, task.spec.trust_domain):
-                self._accounts.charge(owner, bill.day, bill.micro_usd)
-            self._warn(self._caps(task.spec), self.today)
+            for account in self._accounts.paying(task.spec.key_id, task.spec.trust_domain):
+                account.charge(bill.day, bill.micro_usd)
+            self._warn(self._bounds_of(task.spec).bounds, self.today)
 
-    def _warn(self, bounds: tuple[Cap, ...], today: str) -> None:
+    def _warn(self, bounds: Iterable[Bound], today: str) -> None:
         """Once for each limit in its span, and once more when it is spent."""
-        for cap, percent in self._accounts.high(bounds, today, WARN_PERCENT):
+        for cap, percent in high(bounds, today, WARN_PERCENT):
             began, before = first_day(cap.span, today), self._high.get((cap.owner, cap.span))
             self._high[cap.owner, cap.span] = began, percent
             if before is None or before[0] != began or (before[1] < 100 <= percent):
@@ -255,7 +278,7 @@ class Budgets:
                 self.changed()
 
     def _percent(self, cap: Cap, today: str) -> int:
-        ((_, percent),) = self._accounts.high((cap,), today, 0)
+        ((_, percent),) = high(self._accounts.bounds((cap,)), today, 0)
         return percent
 
     def _told_of(self, cap: Cap, today: str) -> dict[str, Any]:
@@ -263,7 +286,7 @@ class Budgets:
             "purse": cap.owner.purse.value,
             "name": cap.owner.name,
             "span": cap.span.value,
-            "spent_usd": usd(self._accounts.spent(cap.owner, cap.span, today)),
+            "spent_usd": usd(self._accounts.of(cap.owner).spent(first_day(cap.span, today))),
             "limit_usd": usd(cap.micro_usd),
         }
 
@@ -322,20 +345,20 @@ class Budgets:
     def limited(self) -> list[Owner]:
         """The trust domains and keys that have limits of their own and have spent something, or could."""
         found = [Owner(Purse.DOMAIN, name) for name in self.settings.domains]
-        return [*found, *(owner for owner in self._accounts.payers if self._limits_key(owner))]
+        return [*found, *(owner for owner in self._accounts.charged if self._limits_key(owner))]
 
     def _limits_key(self, owner: Owner) -> bool:
         return owner.purse is Purse.KEY and self._budget_of(owner.name) != NO_BUDGET
 
     def standing(self, owner: Owner) -> dict[str, Any]:
         """One purse as its owner is told of it, in USD; a limit that is none is null."""
-        today, budget = self.today, self._budget(owner)
+        today, budget, account = self.today, self._budget(owner), self._accounts.of(owner)
         spans = {
             span.value: {
                 "since": first_day(span, today),
                 "limit_usd": None if (most := budget.of(span)) is None else usd(most),
-                "spent_usd": usd(self._accounts.spent(owner, span, today)),
+                "spent_usd": usd(account.spent(first_day(span, today))),
             }
             for span in Span
         }
-        return {**spans, "reserved_usd": usd(self._accounts.reserved(owner))}
+        return {**spans, "reserved_usd": usd(account.reserved)}

@@ -24,7 +24,9 @@ from claude_daemon.core.budget import (
     charge,
     day_of,
     exhausted,
+    first_day,
     owners,
+    scarcest,
 )
 from claude_daemon.core.errors import Code, Failure
 from claude_daemon.core.price import Price
@@ -73,31 +75,31 @@ def test_a_day_of_23_and_one_of_25_hours_are_one_day_each() -> None:
 def test_a_task_is_paid_out_of_three_purses() -> None:
     accounts = Accounts()
     accounts.hold(reservation("task_1", 7))
-    assert [accounts.reserved(owner) for owner in owners("key_1", "d")] == [7, 7, 7]
-    assert accounts.reserved(Owner(Purse.KEY, "key_2")) == 0
+    assert [accounts.of(owner).reserved for owner in owners("key_1", "d")] == [7, 7, 7]
+    assert accounts.of(Owner(Purse.KEY, "key_2")).reserved == 0
     accounts.resize("task_1", 9)
-    assert accounts.reserved(ALL) == 9
+    assert accounts.of(ALL).reserved == 9
     accounts.release("task_1")
     accounts.release("task_1")
-    assert [accounts.reserved(owner) for owner in owners("key_1", "d")] == [0, 0, 0]
+    assert [accounts.of(owner).reserved for owner in owners("key_1", "d")] == [0, 0, 0]
 
 
 def test_what_is_left_is_what_is_neither_spent_nor_set_aside() -> None:
     accounts = Accounts()
-    accounts.charge(ALL, "2026-11-27", 40)
+    accounts.of(ALL).charge("2026-11-27", 40)
     accounts.hold(reservation("task_1", 25))
-    assert accounts.scarcest([cap(100)], "2026-11-27") == (cap(100), 35)
-    assert accounts.scarcest([cap(100)], "2026-11-28") == (cap(100), 75)
-    assert accounts.scarcest([cap(50)], "2026-11-27") == (cap(50), -15)
+    assert scarcest(accounts.bounds([cap(100)]), "2026-11-27") == (cap(100), 35)
+    assert scarcest(accounts.bounds([cap(100)]), "2026-11-28") == (cap(100), 75)
+    assert scarcest(accounts.bounds([cap(50)]), "2026-11-27") == (cap(50), -15)
 
 
 def test_the_month_counts_its_days_and_no_others() -> None:
     accounts = Accounts()
     for day in ("2026-10-31", "2026-11-01", "2026-11-26"):
-        accounts.charge(ALL, day, 1)
-    assert accounts.spent(ALL, Span.MONTH, "2026-11-26") == 2
-    assert accounts.spent(ALL, Span.DAY, "2026-11-26") == 1
-    assert accounts.spent(ALL, Span.MONTH, "2026-12-01") == 0
+        accounts.of(ALL).charge(day, 1)
+    assert accounts.of(ALL).spent(first_day(Span.MONTH, "2026-11-26")) == 2
+    assert accounts.of(ALL).spent(first_day(Span.DAY, "2026-11-26")) == 1
+    assert accounts.of(ALL).spent(first_day(Span.MONTH, "2026-12-01")) == 0
 
 
 @given(
@@ -109,24 +111,26 @@ def test_a_clock_that_steps_back_reopens_nothing(spent: list[tuple[int, int]], n
     accounts = Accounts()
     days = [day_of(86_400.0 * n, UTC) for n in range(61)]
     for n, micro_usd in spent:
-        accounts.charge(ALL, days[n], micro_usd)
+        accounts.of(ALL).charge(days[n], micro_usd)
+    account = accounts.of(ALL)
     for span in Span:
-        assert accounts.spent(ALL, span, days[max(0, now - back)]) >= accounts.spent(ALL, span, days[now])
+        earlier, later = first_day(span, days[max(0, now - back)]), first_day(span, days[now])
+        assert account.spent(earlier) >= account.spent(later)
 
 
 def test_the_scarcest_limit_decides() -> None:
     accounts = Accounts()
-    accounts.charge(KEY, "2026-11-01", 90)
+    accounts.of(KEY).charge("2026-11-01", 90)
     bounds = (cap(50), cap(100, KEY, Span.MONTH))
-    assert accounts.scarcest(bounds, "2026-11-27") == (bounds[1], 10)
-    assert accounts.scarcest((), "2026-11-27") is None
+    assert scarcest(accounts.bounds(bounds), "2026-11-27") == (bounds[1], 10)
+    assert scarcest((), "2026-11-27") is None
 
 
 def test_a_purse_keeps_two_months() -> None:
     accounts = Accounts()
     for n in range(100):
-        accounts.charge(ALL, day_of(86_400.0 * n, UTC), 1)
-    assert accounts.spent(ALL, Span.DAY, "1970-01-01") == KEPT_DAYS
+        accounts.of(ALL).charge(day_of(86_400.0 * n, UTC), 1)
+    assert accounts.of(ALL).spent(first_day(Span.DAY, "1970-01-01")) == KEPT_DAYS
 
 
 def test_limits_that_are_none_are_no_caps() -> None:

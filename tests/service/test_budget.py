@@ -44,7 +44,7 @@ def cost(tokens: int) -> Outcome:
 async def written(budgets: Budgets) -> None:
     """The store has been told of every chat that goes on."""
     async with asyncio.timeout(PATIENCE_S):
-        while budgets._unwritten:
+        while budgets._looking:
             await asyncio.sleep(0.001)
 
 
@@ -448,11 +448,17 @@ async def test_a_chat_that_is_soon_over_never_has_its_reservation_written(
 
     monkeypatch.setattr(store, "reserve", seen)
     async with house(store, clock) as at:
-        monkeypatch.setattr(budget, "WRITTEN_WITHIN_S", 3600.0)
+        monkeypatch.setattr(budget, "WRITTEN_AFTER_S", 3600.0)
         is_over, goes_on = at.chats(2)
+        at.budgets._look()
+        is_new = at.chat()
         await at.ended(is_over, cost(30))
-        at.budgets._write()
-        assert (await at.stored(), written) == ((30, TURN), [goes_on.task.id])
+        assert written == []
+        at.budgets._look()
+        assert written == [goes_on.task.id]
+        at.budgets._look()
+        assert written == [goes_on.task.id, is_new.task.id]
+        assert await at.stored() == (30, 2 * TURN)
 
 
 async def test_a_reservation_that_comes_due_when_the_store_is_closed_troubles_nobody(
