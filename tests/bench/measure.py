@@ -40,7 +40,7 @@ class Scale:
 
 
 FULL = Scale(
-    warm=60, per_process=12, spawned=20, history=20, schema=20, direct=300, accounting=240, blocks=4, block_s=6.0,
+    warm=60, per_process=12, spawned=20, history=20, schema=20, direct=300, accounting=160, blocks=4, block_s=6.0,
     probes=500, processes=40, open_requests=80, open_per_s=2.0, closed_requests=100, reference=8,
     fanout_blocks=5, fanout_block_s=2.0, submission_blocks=5, submission_block_s=3.0, queued=10_000,
     latency_rounds=4, latency_events=300, limit_s=1800.0,
