@@ -11,6 +11,7 @@ import contextlib
 import gc
 import os
 import secrets
+import select
 import signal
 import sys
 import time
@@ -33,6 +34,8 @@ START_PATIENCE_S: Final = 120.0
 """How long ``start`` waits for the daemon to say that it listens: a store may have to be migrated or recovered."""
 READY_PATIENCE_S: Final = 30.0
 """And for its first probe of Claude Code after that."""
+EXIT_PATIENCE_S: Final = 5.0
+"""How long ``stop`` waits for the process of a daemon that has given up its home: some hundredths of a second do."""
 
 Flags = Mapping[str, Any]
 
@@ -238,20 +241,45 @@ def _started(told: Mapping[str, Any]) -> int:
 def stop() -> int:
     """Ends the daemon that has the home, and waits until it is gone; the exit status."""
     from claude_daemon.config.layout import Layout
-    from claude_daemon.supervise.pidfile import running, wait_until_free
+    from claude_daemon.supervise.pidfile import running
 
     pid_file = Layout.of(os.environ, None).run / "daemon.pid"  # a configuration that is bad stops nobody from this
     told: set[int] = set()
     try:
         while (pid := running(pid_file)) is not None and pid not in told:
             told.add(pid)
-            with contextlib.suppress(ProcessLookupError):  # it went by itself
-                os.kill(pid, signal.SIGTERM)
-            wait_until_free(pid_file)
+            _end(pid, pid_file)
     except OSError as error:
         return refused(error)
     click.echo("stopped" if told else f"claude-daemon is not running ({pid_file})")
     return 0
+
+
+def _end(pid: int, pid_file: Path) -> None:
+    """Returns when it is gone: when it has given up the home, and its process, which then has nothing left to do, has
+    ended."""
+    from claude_daemon.supervise.pidfile import wait_until_free
+
+    process = _process(pid)
+    try:
+        with contextlib.suppress(ProcessLookupError):  # it went by itself
+            os.kill(pid, signal.SIGTERM)
+        wait_until_free(pid_file)
+        if process is not None:
+            select.select([process], [], [], EXIT_PATIENCE_S)
+    finally:
+        if process is not None:
+            os.close(process)
+
+
+def _process(pid: int) -> int | None:
+    """What can be read once the process ends, though it is not our child; None where there is no such thing."""
+    if sys.platform != "linux":
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError:  # it went by itself, or what confines us forbids this
+        return None
 
 
 def _successor(flags: Flags) -> list[str]:

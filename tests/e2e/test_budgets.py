@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,12 @@ async def usage(daemon: DaemonProcess, by: str = "day") -> dict[str, Any]:
     return document
 
 
-async def set_aside(daemon: DaemonProcess, dollars: float) -> None:
-    """Waits until so much is."""
-    async with asyncio.timeout(PATIENCE_S):
-        while (await usage(daemon))["budgets"][0]["reserved_usd"] != dollars:
-            await asyncio.sleep(_POLL_S)
+async def written(daemon: DaemonProcess, reservations: int) -> None:
+    """Waits until the store has so many: from then on a kill leaves them behind."""
+    with closing(sqlite3.connect(daemon.home / ".claude-daemon" / "daemon.db")) as db:
+        async with asyncio.timeout(PATIENCE_S):
+            while db.execute("SELECT count(*) FROM reservations").fetchone()[0] != reservations:
+                await asyncio.sleep(_POLL_S)
 
 
 async def over(daemon: DaemonProcess, tasks: int, by: str = "day") -> dict[str, Any]:
@@ -98,7 +101,7 @@ async def test_after_a_kill_what_was_under_way_is_charged_as_it_was_set_aside(
     over = await daemon.chat("before the kill [[tokens=2]]", lane="direct")
     spent = cost((await over.json())["usage"])
     hanging = [asyncio.ensure_future(daemon.chat(f"kill-me {n} [[hang]]", lane="direct")) for n in range(2)]
-    await set_aside(daemon, 2)
+    await written(daemon, 2)
     assert (await daemon.chat("a third, which takes what is left [[tokens=1]]", lane="direct")).status == 200
     async with asyncio.timeout(PATIENCE_S):
         while (found := await usage(daemon))["total"]["tasks"] != 2:
