@@ -3,13 +3,13 @@
 Rules that every store keeps, and ``tests/store/contract.py`` holds it to:
 
 - A verb is atomic, and durable when it returns. :meth:`Tasks.append` returns at once and tells later,
-  :meth:`Tasks.spent`, :meth:`Ledger.record_chat` and :meth:`Keys.key_used` return at once.
+  :meth:`Tasks.spent`, :meth:`Ledger.record_chat`, :meth:`Budgets.reserve` and :meth:`Keys.key_used` return at once.
 - Verbs are applied in the order in which they were called.
 - A *fence* decides who may change a running task: a verb that names an older one changes nothing and says so.
 - A verb that cannot be made durable raises :class:`StoreUnavailable`, and then nothing of it has happened. Exempt is
   what has happened outside already (:meth:`append`, :meth:`spent`, :meth:`settle`, :meth:`requeue`,
-  :meth:`set_effects`, :meth:`record_chat`, :meth:`key_used`): it is kept in order and tried again until the store
-  recovers or is closed.
+  :meth:`set_effects`, :meth:`record_chat`, :meth:`reserve`, :meth:`key_used`): it is kept in order and tried again
+  until the store recovers or is closed.
 - No clock, no ids: times are seconds since the epoch, given by the caller.
 """
 

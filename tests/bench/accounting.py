@@ -1,10 +1,13 @@
-"""What keys, roles, limits, budgets and prices add to the first delta.
+"""What authentication, roles, limits, budgets and prices add to the first delta.
 
 It is the same for a chat in either lane, and a few per cent of a first delta: less than what a clock tells apart where
 Claude Code answers. So it is counted in the direct lane, as CPU time of the thread that serves, from a request's first
 byte to its settlement: more than what stands before its first delta. It is held as a share of that lane's first delta,
 which is over in a tenth of a warm Claude Code's, and of that one's. What the clock says there, and what the store's
 thread does beside, is told, too.
+
+No chat is without a key. So what a key costs is counted where one may be missing: a probe after a chat, which leaves it
+as little in the caches as a chat finds there, is asked with one and without.
 
 Two processes of the same program differ by more than that, by where their memory lies. So one daemon is asked, a block
 of requests with all of it and a block with none, and reloads its configuration in between.
@@ -87,13 +90,14 @@ def accounting(stage: Stage, scale: Scale) -> Iterator[Row]:
                 if number >= 0:
                     blocks[toml].append(block)
         pairs = list(zip(blocks[_EVERYTHING], blocks[_ROLE], strict=True))
-        costs = [full.serving - bare.serving for full, bare in pairs]
-        yield _direct(pairs, percentile(costs, 50))
         daemon.reload(_EVERYTHING)
+        keys = _keys(daemon, cases[_EVERYTHING], key, scale.accounting)
+        costs = [full.serving - bare.serving + one for (full, bare), one in zip(pairs, keys, strict=True)]
+        yield _direct(pairs, percentile(keys, 50), percentile(costs, 50))
         text = interleave(scale.warm, {"text": _first(daemon, "text", key)}, warm_up=_WARM_UP)["text"]
         share = percentile(costs, 50) / percentile(text, 50)
         yield Row(
-            what="the same, of a warm Claude Code's first delta",
+            what="together, of a warm Claude Code's first delta",
             unit="µs",
             ours=Summary.of(costs, 1e6),
             reference_is="text lane, warm, with all of it",
@@ -114,15 +118,29 @@ def _block(daemon: Daemon, toml: str, case: Case) -> Block:
     return Block(serving, every, firsts)
 
 
-def _direct(pairs: list[tuple[Block, Block]], cost: float) -> Row:
-    """``pairs``: with all of it, and with nothing."""
+def _keys(daemon: Daemon, chat: Case, key: str, blocks: int) -> list[float]:
+    """In seconds: CPU of the serving thread that it takes to know a key, of a request in each block."""
+    spent: dict[str, list[float]] = {"x-api-key": [], "x-any-name": []}
+    for number in range(blocks):
+        for header in sorted(spent, reverse=bool(number % 2)):
+            before, _ = exact_cpu_seconds(daemon.pid)
+            for _ in range(_BLOCK):
+                chat()
+                daemon.http.get("/live", {header: key})
+            spent[header].append((exact_cpu_seconds(daemon.pid)[0] - before) / _BLOCK)
+    return [known - not_told for known, not_told in zip(*spent.values(), strict=True)]
+
+
+def _direct(pairs: list[tuple[Block, Block]], key: float, cost: float) -> Row:
+    """``pairs``: with all of it that can be left out, and with nothing. In seconds: what it costs to know a ``key``,
+    and all together."""
     every = percentile([full.all - bare.all for full, bare in pairs], 50)
     clock = percentile([percentile(full.firsts, 50) - percentile(bare.firsts, 50) for full, bare in pairs], 50)
     first = percentile([first for _, bare in pairs for first in bare.firsts], 50)
     share = cost / first
     mine, others = ([one.serving for one in ones] for ones in zip(*pairs, strict=True))
     return Row(
-        what="keys, limits and accounting, direct lane",
+        what="limits and accounting, direct lane",
         unit="µs",
         ours=Summary.of(mine, 1e6),
         reference_is=_NOTHING,
@@ -131,10 +149,11 @@ def _direct(pairs: list[tuple[Block, Block]], cost: float) -> Row:
         hold=f"+ ≤ {_SHARE_AT_MOST:.0%} of the first delta",
         holds=share <= _SHARE_AT_MOST,
         notes=[
-            f"CPU of a request, + {_told(cost, first)} of this lane's first delta of {first * 1e3:.2f} ms",
+            f"CPU of a request; to know its key + {key * 1e6:.0f} µs",
+            f"together {_told(cost, first)} of this lane's first delta of {first * 1e3:.2f} ms",
             f"with the store's thread + {_told(every, first)}; by the clock {_told(clock, first)}",
         ],
-        details={"serving_s": cost, "all_threads_s": every, "clock_s": clock, "first_delta_s": first},
+        details={"serving_s": cost, "key_s": key, "all_threads_s": every, "clock_s": clock, "first_delta_s": first},
     )
 
 

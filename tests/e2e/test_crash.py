@@ -25,6 +25,7 @@ import orjson
 import pytest
 
 from claude_daemon.offline import OfflineModel
+from claude_daemon.service.budget import WRITTEN_AFTER_S
 from claude_daemon.store import VERBS
 from tests.support import DaemonProcess, alive, share_probe
 
@@ -257,8 +258,10 @@ async def _disturb(service: Service) -> None:
 
 
 async def _use(daemon: DaemonProcess, secret: str) -> None:
-    """A chat with this key. Raises ValueError where the daemon ended before its answer did."""
-    body = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": "[[text=used]]"}]}
+    """A chat with this key, which lasts until what it sets aside is written. Raises ValueError where the daemon ended
+    before its answer did."""
+    prompt = f"[[text=used]] [[first={4 * WRITTEN_AFTER_S:g}s]]"
+    body = {"model": "sonnet", "max_tokens": 9, "messages": [{"role": "user", "content": prompt}]}
     headers = {"Authorization": f"Bearer {secret}", "Claude-Daemon-Lane": "direct"}
     async with (
         aiohttp.ClientSession(daemon.url, headers=headers) as http,
