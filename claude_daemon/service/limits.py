@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Final
 
 from claude_daemon.core.errors import Code, Failure, Refusal
@@ -19,7 +18,6 @@ _WITH_KEY: Final = "with this key"
 _IN_ALL: Final = "in all"
 _REQUESTS: Final = "requests"
 _TOKENS: Final = "tokens"
-_LEVEL: Final = attrgetter("level")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +109,14 @@ class Limits:
             return {}
         way = self._way(key_id)
         refill(way.every, self._monotonic())
-        return {what: min(buckets, key=_LEVEL).standing() for what, buckets in way.of.items()}
+        found: dict[str, Standing] = {}
+        for what, buckets in way.of.items():
+            least = buckets[0]
+            for other in buckets:
+                if other.level < least.level:
+                    least = other
+            found[what] = least.standing()
+        return found
 
     def _check_turns(self, key_id: str) -> None:
         of_key, of_all = self._turns
