@@ -101,12 +101,13 @@ class Pipeline:
             sink.write(rendered, access=access)
 
     def _now(self) -> str:
-        """RFC 3339 in UTC with milliseconds; the part down to the second is made once a second."""
+        """RFC 3339 in UTC with microseconds: parts of a chat begin within one millisecond. What is down to the second
+        is made once a second."""
         now = self._clock()
         second = int(now)
         if self._second[0] != second:
             self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        return f"{self._second[1]}.{int((now - second) * 1000):03d}Z"
+        return f"{self._second[1]}.{int((now - second) * 1_000_000):06d}Z"
 
 
 def _rendered(render: Render, line: Event) -> bytes:

@@ -239,6 +239,12 @@ def test_a_story_begins_with_what_began_first_and_says_where_each_line_is_from()
     assert "act=chat.ended" in rest[4] and "r1" not in "".join(rest)
 
 
+def test_what_begins_within_one_millisecond_is_told_in_its_order() -> None:
+    call = line("model_call", 0, request_id="r1", seconds=0.0012) | {"ts": "2026-01-31T12:00:11.001900Z"}
+    edge = line("http.access", 0, request_id="r1", seconds=0.002) | {"ts": "2026-01-31T12:00:11.002100Z"}
+    assert [one.split()[4] for one in list(told([call, edge], coloured=False))[1:]] == ["http.access", "model_call"]
+
+
 def test_two_clients_that_chose_the_same_request_id_are_told_apart_by_their_keys() -> None:
     some = [
         line("task.settled", 1, request_id="r1", key_id="k1", task_id="t1"),
@@ -299,7 +305,7 @@ def test_a_request_is_told_with_its_audit(log: Path, daemon: Daemon, invoke: Inv
     assert daemon.last.query == "limit=1000&request=r1"
     assert "act=chat.ended" in shown.stdout and "state=succeeded" in shown.stdout
     found = [json.loads(one) for one in invoke("logs", "--request", "r1", "--json").stdout.splitlines()]
-    assert (found[-1]["event"], found[-1]["ts"]) == ("audit", "2026-01-31T12:00:11.150+00:00")
+    assert (found[-1]["event"], found[-1]["ts"]) == ("audit", "2026-01-31T12:00:11.150000+00:00")
     assert invoke("logs", "--task", "t1").exit_code == 0
     assert daemon.last.query == "limit=1000&task=t1"
 

@@ -17,7 +17,7 @@ from claude_daemon.telemetry.logging import LogHandle, configure, get_logger
 log = get_logger("claude_daemon.tests")
 """Made at import, before anything is configured, as all modules do."""
 
-NOON = 1_700_000_000.1239
+NOON = 1_700_000_000.125
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,7 @@ def test_an_event_is_one_json_object_on_one_line_in_stream_and_file(start: Start
     logs = start()
     log.info("worker.started", pid=7, path=Path("/x"), ratio=0.5, ok=True, nothing=None, tags=("a", "b"))
     assert logs.text() == (
-        '{"ts":"2023-11-14T22:13:20.123Z","level":"info","event":"worker.started",'
+        '{"ts":"2023-11-14T22:13:20.125000Z","level":"info","event":"worker.started",'
         '"logger":"claude_daemon.tests","pid":7,"path":"/x","ratio":0.5,"ok":true,"nothing":null,'
         '"tags":["a","b"]}\n'
     )

@@ -62,7 +62,7 @@ def test_console_lines_are_for_people_without_colours_where_there_is_no_terminal
         log.exception("turn.failed")
     first, second, *exception = logs.text().splitlines()
     assert re.fullmatch(
-        r"2023-11-14T22:13:20\.123Z \[info +\] worker\.started +\[claude_daemon\.tests\] pid=7 name='a b=c'",
+        r"2023-11-14T22:13:20\.125000Z \[info +\] worker\.started +\[claude_daemon\.tests\] pid=7 name='a b=c'",
         first,
     )
     assert "turn.failed" in second

@@ -82,7 +82,7 @@ def record(document: Document) -> dict[str, Any]:
     """A record of the audit in the form of a line."""
     at = document.get("at")
     fields = {name: document.get(name) for name in ("n", "act", "key_id", "task_id", "request_id", "peer_uid")}
-    when = None if not isinstance(at, int | float) else datetime.fromtimestamp(at, UTC).isoformat("T", "milliseconds")
+    when = None if not isinstance(at, int | float) else datetime.fromtimestamp(at, UTC).isoformat("T", "microseconds")
     head = {"ts": when, "level": "info", "event": AUDIT, "logger": "claude_daemon"}
     return {**mapping(document.get("details")), **fields, **head}
 
